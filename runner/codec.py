@@ -1,0 +1,383 @@
+"""Write jobs and results as bytes, and read them back without trusting them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import traceback as traceback_module
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, cast
+
+import msgspec
+
+from runner import errors
+from runner.errors import DecodeError, EncodeError, RemoteError
+
+Fields: TypeAlias = dict[str, Any]
+
+logger = logging.getLogger("arq.jobs")
+
+_EXCEPTION = 1  # the msgpack extension type of an exception in a result
+_PYDANTIC_DUMP = "model_dump"
+
+
+class Codec(Protocol):
+    """Turn arq's dict of a job or of a result into bytes and back.
+
+    The two methods have the form of arq's ``job_serializer`` and ``job_deserializer``.
+    """
+
+    name: str
+
+    def dumps(self, fields: Fields) -> bytes:
+        """Encode; raise `EncodeError` for a value that cannot travel."""
+        ...
+
+    def loads(self, data: bytes) -> Fields:
+        """Decode; raise `DecodeError` for bytes that are not of this codec."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """One job as it travels: arq's five fields, and ours in ``options``."""
+
+    task: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    attempt: int | None
+    enqueued_ms: int
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultRecord:
+    """One result as it travels, field for field as arq keeps it.
+
+    ``result`` is an exception instance when ``success`` is false.
+    """
+
+    job_id: str
+    queue: str
+    task: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    attempt: int
+    enqueued_ms: int
+    started_ms: int
+    finished_ms: int
+    success: bool
+    result: Any
+
+
+class PickleCodec:
+    """arq's own format. Only for fleets in migration: unpickling runs what the bytes say."""
+
+    name = "pickle"
+
+    def dumps(self, fields: Fields) -> bytes:
+        """Pickle the fields."""
+        try:
+            return pickle.dumps(fields)
+        except Exception as exc:
+            raise EncodeError(f"cannot pickle: {exc}") from exc
+
+    def loads(self, data: bytes) -> Fields:
+        """Unpickle bytes of a trusted fleet."""
+        try:
+            fields = pickle.loads(data)  # noqa: S301  asked for by codec="pickle"
+        except Exception as exc:
+            raise DecodeError(f"not a pickle: {exc}") from exc
+        return _checked(fields)
+
+
+class MsgpackCodec:
+    """msgpack by msgspec: plain data only, nothing in the bytes is ever executed.
+
+    Dataclasses, msgspec Structs, pydantic models, datetimes, Decimal, UUID, enums and
+    sets are written as plain data; a task's annotations turn them back.
+    """
+
+    name = "msgpack"
+
+    def __init__(self) -> None:
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=_encode_other)
+        self._decoder = msgspec.msgpack.Decoder(ext_hook=_decode_extension)
+
+    def dumps(self, fields: Fields) -> bytes:
+        """Encode the fields; raise `EncodeError` naming what cannot travel."""
+        try:
+            return self._encoder.encode(fields)
+        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+            # UnicodeEncodeError of a lone surrogate is a ValueError.
+            raise EncodeError(f"cannot encode: {exc}") from exc
+
+    def loads(self, data: bytes) -> Fields:
+        """Decode bytes of any origin; raise `DecodeError` unless they hold fields."""
+        try:
+            fields = self._decoder.decode(data)
+        except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as exc:
+            raise DecodeError(f"not a msgpack job or result: {exc}") from exc
+        return _checked(fields)
+
+
+def codec_named(name: str) -> Codec:
+    """Return the codec of that name: ``"msgpack"`` or ``"pickle"``."""
+    match name:
+        case "msgpack":
+            return MsgpackCodec()
+        case "pickle":
+            return PickleCodec()
+        case _:
+            known = ("msgpack", "pickle")
+            raise errors.SettingsError(
+                f"unknown codec {name!r}{errors.did_you_mean(name, known)}; known: {known}",
+            )
+
+
+class HookCodec:
+    """A codec made of arq's ``job_serializer`` and ``job_deserializer`` hooks."""
+
+    name = "hooks"
+
+    def __init__(self, serializer: Any = None, deserializer: Any = None) -> None:
+        self._dumps = serializer or pickle.dumps
+        self._loads = deserializer or pickle.loads
+
+    def dumps(self, fields: Fields) -> bytes:
+        """Encode by the user's hook."""
+        try:
+            return cast(bytes, self._dumps(fields))
+        except EncodeError:
+            raise
+        except Exception as exc:
+            raise EncodeError(f"the serializer failed: {exc}") from exc
+
+    def loads(self, data: bytes) -> Fields:
+        """Decode by the user's hook."""
+        try:
+            fields = self._loads(data)
+        except DecodeError:
+            raise
+        except Exception as exc:
+            raise DecodeError(f"the deserializer failed: {exc}") from exc
+        return _checked(fields)
+
+
+def encode_job(codec: Codec, record: JobRecord) -> bytes:
+    """Encode one job; raise `EncodeError`."""
+    fields: Fields = {
+        "t": record.attempt,
+        "f": record.task,
+        "a": record.args,
+        "k": record.kwargs,
+        "et": record.enqueued_ms,
+    }
+    if record.options:
+        fields["x"] = record.options
+    return codec.dumps(fields)
+
+
+def decode_job(codec: Codec, data: bytes) -> JobRecord:
+    """Decode one job of ours or of a stock client; raise `DecodeError`."""
+    fields = codec.loads(data)
+    try:
+        task, args, kwargs = fields["f"], fields["a"], fields["k"]
+        attempt, enqueued_ms = fields["t"], fields["et"]
+        options = fields.get("x") or {}
+    except KeyError as exc:
+        raise DecodeError(f"not a job: field {exc} is missing") from exc
+    if not (
+        isinstance(task, str)
+        and isinstance(args, (list, tuple))
+        and isinstance(kwargs, dict)
+        and (attempt is None or isinstance(attempt, int))
+        and isinstance(enqueued_ms, int)
+        and isinstance(options, dict)
+    ):
+        raise DecodeError("not a job: a field has the wrong type")
+    return JobRecord(
+        task=task,
+        args=tuple(args),
+        kwargs=kwargs,
+        attempt=attempt,
+        enqueued_ms=enqueued_ms,
+        options=options,
+    )
+
+
+def encode_result(codec: Codec, record: ResultRecord) -> bytes:
+    """Encode one result; a value that cannot travel becomes a failure that says so."""
+    fields: Fields = {
+        "t": record.attempt,
+        "f": record.task,
+        "a": record.args,
+        "k": record.kwargs,
+        "et": record.enqueued_ms,
+        "s": record.success,
+        "r": record.result,
+        "st": record.started_ms,
+        "ft": record.finished_ms,
+        "q": record.queue,
+        "id": record.job_id,
+    }
+    try:
+        return codec.dumps(fields)
+    except EncodeError as exc:
+        ref = f"{record.job_id}:{record.task}"
+        logger.warning("error serializing result of %s", ref, exc_info=True)
+        fields.update(s=False, r=f"unable to serialize result: {exc}")
+    try:
+        return codec.dumps(fields)
+    except EncodeError:
+        fields.update(a=(), k={}, r="unable to serialize result or arguments")
+        return codec.dumps(fields)
+
+
+def decode_result(codec: Codec, data: bytes) -> ResultRecord:
+    """Decode one result of ours or of a stock worker; raise `DecodeError`."""
+    try:
+        fields = codec.loads(data)
+    except DecodeError as exc:
+        raise DecodeError(f"unable to deserialize job result: {exc}") from exc
+    try:
+        return ResultRecord(
+            job_id=str(fields.get("id", "<unknown>")),
+            queue=str(fields.get("q", "<unknown>")),
+            task=fields["f"],
+            args=tuple(fields["a"]),
+            kwargs=fields["k"],
+            attempt=fields["t"],
+            enqueued_ms=fields["et"],
+            started_ms=fields["st"],
+            finished_ms=fields["ft"],
+            success=fields["s"],
+            result=fields["r"],
+        )
+    except (KeyError, TypeError) as exc:
+        raise DecodeError(f"unable to deserialize job result: {exc}") from exc
+
+
+def describe(exc: BaseException) -> Fields:
+    """Return an exception as plain data: class, message, traceback, attributes of ours."""
+    if isinstance(exc, RemoteError):
+        return {
+            "type": exc.type_name,
+            "message": exc.message,
+            "traceback": exc.remote_traceback,
+        }
+    kind = type(exc)
+    name = kind.__qualname__
+    if kind.__module__ != "builtins":
+        name = f"{kind.__module__}.{name}"
+    described: Fields = {
+        "type": name,
+        "message": _message(exc),
+        "traceback": "".join(traceback_module.format_exception(exc)),
+    }
+    if isinstance(exc, errors.WriteRejected):
+        described["facts"] = {
+            "sqlstate": exc.sqlstate,
+            "table": exc.table,
+            "constraint": exc.constraint,
+            "detail": exc.detail,
+            "statement": exc.statement,
+        }
+    return described
+
+
+def _message(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception as broken:  # noqa: BLE001  a user's __str__ may raise anything
+        return f"<the exception's message raised {type(broken).__name__}>"
+
+
+def _restore(described: Fields) -> BaseException:
+    """Make an exception of the data in a result.
+
+    Only classes of a fixed list come back as themselves, so that bytes cannot choose
+    what is constructed; `asyncio.CancelledError` is among them because arq's
+    ``Job.abort`` waits for exactly that.
+    """
+    name = str(described.get("type", "Exception"))
+    message = str(described.get("message", ""))
+    known = _RESTORED.get(name)
+    if known is not None:
+        return known(message)
+    if name == "runner.errors.WriteRejected":
+        facts = described.get("facts")
+        plain = {str(k): str(v) for k, v in facts.items()} if isinstance(facts, dict) else {}
+        fields = ("sqlstate", "table", "constraint", "detail", "statement")
+        return errors.WriteRejected(message, **{key: plain.get(key, "") for key in fields})
+    return RemoteError(name, message, str(described.get("traceback", "")))
+
+
+def _restored_classes() -> dict[str, type[BaseException]]:
+    from arq.jobs import DeserializationError, SerializationError  # noqa: PLC0415  door to arq
+    from arq.worker import JobExecutionFailed  # noqa: PLC0415  door to arq
+
+    own = (
+        errors.JobExpired,
+        errors.TooManyTries,
+        errors.TooManyCrashes,
+        errors.TaskNotFound,
+        errors.ArgumentsError,
+        errors.EncodeError,
+        errors.DecodeError,
+        errors.Cancel,
+    )
+    theirs = (JobExecutionFailed, SerializationError, DeserializationError)
+    named: dict[str, type[BaseException]] = {
+        f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*own, *theirs)
+    }
+    named["asyncio.exceptions.CancelledError"] = asyncio.CancelledError
+    named["TimeoutError"] = TimeoutError
+    return named
+
+
+_RESTORED = _restored_classes()
+
+
+def _checked(fields: Any) -> Fields:
+    if not isinstance(fields, dict):
+        raise DecodeError(f"expected a dict of fields, got {type(fields).__name__}")
+    return fields
+
+
+def _encode_other(value: Any) -> Any:
+    """Give msgspec plain data for what it does not know; it calls this for the rest only."""
+    if isinstance(value, BaseException):
+        return msgspec.msgpack.Ext(_EXCEPTION, msgspec.msgpack.encode(describe(value)))
+    dump = getattr(value, _PYDANTIC_DUMP, None)
+    if dump is not None and hasattr(type(value), "model_validate"):
+        return dump(mode="json")
+    raise TypeError(
+        f"a {type(value).__qualname__} cannot travel; use plain data, a dataclass, "
+        f"a msgspec Struct or a pydantic model",
+    )
+
+
+def _decode_extension(code: int, data: memoryview) -> Any:
+    if code != _EXCEPTION:
+        raise ValueError(f"unknown extension type {code}")
+    described = msgspec.msgpack.decode(data)
+    return _restore(_checked(described))
+
+
+def convert(value: Any, annotation: Any) -> Any:
+    """Turn decoded plain data into the annotated type; raise `DecodeError` if it does not fit."""
+    try:
+        return msgspec.convert(value, annotation, dec_hook=_convert_other)
+    except (msgspec.ValidationError, ValueError, TypeError) as exc:
+        raise DecodeError(str(exc)) from exc
+
+
+def _convert_other(kind: type, value: Any) -> Any:
+    validate = getattr(kind, "model_validate", None)
+    if validate is not None:
+        return validate(value)
+    if isinstance(value, kind):
+        return value
+    raise NotImplementedError(f"no conversion to {kind!r}")

@@ -1,0 +1,193 @@
+"""The engine's heart: settle what has ended and claim what is due, in overlapping cycles.
+
+A cycle is one script call. Completions of the same moment travel together, and whatever
+ends while a call is under way goes with the next. Two cycles overlap, each for half of the
+slots, so that the loop works while Redis does. Every claim has a token of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+from collections import deque
+from typing import TYPE_CHECKING, TypeAlias
+
+from redis.exceptions import RedisError
+
+from runner.broker import MAX_ENTRIES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis.asyncio import Redis
+
+    from runner.broker import Broker, Claimed, CycleReply, Settlement
+
+_Pending: TypeAlias = "tuple[Settlement, asyncio.Future[int | str]]"
+
+logger = logging.getLogger("runner.cycle")
+
+CYCLE_TIMEOUT_S = 10.0
+"""A call that takes longer has an unknown outcome; it is sent again, and the fence decides."""
+
+RETRY_DELAYS_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+TROUBLE = (RedisError, OSError, TimeoutError)
+"""What a call to Redis raises when Redis is away, restarting, out of memory or slow."""
+
+
+class Cycles:
+    """Run cycles whenever there is something to settle or to claim.
+
+    Args:
+        redis: returns the connection pool of the moment.
+        start: called with each claimed job.
+        room: returns how many jobs may be claimed now.
+        capacity: how many jobs may run at once.
+        lanes: how many cycles may overlap.
+        worker: the name under which the worker registers as idle.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        redis: Callable[[], Redis],
+        *,
+        start: Callable[[Claimed], None],
+        room: Callable[[], int],
+        capacity: int,
+        lanes: int,
+        worker: str,
+    ) -> None:
+        self.broker = broker
+        self.worker = worker
+        self.claims = False
+        """Whether cycles that settle also claim; off outside the worker's loop."""
+        self.idle_ms = 0
+        """How long an idle registration lasts; 0: the worker cannot be woken."""
+        self.nudge = asyncio.Event()
+        """Set after each reply, so that the worker's loop looks at it."""
+        self._redis = redis
+        self._start = start
+        self._room = room
+        self._lanes = max(1, min(lanes, capacity))
+        self._share = -(-capacity // self._lanes)
+        self._reserved = 0  # slots promised to claims that are under way
+        self._active: set[asyncio.Task[None]] = set()
+        self._waiting: deque[_Pending] = deque()
+        self._hungry = False  # due jobs were left behind by the last claim
+        self._kick_due = False
+        self._troubles = 0
+        self._prefix = f"r:{secrets.token_hex(6)}"
+        self._numbers = itertools.count(1)
+
+    async def settle(self, settlement: Settlement) -> int | str:
+        """Settle one attempt with the next cycle; return its status.
+
+        Keeps trying while Redis is away. When the waiter is cancelled, the settlement goes
+        on.
+        """
+        future: asyncio.Future[int | str] = asyncio.get_running_loop().create_future()
+        self._waiting.append((settlement, future))
+        if not self._kick_due:
+            # After the callbacks of this moment, so that what ends together travels together.
+            self._kick_due = True
+            asyncio.get_running_loop().call_soon(self._kick)
+        return await future
+
+    async def once(self) -> CycleReply:
+        """Run one cycle now that claims; raise what it raises."""
+        return await self._run(*self._load(claim=True))
+
+    async def drain(self) -> None:
+        """Wait until nothing is left to settle."""
+        while self._waiting or self._active:
+            self._kick()
+            await asyncio.gather(*self._active, return_exceptions=True)
+            await asyncio.sleep(0)
+
+    def cancel(self) -> None:
+        """Give up what is still to be settled: the leases run out, and others take over."""
+        self.claims = False
+        for task in self._active:
+            task.cancel()
+        while self._waiting:
+            self._waiting.popleft()[1].cancel()
+
+    def _kick(self) -> None:
+        self._kick_due = False
+        while len(self._active) < self._lanes and self._has_work():
+            lane = self._lane(*self._load(claim=self.claims))
+            task = asyncio.get_running_loop().create_task(lane, name="runner cycle")
+            self._active.add(task)
+            task.add_done_callback(self._lane_done)
+
+    def _has_work(self) -> bool:
+        return bool(self._waiting) or (self.claims and self._hungry and self._limit() > 0)
+
+    def _lane_done(self, task: asyncio.Task[None]) -> None:
+        self._active.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            logger.error("a cycle of the engine failed; its jobs are settled again", exc_info=exc)
+        self._kick()
+
+    def _limit(self) -> int:
+        free = self._room() - self._reserved
+        return max(0, min(free, self._share, MAX_ENTRIES))
+
+    def _load(self, *, claim: bool) -> tuple[list[_Pending], int]:
+        """Take what the next cycle carries: settlements, and how many jobs it may claim."""
+        count = min(len(self._waiting), MAX_ENTRIES)
+        batch = [self._waiting.popleft() for _ in range(count)]
+        limit = self._limit() if claim else 0
+        self._reserved += limit
+        self._hungry = False
+        return batch, limit
+
+    async def _lane(self, batch: list[_Pending], limit: int) -> None:
+        try:
+            await self._run(batch, limit)
+        except TROUBLE as exc:
+            if self._troubles == 0:
+                logger.warning("Redis does not answer (%s); finished jobs wait for it", exc)
+            delay_s = RETRY_DELAYS_S[min(self._troubles, len(RETRY_DELAYS_S) - 1)]
+            self._troubles += 1
+            await asyncio.sleep(delay_s)
+
+    async def _run(self, batch: list[_Pending], limit: int) -> CycleReply:
+        idle = self.worker if self.idle_ms and limit else ""
+        try:
+            async with asyncio.timeout(CYCLE_TIMEOUT_S):
+                reply = await self.broker.cycle(
+                    self._redis(),
+                    token=f"{self._prefix}:{next(self._numbers)}",
+                    settlements=[settlement for settlement, _ in batch],
+                    limit=limit,
+                    worker=idle,
+                    idle_ms=self.idle_ms,
+                )
+        except BaseException:
+            # Whether it ran is unknown: it is sent again, and the fence tells.
+            self._waiting.extendleft(reversed(batch))
+            raise
+        finally:
+            self._reserved -= limit
+        if self._troubles:
+            logger.info("Redis answers again")
+            self._troubles = 0
+        self._take(reply, batch)
+        return reply
+
+    def _take(self, reply: CycleReply, batch: list[_Pending]) -> None:
+        self._hungry = reply.more
+        for claimed in reply.claimed:
+            self._start(claimed)
+        for (_, future), status in zip(batch, reply.statuses, strict=True):
+            if not future.done():
+                future.set_result(status)
+        self.reply = reply
+        self.nudge.set()
+        if reply.more:
+            self._kick()

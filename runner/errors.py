@@ -1,0 +1,238 @@
+"""Every error that users can meet, in one tree.
+
+    RunnerError
+    ├── SettingsError             a setting is unknown, mistyped or contradicts another
+    ├── TaskError
+    │   ├── TaskNotFound          no task of that name in this worker
+    │   └── ArgumentsError        the arguments do not fit the task
+    ├── CodecError
+    │   ├── EncodeError           a value cannot travel
+    │   └── DecodeError           bytes that nobody should trust
+    ├── EnqueueError
+    │   ├── PayloadTooLarge       a job is larger than `max_payload_bytes`
+    │   └── QueueFull             a bounded queue has no room
+    ├── JobFailed                 the job ended without a result
+    │   ├── RemoteError           the task raised; carries the remote traceback
+    │   ├── JobExpired            the job's time to start, or its payload, ran out
+    │   ├── TooManyTries          `max_tries` was used up
+    │   ├── TooManyCrashes        the job took too many workers with it
+    │   └── WriteRejected         Postgres refused the job's unit of writes
+    ├── WriterError
+    │   ├── UnitError             an operation cannot be written down
+    │   ├── WriterUnavailable     no database is configured, or it cannot be the writer's
+    │   └── StoreWentBack         Redis or Postgres lost what the other still knows
+    └── ScriptError               a call does not fit a Lua script's contract
+
+A job that overran its hard time limit raises Python's own `TimeoutError`, as in arq.
+Control flow stands apart, because it is no failure: `Retry`, `Snooze`, `Cancel`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+from arq.jobs import DeserializationError, SerializationError
+from arq.worker import JobExecutionFailed, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import timedelta
+
+__all__ = [
+    "ArgumentsError",
+    "Cancel",
+    "CodecError",
+    "DecodeError",
+    "EncodeError",
+    "EnqueueError",
+    "JobExpired",
+    "JobFailed",
+    "PayloadTooLarge",
+    "QueueFull",
+    "RemoteError",
+    "Retry",
+    "RunnerError",
+    "ScriptError",
+    "SettingsError",
+    "Snooze",
+    "StoreWentBack",
+    "TaskError",
+    "TaskNotFound",
+    "TooManyCrashes",
+    "TooManyTries",
+    "UnitError",
+    "WriteRejected",
+    "WriterError",
+    "WriterUnavailable",
+]
+
+
+class RunnerError(Exception):
+    """The base of every error of this package."""
+
+
+class SettingsError(RunnerError):
+    """Raised when a setting is unknown, has the wrong type, or contradicts another."""
+
+
+class TaskError(RunnerError):
+    """Raised when a task cannot be called as asked."""
+
+
+class ArqCompatible(JobExecutionFailed):
+    """A failure that stock arq raises as `JobExecutionFailed`, and that is pickled as one.
+
+    So a stock client that reads a pickled result needs none of our modules.
+    """
+
+    def __reduce__(self) -> tuple[type[JobExecutionFailed], tuple[object, ...]]:
+        return (JobExecutionFailed, self.args)
+
+    __hash__ = JobExecutionFailed.__hash__
+
+
+class TaskNotFound(TaskError, ArqCompatible):
+    """Raised when a job names a task that the worker does not know."""
+
+
+class ArgumentsError(TaskError):
+    """Raised at the caller when arguments do not fit the task's signature."""
+
+
+class CodecError(RunnerError):
+    """Raised when a value cannot be written as bytes, or bytes cannot be read."""
+
+
+class EncodeError(CodecError, SerializationError):
+    """Raised when a value has no safe form in which it could travel."""
+
+
+class DecodeError(CodecError, DeserializationError):
+    """Raised when bytes are truncated, altered, or not of the configured codec."""
+
+
+class EnqueueError(RunnerError):
+    """Raised when a job could not be put into the queue."""
+
+
+class PayloadTooLarge(EnqueueError):
+    """Raised when an encoded job exceeds `max_payload_bytes`."""
+
+
+class QueueFull(EnqueueError):
+    """Raised when a bounded queue has no room and the caller does not wait."""
+
+
+class JobFailed(RunnerError):
+    """Raised when a job ended without a result."""
+
+
+class RemoteError(JobFailed):
+    """Raised in the place of an exception that a task raised in a worker.
+
+    Attributes:
+        type_name: the qualified name of the remote exception's class.
+        remote_traceback: the traceback as text, as the worker saw it.
+    """
+
+    def __init__(self, type_name: str, message: str, remote_traceback: str = "") -> None:
+        super().__init__(f"{type_name}: {message}" if message else type_name)
+        self.type_name = type_name
+        self.message = message
+        self.remote_traceback = remote_traceback
+
+    def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str, str]]:
+        return (type(self), (self.type_name, self.message, self.remote_traceback))
+
+
+class JobExpired(JobFailed, ArqCompatible):
+    """Raised when a job could not start before its `expires`, or its payload is gone."""
+
+
+class TooManyTries(JobFailed, ArqCompatible):
+    """Raised when a job was tried `max_tries` times without success."""
+
+
+class TooManyCrashes(JobFailed, ArqCompatible):
+    """Raised when a job lost its worker `max_crashes` times: it is not run again."""
+
+
+class WriteRejected(JobFailed):
+    """Raised when Postgres refused a unit of writes; nothing of the unit was kept.
+
+    Attributes:
+        sqlstate: the five-letter SQLSTATE, or "" when the value never reached Postgres.
+        table: the table concerned, when known.
+        constraint: the constraint that was violated, when there is one.
+        detail: the server's DETAIL line.
+        statement: the statement, or the operation that stood for it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        sqlstate: str = "",
+        table: str = "",
+        constraint: str = "",
+        detail: str = "",
+        statement: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.sqlstate = sqlstate
+        self.table = table
+        self.constraint = constraint
+        self.detail = detail
+        self.statement = statement
+
+
+class WriterError(RunnerError):
+    """Raised when a write could not be submitted or the writer cannot work."""
+
+
+class UnitError(WriterError):
+    """Raised at the call when an operation cannot be written down as it is."""
+
+
+class WriterUnavailable(WriterError):
+    """Raised when there is no database to write to, or it may not be written through."""
+
+
+class StoreWentBack(WriterError):
+    """Raised when Redis or Postgres has lost what the other store still knows."""
+
+
+class ScriptError(RunnerError):
+    """Raised when a call does not fit the contract at the head of a Lua script."""
+
+
+class Snooze(Exception):
+    """Raise in a task to run it again later without spending a try.
+
+    Args:
+        defer: seconds or a timedelta until the next run.
+    """
+
+    def __init__(self, defer: float | timedelta) -> None:
+        super().__init__(defer)
+        self.defer = defer
+
+
+class Cancel(Exception):
+    """Raise in a task to end it for good, without a retry.
+
+    Args:
+        reason: kept in the result and in the dead letters.
+    """
+
+    def __init__(self, reason: str = "cancelled by the task") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,222 @@
+"""A handle on one job, and the one listener per client that waits for results."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+import arq.jobs
+from arq.jobs import ResultNotFound
+from redis.exceptions import RedisError
+
+from runner import broker, codec, keys
+from runner.codec import Codec, HookCodec, ResultRecord
+from runner.errors import JobFailed
+
+if TYPE_CHECKING:
+    from arq.jobs import Deserializer
+    from redis.asyncio import Redis
+    from redis.asyncio.client import PubSub
+
+logger = logging.getLogger("runner.job")
+
+R = TypeVar("R")
+
+POLL_DELAY_S = 0.5
+"""How often all waiters of a client are looked up together: stock workers publish nothing."""
+
+
+class Results:
+    """Wait for any number of results of one client over one subscription.
+
+    A finished job's result is published to the channels registered for it. Publishing only
+    shortens the wait: every half second all waiters are also looked up together, in one
+    script call for each queue, so a lost message or a stock worker costs half a second.
+    """
+
+    def __init__(self, redis: Redis, client_id: str) -> None:
+        self._redis = redis
+        self._channel = keys.reply_channel(client_id)
+        self._waiting: dict[tuple[str, str], set[asyncio.Future[bytes | None]]] = {}
+        self._listener: asyncio.Task[None] | None = None
+        self._poller: asyncio.Task[None] | None = None
+        self._subscribed: asyncio.Event = asyncio.Event()
+        self._closed = False
+
+    async def wait(self, job_id: str, queue: str) -> bytes | None:
+        """Return the encoded result, or None when there is nothing to wait for."""
+        self._start()
+        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        waiters = self._waiting.setdefault((queue, job_id), set())
+        waiters.add(future)
+        try:
+            await self._subscribed.wait()
+            # Registered after the subscription is confirmed: what ends from here on is heard.
+            await self._look_up(queue, [job_id])
+            return await future
+        finally:
+            waiters.discard(future)
+            if not waiters:
+                self._waiting.pop((queue, job_id), None)
+
+    async def close(self) -> None:
+        """Stop listening; those who still wait are cancelled. Idempotent."""
+        self._closed = True
+        tasks = [task for task in (self._listener, self._poller) if task is not None]
+        self._listener = self._poller = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for waiters in list(self._waiting.values()):
+            for future in waiters:
+                future.cancel("the client was closed")
+
+    def _start(self) -> None:
+        if self._closed:
+            raise JobFailed("this client is closed; it cannot wait for results any more")
+        if self._listener is None:
+            self._listener = asyncio.create_task(self._listen(), name="runner results")
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.create_task(self._poll(), name="runner results poll")
+
+    async def _listen(self) -> None:
+        while True:
+            pubsub = self._redis.pubsub(ignore_subscribe_messages=False)
+            try:
+                await self._read(pubsub)
+            except (RedisError, OSError, TimeoutError) as exc:
+                logger.warning("lost the subscription for results: %s; subscribing again", exc)
+                await asyncio.sleep(POLL_DELAY_S)
+            finally:
+                # Waiters need not wait for a subscription: the poll serves them meanwhile.
+                self._subscribed.set()
+                with contextlib.suppress(RedisError, OSError):
+                    await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    async def _read(self, pubsub: PubSub) -> None:
+        await pubsub.subscribe(self._channel)
+        while True:
+            message = await pubsub.get_message(timeout=None)
+            if message is None:
+                continue
+            if message["type"] == "subscribe":
+                self._subscribed.set()
+            elif message["type"] == "message":
+                await self._heard(message["data"])
+
+    async def _heard(self, data: bytes) -> None:
+        raw_id, _, blob = data.partition(b"\0")
+        job_id = raw_id.decode()
+        for queue, waited in list(self._waiting):
+            if waited != job_id:
+                continue
+            if blob:
+                self._answer((queue, job_id), blob)
+            else:
+                await self._look_up(queue, [job_id])
+
+    async def _poll(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(POLL_DELAY_S)
+            by_queue: dict[str, list[str]] = {}
+            for queue, job_id in self._waiting:
+                by_queue.setdefault(queue, []).append(job_id)
+            for queue, job_ids in by_queue.items():
+                for start in range(0, len(job_ids), broker.MAX_ENTRIES):
+                    with contextlib.suppress(RedisError, OSError, TimeoutError):
+                        # Redis is away: the next round asks again.
+                        await self._look_up(queue, job_ids[start : start + broker.MAX_ENTRIES])
+
+    async def _look_up(self, queue: str, job_ids: list[str]) -> None:
+        answers = await broker.read_results(
+            self._redis,
+            queue,
+            channel=self._channel,
+            job_ids=job_ids,
+        )
+        for job_id, answer in zip(job_ids, answers, strict=True):
+            if answer != b"":
+                self._answer((queue, job_id), answer)
+
+    def _answer(self, key: tuple[str, str], answer: bytes | None) -> None:
+        for future in self._waiting.get(key, ()):
+            if not future.done():
+                future.set_result(answer)
+
+
+class Job(arq.jobs.Job, Generic[R]):
+    """A handle on one job: its result, its state, its abort.
+
+    Attributes:
+        job_id: the job's id.
+        is_new: False when a job with that id was there already, and nothing was enqueued.
+    """
+
+    __slots__ = ("_codec", "_results", "_returns", "is_new")
+
+    def __init__(
+        self,
+        job_id: str,
+        redis: Redis,
+        _queue_name: str = keys.DEFAULT_QUEUE,
+        _deserializer: Deserializer | None = None,
+        *,
+        results: Results | None = None,
+        returns: Any = Any,
+        is_new: bool = True,
+    ) -> None:
+        super().__init__(job_id, redis, _queue_name, _deserializer)
+        self._codec: Codec = HookCodec(None, _deserializer)
+        self._results = results
+        self._returns = returns
+        self.is_new = is_new
+
+    async def result(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109  arq's own signature
+        *,
+        poll_delay: float = POLL_DELAY_S,
+        pole_delay: float | None = None,
+    ) -> R:
+        """Wait for the result and return it, or raise what the job raised.
+
+        Args:
+            timeout: seconds to wait; None waits as long as it takes.
+            poll_delay: kept for arq's callers; results are published, and the poll behind
+                that is shared by all waiters.
+            pole_delay: arq's deprecated spelling.
+
+        Raises:
+            TimeoutError: the time is up; the job goes on.
+            ResultNotFound: the job is not in the queue and left no result.
+            JobFailed: the job failed; `RemoteError` carries the remote traceback.
+        """
+        if pole_delay is not None:
+            warnings.warn(
+                '"pole_delay" is deprecated, use the correct spelling "poll_delay" instead',
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            poll_delay = pole_delay
+        if self._results is None:
+            return cast(R, await super().result(timeout, poll_delay=poll_delay))
+        async with asyncio.timeout(timeout):
+            blob = await self._results.wait(self.job_id, self._queue_name)
+        if blob is None:
+            raise ResultNotFound(
+                "Not waiting for job result because the job is not in queue. "
+                "Is the worker function configured to keep result?",
+            )
+        return self._unwrap(codec.decode_result(self._codec, blob))
+
+    def _unwrap(self, record: ResultRecord) -> R:
+        if record.success:
+            if self._returns is Any:
+                return cast(R, record.result)
+            return cast(R, codec.convert(record.result, self._returns))
+        if isinstance(record.result, (Exception, asyncio.CancelledError)):
+            raise record.result
+        raise arq.jobs.SerializationError(record.result)

@@ -1,0 +1,145 @@
+"""Renew the leases of running jobs from a thread, so that a job which blocks the loop keeps its.
+
+The thread has a connection of its own. One long C call that holds the GIL stops it too:
+such a job loses its lease after all, which counts as a crash.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import redis as redis_sync
+from redis.exceptions import NoScriptError, RedisError
+
+from runner import keys
+from runner.broker import MAX_ENTRIES
+from runner.scripts import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from redis.asyncio import ConnectionPool
+
+logger = logging.getLogger("runner.leases")
+
+# What the connections of redis-py's asyncio pool take that its other pool does not know.
+_ONLY_ASYNC = frozenset({"redis_connect_func", "connection_pool", "single_connection_client"})
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One held job.
+
+    Attributes:
+        until: the time, by `time.monotonic`, beyond which it is not renewed any more.
+    """
+
+    job_id: str
+    token: str
+    attempt: int
+    until: float
+
+
+class Leases:
+    """The leases of one worker, renewed at a third of their length.
+
+    Args:
+        queue: the queue that the jobs are held in.
+        lease_s: the length of a lease in seconds.
+        lost: called from the thread with each lease that somebody else has now.
+    """
+
+    def __init__(self, queue: str, lease_s: float, lost: Callable[[Lease], None]) -> None:
+        self._queue = queue
+        self._lease_s = lease_s
+        self._lost = lost
+        self._held: dict[str, Lease] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, lease: Lease) -> None:
+        """Renew this lease from now on."""
+        self._held[lease.token + lease.job_id] = lease
+
+    def remove(self, token: str, job_id: str) -> None:
+        """Renew it no more."""
+        self._held.pop(token + job_id, None)
+
+    def start(self, pool: ConnectionPool) -> None:
+        """Start the thread. Idempotent."""
+        if self._thread is not None:
+            return
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run,
+            args=(pool.connection_class, dict(pool.connection_kwargs), self._stop),
+            name="runner leases",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end. Idempotent; it is a daemon and need not be waited for."""
+        self._stop.set()
+        self._thread = None
+
+    def _run(self, kind: Any, settings: Mapping[str, Any], stop: threading.Event) -> None:
+        connection: redis_sync.Redis | None = None
+        interval_s = self._lease_s / 3
+        while not stop.wait(interval_s):
+            held = [lease for lease in list(self._held.values()) if lease.until > time.monotonic()]
+            if not held:
+                continue
+            if connection is None:
+                connection = _connect(kind, settings, timeout_s=interval_s)
+            try:
+                self._renew(connection, held)
+            except (RedisError, OSError) as exc:
+                logger.warning("could not renew %d leases: %s; trying again", len(held), exc)
+            except Exception:
+                logger.exception("renewing leases failed; trying again")
+        if connection is not None:
+            connection.close()
+
+    def _renew(self, connection: redis_sync.Redis, held: Sequence[Lease]) -> None:
+        script = load("renew")
+        queue_keys = (self._queue, keys.held(self._queue), keys.clock(self._queue))
+        for start in range(0, len(held), MAX_ENTRIES):
+            chunk = held[start : start + MAX_ENTRIES]
+            args: list[Any] = [int(self._lease_s * 1000)]
+            for lease in chunk:
+                args += (lease.job_id, lease.token, lease.attempt)
+            script.check(queue_keys, args)
+            execute: Any = connection.execute_command
+            call = (len(queue_keys), *queue_keys, *args)
+            try:
+                statuses = execute("EVALSHA", script.sha, *call)
+            except NoScriptError:
+                statuses = execute("EVAL", script.text, *call)
+            for lease, status in zip(chunk, statuses, strict=True):
+                still_held = lease.token + lease.job_id in self._held
+                if status == 0 and still_held:
+                    self._lost(lease)
+
+
+def _connect(kind: Any, settings: Mapping[str, Any], *, timeout_s: float) -> redis_sync.Redis:
+    """Make a blocking connection with the settings of an asyncio pool."""
+    taken = {
+        name: value
+        for name, value in settings.items()
+        if name not in _ONLY_ASYNC and not name.startswith("retry") and value is not None
+    }
+    taken.update(socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+    blocking: Any = redis_sync.Connection
+    if "path" in taken:
+        blocking = redis_sync.UnixDomainSocketConnection
+    elif "SSL" in kind.__name__:
+        blocking = redis_sync.SSLConnection
+    for name in ("parser_class", "credential_provider"):
+        taken.pop(name, None)
+    pool = redis_sync.ConnectionPool(connection_class=blocking, **taken)
+    return redis_sync.Redis(connection_pool=pool)

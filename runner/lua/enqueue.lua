@@ -1,0 +1,59 @@
+-- Put jobs into one queue; each entry succeeds or fails alone.
+-- KEYS: queue idle wake
+-- ARGV: max_length:int entries...
+-- Uses: clock wake
+-- Returns: for each entry 1 (queued), 0 (the id exists), -1 (the queue is full), or an error text
+--
+-- An entry is five values: id, payload, run-at in ms ('' for now), lifetime of the payload in
+-- ms, and '1' when the id may exist already. max_length 0 means no bound.
+-- An immediate job gets Redis's time with a fraction that keeps the order of the call.
+
+local FIELDS = 5
+local SOON_MS = 5000
+local statuses = {}
+local due = 0
+local soon = false
+local room = math.huge
+if max_length > 0 then
+  room = max_length - redis.call('ZCARD', queue)
+end
+
+local function put(index, id, payload, run_at, lifetime)
+  local stored = redis.pcall('SET', 'arq:job:' .. id, payload, 'PX', lifetime)
+  if stored.err then
+    return stored.err
+  end
+  local score = tonumber(run_at) or (now_exact + index / 1000)
+  local added = redis.pcall('ZADD', queue, score_text(score), id)
+  if type(added) == 'table' then
+    redis.call('DEL', 'arq:job:' .. id)
+    return added.err
+  end
+  if score <= now_exact + 1 then
+    due = due + 1
+  elseif score < now + SOON_MS then
+    soon = true
+  end
+  room = room - 1
+  return 1
+end
+
+for at = entries_at, #ARGV, FIELDS do
+  local id = ARGV[at]
+  local known = ARGV[at + 4] == '1'
+    and redis.call('EXISTS', 'arq:job:' .. id, 'arq:result:' .. id) > 0
+  local index = #statuses
+  if known then
+    statuses[index + 1] = 0
+  elseif room < 1 then
+    statuses[index + 1] = -1
+  else
+    statuses[index + 1] = put(index % 1000, id, ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
+  end
+end
+
+if due == 0 and soon then
+  due = 1  -- one worker wakes to set its timer
+end
+wake_idle(idle, wake, due)
+return statuses

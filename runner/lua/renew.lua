@@ -1,0 +1,41 @@
+-- Renew leases: the holder's own, or one that ran out while nobody else could claim.
+-- KEYS: queue held clock_key
+-- ARGV: lease_ms:int entries...
+-- Uses: clock
+-- Returns: for each entry 1 (renewed) or 0 (lost, or the job has ended)
+--
+-- An entry is three values: id, token, attempt. ZADD XX: a finished id is never put back.
+
+local FIELDS = 3
+local CLOCK_MS = 3600000
+local statuses = {}
+
+local function lapsed_but_mine(id, token, attempt)
+  local value = redis.call('HGET', held, id)
+  return value and string.match(value, '^(%S+)') == token
+    and redis.call('GET', 'arq:retry:' .. id) == attempt
+    and redis.call('ZSCORE', queue, id) ~= false
+end
+
+for at = entries_at, #ARGV, FIELDS do
+  local id, token, attempt = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local key = 'arq:in-progress:' .. id
+  local holder = redis.call('GET', key)
+  local renewed = 0
+  if holder == token then
+    -- PEXPIRE works at maxmemory too, SET does not.
+    redis.call('PEXPIRE', key, lease_ms)
+    renewed = 1
+  elseif not holder and lapsed_but_mine(id, token, attempt) then
+    redis.call('SET', key, token, 'PX', lease_ms)
+    renewed = 1
+  end
+  if renewed == 1 then
+    redis.pcall('ZADD', queue, 'XX', now + lease_ms, id)
+  end
+  statuses[#statuses + 1] = renewed
+end
+
+local grace_until = string.match(redis.call('GET', clock_key) or '', '^%d+ (%d+)$') or '0'
+redis.pcall('SET', clock_key, now .. ' ' .. grace_until, 'PX', CLOCK_MS)
+return statuses

@@ -1,0 +1,20 @@
+-- Read results, or register a reply channel for those that are still to come.
+-- KEYS: queue
+-- ARGV: channel ttl_ms:int ids...
+-- Returns: for each id its result, '' while it is to come, or false when there is nothing to wait for
+
+local answers = {}
+for at = ids_at, #ARGV do
+  local id = ARGV[at]
+  local result = redis.call('GET', 'arq:result:' .. id)
+  if result then
+    answers[#answers + 1] = result
+  elseif redis.call('ZSCORE', queue, id) then
+    redis.call('SADD', 'runner:waiters:' .. id, channel)
+    redis.call('PEXPIRE', 'runner:waiters:' .. id, ttl_ms)
+    answers[#answers + 1] = ''
+  else
+    answers[#answers + 1] = false
+  end
+end
+return answers

@@ -1,0 +1,217 @@
+"""The class that `settings.py` subclasses: typed, validated, and read by arq's command line."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import arq.worker
+from arq.connections import RedisSettings
+
+from runner import keys, logs
+from runner.codec import Codec, codec_named
+from runner.errors import SettingsError, did_you_mean
+from runner.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from arq.cron import CronJob
+    from arq.typing import StartupShutdown
+
+_MISSING = inspect.Parameter.empty
+
+
+class SettingsWorker(Worker):
+    """The Worker that `WorkerSettings` starts: it also formats the logs of its process."""
+
+    async def main(self) -> None:
+        """Format the logs as the environment asks, then do as every worker does."""
+        logs.configure()
+        await super().main()
+
+
+class WorkerSettings:
+    """The settings of a worker: subclass it, and run ``arq settings.WorkerSettings``.
+
+    Each attribute is a parameter of `runner.Worker` (arq's own, and ours), with defaults for
+    a fleet of ours: the safe codec, results and counters kept, uvloop, health every 5 s.
+    Unknown names near a known one, and values of the wrong type, are refused when the class
+    is made; constants and helpers with other names are left alone.
+
+    Example:
+        >>> class WorkerSettings(runner.WorkerSettings):
+        ...     functions = [place_order]
+        ...     redis_settings = RedisSettings.from_dsn("redis://localhost")
+        ...     max_jobs = 200
+    """
+
+    functions: ClassVar[Sequence[Any]] = ()
+    queue_name: ClassVar[str] = keys.DEFAULT_QUEUE
+    cron_jobs: ClassVar[Sequence[CronJob]] = ()
+    redis_settings: ClassVar[RedisSettings] = RedisSettings()
+    on_startup: ClassVar[StartupShutdown | None] = None
+    on_shutdown: ClassVar[StartupShutdown | None] = None
+    on_job_start: ClassVar[StartupShutdown | None] = None
+    on_job_end: ClassVar[StartupShutdown | None] = None
+    after_job_end: ClassVar[StartupShutdown | None] = None
+    max_jobs: ClassVar[int] = 100
+    job_timeout: ClassVar[float | timedelta] = 300
+    keep_result: ClassVar[float | timedelta] = 3600
+    keep_result_forever: ClassVar[bool] = False
+    poll_delay: ClassVar[float | timedelta] = 0.5
+    max_tries: ClassVar[int] = 5
+    job_completion_wait: ClassVar[int] = 0
+    health_check_interval: ClassVar[float | timedelta] = 5
+    expires_extra_ms: ClassVar[int] = keys.KEEP_MS
+    codec: ClassVar[str | Codec] = "msgpack"
+    history: ClassVar[bool] = True
+    lease: ClassVar[float] = 15.0
+    lanes: ClassVar[int] = 2
+    max_crashes: ClassVar[int] = 3
+    database_url: ClassVar[str | None] = None
+    writer: ClassVar[bool] = True
+    read_pool_size: ClassVar[int] = 2
+    use_uvloop: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        known = _parameters()
+        for name, value in _inherited(cls).items():
+            if name in known:
+                _check(cls.__name__, name, value)
+                # arq reads nothing but the class's own __dict__.
+                setattr(cls, name, value)
+            elif not name.startswith("_"):
+                _refuse_near_miss(cls.__name__, name, known)
+        _check_together(cls)
+        install()
+
+
+def install() -> None:
+    """Let arq's command line start our worker.
+
+    ``arq.worker.create_worker`` looks the class up in its module when it is called, so this
+    one assignment makes ``arq settings.WorkerSettings`` with ``--burst``, ``--check`` and
+    ``--watch`` run ours. It is the only place where this package changes another.
+    """
+    arq.worker.Worker = SettingsWorker  # type: ignore[misc]
+
+
+def _parameters() -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(Worker).parameters
+
+
+def _inherited(cls: type) -> dict[str, Any]:
+    """Return every attribute of the class and its parents, the nearest first."""
+    values: dict[str, Any] = {}
+    for parent in reversed(cls.__mro__[:-1]):
+        values.update(vars(parent))
+    bound = {name: getattr(cls, name) for name in values}
+    return {
+        name: bound[name] if isinstance(values[name], staticmethod | classmethod) else values[name]
+        for name in values
+    }
+
+
+def _refuse_near_miss(owner: str, name: str, known: Mapping[str, Any]) -> None:
+    hint = did_you_mean(name, known)
+    if hint:
+        raise SettingsError(f"{owner}: unknown setting {name!r}{hint}")
+
+
+def _number(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, timedelta):
+        return value >= timedelta(0)
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _hook(value: Any) -> bool:
+    return value is None or inspect.iscoroutinefunction(value)
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("job_timeout", "keep_result", "poll_delay", "health_check_interval", "lease"),
+        (_number, "a number of seconds, 0 or more, or a timedelta"),
+    ),
+    **dict.fromkeys(
+        ("max_jobs", "max_tries", "lanes", "max_crashes", "read_pool_size", "expires_extra_ms"),
+        (_whole, "a whole number"),
+    ),
+    **dict.fromkeys(
+        (
+            "burst",
+            "history",
+            "writer",
+            "use_uvloop",
+            "keep_result_forever",
+            "retry_jobs",
+            "allow_abort_jobs",
+            "handle_signals",
+            "log_results",
+        ),
+        (_flag, "True or False"),
+    ),
+    **dict.fromkeys(
+        ("on_startup", "on_shutdown", "on_job_start", "on_job_end", "after_job_end"),
+        (_hook, "an async function, or None"),
+    ),
+    "queue_name": (_text, "a name"),
+    "redis_settings": (
+        lambda value: isinstance(value, RedisSettings),
+        "arq's RedisSettings; RedisSettings.from_dsn(url) makes one",
+    ),
+    "database_url": (
+        lambda value: (
+            value is None
+            or (isinstance(value, str) and value.startswith(("postgresql://", "postgres://")))
+        ),
+        "a postgresql:// URL, or None",
+    ),
+}
+
+_LEAST = {"max_jobs": 1, "max_tries": 1, "lanes": 1, "max_crashes": 1, "read_pool_size": 0}
+_LEAST_LEASE_S = 1.0
+
+
+def _check(owner: str, name: str, value: Any) -> None:
+    rule = _RULES.get(name)
+    if rule is not None and not rule[0](value):
+        raise SettingsError(f"{owner}.{name} is {value!r}, but must be {rule[1]}")
+    least = _LEAST.get(name)
+    if least is not None and value < least:
+        raise SettingsError(f"{owner}.{name} is {value}, but must be at least {least}")
+    if name == "lease" and value < _LEAST_LEASE_S:
+        raise SettingsError(f"{owner}.lease is {value}, but must be at least {_LEAST_LEASE_S} s")
+    if name == "codec" and isinstance(value, str):
+        codec_named(value)
+
+
+def _check_together(cls: type[WorkerSettings]) -> None:
+    serializer = getattr(cls, "job_serializer", None)
+    if serializer is not None and "codec" in vars(cls):
+        # A fleet with hooks of its own keeps them: they are its codec.
+        cls.codec = None  # type: ignore[assignment]
+    if not cls.functions and not cls.cron_jobs:
+        logging.getLogger(__name__).debug("%s names no functions yet", cls.__name__)
+
+
+__all__ = ["SettingsWorker", "WorkerSettings", "install"]

@@ -1,0 +1,340 @@
+"""Declare tasks: a function with options, callable as it is, and typed when enqueued."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import update_wrapper
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    TypeVar,
+    get_type_hints,
+    overload,
+)
+
+from runner import codec
+from runner.errors import ArgumentsError, DecodeError, SettingsError
+from runner.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """What a task declares about its jobs; None leaves it to the worker.
+
+    Attributes:
+        name: the name under which jobs travel; the function's qualified name by default.
+        retries: how often a job that raises is run again; None: only `Retry` runs it again,
+            as in arq, up to the worker's `max_tries`.
+        policy: how long to wait between tries.
+        timeout: seconds an attempt may take.
+        keep_result: seconds to keep a result; 0 keeps none.
+        keep_result_forever: keep results without end.
+        queue: the queue of the task's jobs.
+        expires: seconds after which a job that has not started is given up.
+        max_crashes: how many lost leases make a job a dead letter.
+    """
+
+    name: str
+    retries: int | None = None
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    timeout: float | None = None
+    keep_result: float | None = None
+    keep_result_forever: bool | None = None
+    queue: str | None = None
+    expires: float | None = None
+    max_crashes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnqueueOptions:
+    """What one call may ask for beyond its arguments.
+
+    Attributes:
+        delay: seconds until the job may start.
+        at: the time at which it may start; excludes `delay`.
+        key: the job's id; a second job with the id of one that waits, runs, or has a result
+            is not enqueued.
+        queue: the queue, in place of the task's.
+        expires: seconds after which a job that has not started is given up.
+    """
+
+    delay: float | None = None
+    at: datetime | None = None
+    key: str | None = None
+    queue: str | None = None
+    expires: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.delay is not None and self.at is not None:
+            raise ArgumentsError("give either delay or at, not both")
+        if self.at is not None and self.at.tzinfo is None:
+            raise ArgumentsError("at needs a time zone: datetime(..., tzinfo=...)")
+        if self.key == "":
+            raise ArgumentsError("key must not be empty")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[R]):
+    """A call that was written down and not made: a task, its arguments, its options."""
+
+    task: Task[..., R]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: EnqueueOptions
+
+
+class Signature:
+    """A task's parameters behind the context: checked at enqueue, converted in the worker."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        signature = inspect.signature(function)
+        self._parameters = list(signature.parameters.values())[1:]
+        self._signature = signature.replace(parameters=self._parameters)
+        positional = (
+            inspect.Parameter.POSITIONAL_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        )
+        plain = [p for p in self._parameters if p.kind in positional]
+        self._required = sum(p.default is inspect.Parameter.empty for p in plain)
+        self._most = len(plain)
+        self._only_plain = len(plain) == len(self._parameters)
+        hints = _hints(function)
+        self._annotations = {p.name: hints.get(p.name, Any) for p in self._parameters}
+        self._converted = [
+            None if self._annotations[p.name] in _AS_THEY_ARE else self._annotations[p.name]
+            for p in plain
+        ]
+        self._converts = any(a not in _AS_THEY_ARE for a in self._annotations.values())
+        self.returns = hints.get("return", Any)
+
+    def check(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise `ArgumentsError`, naming the parameter, unless a call would bind."""
+        if self._only_plain and not kwargs and self._required <= len(args) <= self._most:
+            return
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError as exc:
+            raise ArgumentsError(f"{name}{self._signature}: {exc}") from None
+
+    def convert(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Turn decoded plain data into what the annotations say; raise `DecodeError`."""
+        if not self._converts:
+            return args, kwargs
+        kinds = self._converted
+        converted = [
+            value
+            if index >= len(kinds) or kinds[index] is None
+            else self._convert_one(self._parameters[index].name, value)
+            for index, value in enumerate(args)
+        ]
+        named = {name: self._convert_one(name, value) for name, value in kwargs.items()}
+        return tuple(converted), named
+
+    def _convert_one(self, name: str, value: Any) -> Any:
+        annotation = self._annotations.get(name, Any)
+        if annotation in _AS_THEY_ARE:
+            return value
+        try:
+            return codec.convert(value, annotation)
+        except DecodeError as exc:
+            raise DecodeError(f"parameter {name!r}: {exc}") from exc
+
+
+_AS_THEY_ARE: tuple[Any, ...] = (Any, object, inspect.Parameter.empty)
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the resolved annotations; a name that exists for type checkers only means Any."""
+    try:
+        return get_type_hints(function, include_extras=True)
+    except NameError:
+        hints = {}
+        for name, annotation in getattr(function, "__annotations__", {}).items():
+            try:
+                holder = type("_", (), {"__annotations__": {name: annotation}})
+                hints.update(get_type_hints(holder, getattr(function, "__globals__", {})))
+            except NameError:
+                hints[name] = Any
+        return hints
+
+
+class Task(Generic[P, R]):
+    """A declared function. Calling it calls the function; enqueueing it makes a job.
+
+    It also passes for the plain coroutine function, so that arq's own `func`, `cron` and
+    stock `Worker` take it.
+    """
+
+    def __init__(
+        self,
+        function: Callable[Concatenate[Any, P], Awaitable[R]],
+        options: TaskOptions,
+    ) -> None:
+        if not inspect.iscoroutinefunction(function):
+            raise SettingsError(f"task {options.name!r} must be an async function")
+        self.function = function
+        self.task_options = options
+        self.name = options.name
+        self.signature = Signature(function)
+        update_wrapper(self, function)
+        # With these four, inspect.iscoroutinefunction says of this object what it says of
+        # the function: arq asks it before it takes a function.
+        self.__code__ = function.__code__
+        self.__defaults__ = function.__defaults__
+        self.__kwdefaults__ = function.__kwdefaults__
+        self.__annotations__ = function.__annotations__
+
+    def __call__(self, ctx: Any, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Call the function itself; nothing is enqueued."""
+        return self.function(ctx, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<task {self.name}>"
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """Write a call down, for `enqueue_many` and workflows; raise `ArgumentsError`."""
+        self.signature.check(self.name, args, kwargs)
+        return Call(self, args, kwargs, _NO_OPTIONS)
+
+    def options(
+        self,
+        *,
+        delay: float | timedelta | None = None,
+        at: datetime | None = None,
+        key: str | None = None,
+        queue: str | None = None,
+        expires: float | timedelta | None = None,
+    ) -> BoundTask[P, R]:
+        """Return the task with options for the calls made through it.
+
+        Example:
+            >>> await client.enqueue(place_order.options(delay=60, key="order-42"), 42)
+        """
+        return BoundTask(
+            self,
+            EnqueueOptions(
+                delay=seconds(delay),
+                at=at,
+                key=key,
+                queue=queue,
+                expires=seconds(expires),
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BoundTask(Generic[P, R]):
+    """A task with the options of its next calls."""
+
+    task: Task[P, R]
+    options: EnqueueOptions
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """Write a call with these options down; raise `ArgumentsError`."""
+        return replace(self.task.call(*args, **kwargs), options=self.options)
+
+
+_NO_OPTIONS = EnqueueOptions()
+
+
+@overload
+def task(function: Callable[Concatenate[C, P], Awaitable[R]], /) -> Task[P, R]: ...
+
+
+@overload
+def task(
+    *,
+    name: str | None = None,
+    retries: int | None = None,
+    backoff: RetryPolicy | None = None,
+    timeout: float | timedelta | None = None,
+    keep_result: float | timedelta | None = None,
+    keep_result_forever: bool | None = None,
+    queue: str | None = None,
+    expires: float | timedelta | None = None,
+    max_crashes: int | None = None,
+) -> Callable[[Callable[Concatenate[C, P], Awaitable[R]]], Task[P, R]]: ...
+
+
+def task(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    retries: int | None = None,
+    backoff: RetryPolicy | None = None,
+    timeout: float | timedelta | None = None,
+    keep_result: float | timedelta | None = None,
+    keep_result_forever: bool | None = None,
+    queue: str | None = None,
+    expires: float | timedelta | None = None,
+    max_crashes: int | None = None,
+) -> Any:
+    """Declare an async function whose first parameter is the context as a task.
+
+    Example:
+        >>> @task(retries=5, timeout=30)
+        ... async def place_order(ctx: Context, order_id: int) -> str:
+        ...     ctx.db.insert("orders", id=order_id)
+        ...     return "placed"
+
+    Raises:
+        SettingsError: an option contradicts itself, or the function is not async.
+    """
+
+    def declare(function: Callable[..., Any]) -> Task[..., Any]:
+        options = TaskOptions(
+            name=name or function.__qualname__,
+            retries=retries,
+            policy=backoff or RetryPolicy(),
+            timeout=seconds(timeout),
+            keep_result=seconds(keep_result),
+            keep_result_forever=keep_result_forever,
+            queue=queue,
+            expires=seconds(expires),
+            max_crashes=max_crashes,
+        )
+        _check(options)
+        return Task(function, options)
+
+    return declare if function is None else declare(function)
+
+
+def _check(options: TaskOptions) -> None:
+    for field_name in ("retries", "keep_result", "max_crashes"):
+        value = getattr(options, field_name)
+        if value is not None and value < 0:
+            raise SettingsError(f"task {options.name!r}: {field_name} must be 0 or more")
+    for field_name in ("timeout", "expires"):
+        value = getattr(options, field_name)
+        if value is not None and value <= 0:
+            raise SettingsError(f"task {options.name!r}: {field_name} must be more than 0 seconds")
+
+
+@overload
+def seconds(value: None) -> None: ...
+
+
+@overload
+def seconds(value: float | timedelta) -> float: ...
+
+
+def seconds(value: float | timedelta | None) -> float | None:
+    """Return seconds of seconds or a timedelta."""
+    return value.total_seconds() if isinstance(value, timedelta) else value

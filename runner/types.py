@@ -1,0 +1,112 @@
+"""The small records and enums that the modules hand to each other."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import msgspec
+
+Seconds: TypeAlias = "int | float"
+
+
+class Outcome(enum.Enum):
+    """What became of one attempt. Decided in one place (`execution.classify`)."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    RETRIED = "retried"
+    SNOOZED = "snoozed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
+    ABORTED = "aborted"
+    EXPIRED = "expired"
+    UNKNOWN_TASK = "unknown_task"
+    UNDECODABLE = "undecodable"
+    TOO_MANY_TRIES = "too_many_tries"
+    TOO_MANY_CRASHES = "too_many_crashes"
+    LOST_LEASE = "lost_lease"
+    HANDED_BACK = "handed_back"
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that ended for good without success.
+
+    Attributes:
+        job_id: the job's id.
+        queue: the queue it came from.
+        task: the task's name, or "<unknown>" when the payload could not be read.
+        args: positional arguments, as plain data.
+        kwargs: keyword arguments, as plain data.
+        attempt: the number of the last attempt, counted from 1.
+        outcome: the value of the `Outcome` that ended it.
+        error_type: the qualified name of the exception's class.
+        error: the exception's message.
+        traceback: the remote traceback as text, or "".
+        enqueued_ms: when it was enqueued, Unix time in milliseconds.
+        died_ms: when it ended, Unix time in milliseconds.
+        payload: the job's bytes as they were enqueued, for a requeue.
+    """
+
+    job_id: str
+    queue: str
+    task: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    attempt: int
+    outcome: str
+    error_type: str
+    error: str
+    traceback: str
+    enqueued_ms: int
+    died_ms: int
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStats:
+    """Counts of one queue, from Redis.
+
+    Attributes:
+        queued: jobs that wait, are deferred or run (the size of the queue's set).
+        running: jobs that a worker of ours holds.
+        succeeded: jobs that ended well since the counters were made.
+        failed: jobs that ended for good without success.
+        retried: attempts that will be followed by another.
+        crashed: leases that were lost: a worker was killed, stopped, or blocked too long.
+        dead: letters in the dead-letter store.
+    """
+
+    queued: int
+    running: int
+    succeeded: int
+    failed: int
+    retried: int
+    crashed: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriterStatus:
+    """The state of the writer, as it last told Redis.
+
+    Attributes:
+        leader: the name of the elected candidate, or "" when there is none.
+        position: the id of the last stream entry committed, "0-0" before the first.
+        backlog: entries behind the position.
+        lag_s: age in seconds of the oldest entry that is not committed; 0 when there is none.
+        units: units committed.
+        operations: operations committed.
+        batches: transactions that committed units.
+        rejected: units that Postgres refused.
+    """
+
+    leader: str
+    position: str
+    backlog: int
+    lag_s: float
+    units: int
+    operations: int
+    batches: int
+    rejected: int

@@ -1,0 +1,436 @@
+"""The worker: arq's Worker, its loop driven by events in place of polling.
+
+Start order, each step undone in reverse by `close`: connection to Redis, start-up hook,
+lease thread, writer candidate, wake connection, loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import arq.worker
+import uvloop
+from arq.connections import ArqRedis, create_pool, log_redis_info
+from arq.constants import default_queue_name, expires_extra_ms
+from arq.worker import Function
+
+from runner import execution, keys
+from runner.broker import Broker
+from runner.client import Client, open_client
+from runner.codec import Codec, HookCodec, codec_named
+from runner.cycle import TROUBLE, Cycles
+from runner.leases import Lease, Leases
+from runner.tasks import Task
+from runner.wake import Waker
+from runner.writer import Candidate, ReadPool
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timezone as TimeZone  # noqa: N812  the parameter is called timezone
+    from signal import Signals
+
+    from arq.connections import RedisSettings
+    from arq.cron import CronJob
+    from arq.jobs import Deserializer, Serializer
+    from arq.typing import SecondsTimedelta, StartupShutdown, WorkerCoroutine
+
+    from runner.broker import Claimed, Settlement
+
+logger = logging.getLogger("arq.worker")
+
+LEASE_S = 15.0
+MAX_CRASHES = 3
+LEAST_WAIT_S = 0.01
+SOONEST_BACKOFF_S, LATEST_BACKOFF_S = 0.1, 5.0
+SETTLE_AGAIN_S = 1.0
+
+
+class Worker(arq.worker.Worker):
+    """Run jobs. Takes everything that arq's Worker takes, and what follows.
+
+    Args:
+        lease: seconds that a claim holds without renewal; a killed worker's jobs run
+            elsewhere within this time.
+        lanes: how many claim-and-settle cycles may overlap.
+        max_crashes: how many lost leases make a job a dead letter.
+        codec: "msgpack", "pickle", or a codec of your own; None takes arq's serializer
+            hooks, and pickle where there are none, as arq does.
+        history: keep counters and dead letters.
+        database_url: where the writes of jobs go; None: `ctx.db` is refused.
+        writer: offer this worker as a candidate for the writer.
+        read_pool_size: connections for `ctx.db.fetch`; 0 switches reads off.
+        use_uvloop: run on uvloop where no loop is there yet.
+
+    Every other parameter is arq's own; its documentation holds.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[Function | Task[..., Any] | WorkerCoroutine] = (),
+        *,
+        queue_name: str | None = default_queue_name,
+        cron_jobs: Sequence[CronJob] | None = None,
+        redis_settings: RedisSettings | None = None,
+        redis_pool: ArqRedis | None = None,
+        burst: bool = False,
+        on_startup: StartupShutdown | None = None,
+        on_shutdown: StartupShutdown | None = None,
+        on_job_start: StartupShutdown | None = None,
+        on_job_end: StartupShutdown | None = None,
+        after_job_end: StartupShutdown | None = None,
+        handle_signals: bool = True,
+        job_completion_wait: int = 0,
+        max_jobs: int = 10,
+        job_timeout: SecondsTimedelta = 300,
+        keep_result: SecondsTimedelta = 3600,
+        keep_result_forever: bool = False,
+        poll_delay: SecondsTimedelta = 0.5,
+        queue_read_limit: int | None = None,
+        max_tries: int = 5,
+        health_check_interval: SecondsTimedelta = 3600,
+        health_check_key: str | None = None,
+        ctx: dict[Any, Any] | None = None,
+        retry_jobs: bool = True,
+        allow_abort_jobs: bool = False,
+        max_burst_jobs: int = -1,
+        job_serializer: Serializer | None = None,
+        job_deserializer: Deserializer | None = None,
+        expires_extra_ms: int = expires_extra_ms,
+        timezone: TimeZone | None = None,
+        log_results: bool = True,
+        lease: float = LEASE_S,
+        lanes: int = 2,
+        max_crashes: int = MAX_CRASHES,
+        codec: str | Codec | None = None,
+        history: bool = False,
+        database_url: str | None = None,
+        writer: bool = True,
+        read_pool_size: int = 2,
+        use_uvloop: bool = False,
+    ) -> None:
+        if use_uvloop and redis_pool is None:
+            ensure_uvloop()
+        super().__init__(
+            functions=[as_function(function) for function in functions],
+            queue_name=queue_name,
+            cron_jobs=cron_jobs,
+            redis_settings=redis_settings,
+            redis_pool=redis_pool,
+            burst=burst,
+            on_startup=on_startup,
+            on_shutdown=on_shutdown,
+            on_job_start=on_job_start,
+            on_job_end=on_job_end,
+            after_job_end=after_job_end,
+            handle_signals=handle_signals,
+            job_completion_wait=job_completion_wait,
+            max_jobs=max_jobs,
+            job_timeout=job_timeout,
+            keep_result=keep_result,
+            keep_result_forever=keep_result_forever,
+            poll_delay=poll_delay,
+            queue_read_limit=queue_read_limit,
+            max_tries=max_tries,
+            health_check_interval=health_check_interval,
+            health_check_key=health_check_key,
+            ctx=ctx,
+            retry_jobs=retry_jobs,
+            allow_abort_jobs=allow_abort_jobs,
+            max_burst_jobs=max_burst_jobs,
+            job_serializer=job_serializer,
+            job_deserializer=job_deserializer,
+            expires_extra_ms=expires_extra_ms,
+            timezone=timezone,
+            log_results=log_results,
+        )
+        chosen = codec_named(codec) if isinstance(codec, str) else codec
+        self._codec_given = chosen is not None
+        self.codec: Codec = chosen or HookCodec(job_serializer, job_deserializer)
+        self.lease_s = float(lease)
+        self.max_crashes = max_crashes
+        self.history = history
+        self.database_url = database_url
+        self.stopping = False
+        self._offers_writer = writer and database_url is not None
+        self.reads = (
+            ReadPool(database_url, max_size=read_pool_size)
+            if database_url is not None and read_pool_size > 0
+            else None
+        )
+        self.candidate: Candidate | None = None
+        self._jobs: dict[str, tuple[asyncio.Task[None], execution.Job]] = {}
+        self.broker = Broker(
+            self.queue_name,
+            lease_ms=int(self.lease_s * 1000),
+            keeps=history,
+        )
+        self.cycles = Cycles(
+            self.broker,
+            lambda: self.pool,
+            start=self._start_job,
+            room=self._room,
+            capacity=max_jobs,
+            lanes=lanes,
+            worker=f"{id(self):x}-{time.time_ns():x}",
+        )
+        self._leases = Leases(self.queue_name, self.lease_s, self._lease_lost)
+        self._waker = Waker(self.queue_name, self.cycles.nudge.set)
+
+    async def main(self) -> None:
+        """Connect, start, and run the loop until it is cancelled or the burst is over."""
+        self.stopping = False
+        self.allow_pick_jobs = True
+        await self._connect()
+        logger.info(
+            "Starting worker for %d functions: %s",
+            len(self.functions),
+            ", ".join(self.functions),
+        )
+        await log_redis_info(self.pool, logger.info)
+        self.ctx["redis"] = self.pool
+        if self.on_startup:
+            await self.on_startup(self.ctx)
+        self._leases.start(self.pool.connection_pool)
+        await self._start_candidate()
+        if not self.burst:
+            self._waker.start(self.pool)
+            self.cycles.idle_ms = int(max(self._wait_s() * 4, 2) * 1000)
+        self.cycles.claims = self.max_burst_jobs < 0
+        try:
+            await self._loop()
+        finally:
+            self.cycles.claims = False
+            self.cycles.idle_ms = 0
+            await self._waker.stop()
+
+    async def _connect(self) -> None:
+        if self._pool is None and self._codec_given:
+            assert self.redis_settings is not None
+            self._pool = await open_client(
+                self.redis_settings,
+                codec=self.codec,
+                queue=self.queue_name,
+                expires_extra_ms=self.expires_extra_ms,
+            )
+        elif self._pool is None:
+            self._pool = await create_pool(
+                self.redis_settings,
+                job_deserializer=self.job_deserializer,
+                job_serializer=self.job_serializer,
+                default_queue_name=self.queue_name,
+                expires_extra_ms=self.expires_extra_ms,
+            )
+
+    async def _start_candidate(self) -> None:
+        if self._offers_writer and self.candidate is None:
+            assert self.database_url is not None
+            self.candidate = Candidate(
+                redis=self.pool,
+                database_url=self.database_url,
+                codec=self.codec,
+            )
+            await self.candidate.start()
+
+    async def _loop(self) -> None:
+        backoff_s = SOONEST_BACKOFF_S
+        while True:
+            self.cycles.nudge.clear()
+            try:
+                await self._poll_iteration()
+            except TROUBLE as exc:
+                logger.warning("Redis does not answer (%s); trying again", exc)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(backoff_s * 2, LATEST_BACKOFF_S)
+                continue
+            backoff_s = SOONEST_BACKOFF_S
+            if self.burst and await self._burst_is_over():
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._wait_s()):
+                    await self.cycles.nudge.wait()
+
+    def _wait_s(self) -> float:
+        return max(float(self.poll_delay_s), LEAST_WAIT_S)
+
+    async def _poll_iteration(self) -> None:
+        """Claim once, look for aborts, and do what is due: one plain call, which raises."""
+        reply = await self.cycles.once()
+        self.cycles.nudge.clear()
+        if reply.next_due_ms is not None:
+            self._waker.due_in((reply.next_due_ms - reply.now_ms) / 1000)
+        if self.allow_abort_jobs:
+            await self._cancel_aborted_jobs()
+        await self.heart_beat()
+
+    async def _burst_is_over(self) -> bool:
+        if 0 <= self.max_burst_jobs <= self._jobs_started():
+            await asyncio.gather(*self.tasks.values())
+            return True
+        return not (self.tasks or await self.pool.zcard(self.queue_name))
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        """Claim and start up to so many due jobs, the oldest first.
+
+        arq's own loop names the jobs; here the claim script chooses them, because reading
+        ids and claiming them are one step.
+        """
+        if job_ids:
+            await self.cycles.once()
+
+    def _room(self) -> int:
+        """Return how many jobs may be claimed now."""
+        if not self.allow_pick_jobs or self.stopping:
+            return 0
+        room = min(self.max_jobs - self.job_counter, self.queue_read_limit)
+        if self.burst and self.max_burst_jobs >= 0:
+            room = min(room, self.max_burst_jobs - self._jobs_started())
+        return max(room, 0)
+
+    def _start_job(self, claimed: Claimed) -> None:
+        job = execution.begin(claimed)
+        self.job_counter += 1
+        task = asyncio.get_running_loop().create_task(self._run(job), name=claimed.job_id)
+        self._jobs[claimed.token + claimed.job_id] = (task, job)
+        self.tasks[claimed.job_id] = task
+        self._leases.add(
+            Lease(claimed.job_id, claimed.token, claimed.attempt, self._renewed_until(job)),
+        )
+
+    def _renewed_until(self, _job: execution.Job) -> float:
+        longest = max(
+            (f.timeout_s or self.job_timeout_s or 0.0 for f in self.functions.values()),
+            default=0.0,
+        )
+        return time.monotonic() + longest + self.lease_s if longest else float("inf")
+
+    async def _run(self, job: execution.Job) -> None:
+        claimed = job.claimed
+        try:
+            if self.allow_abort_jobs:
+                await self._note_abort(claimed.job_id)
+            await execution.run(self, claimed, job)
+        finally:
+            self._release(job)
+            self._jobs.pop(claimed.token + claimed.job_id, None)
+            if self.tasks.get(claimed.job_id) is asyncio.current_task():
+                del self.tasks[claimed.job_id]
+            self.cycles.nudge.set()
+
+    async def _note_abort(self, job_id: str) -> None:
+        if await self.pool.zrem(keys.ABORT, job_id):
+            self.aborting_tasks.add(job_id)
+
+    def _release(self, job: execution.Job) -> None:
+        """Free the job's slot, once."""
+        if not job.released:
+            job.released = True
+            self.job_counter -= 1
+
+    async def settle(self, settlement: Settlement, job: execution.Job) -> int | str:
+        """Settle an attempt; its slot is free from now on, its lease goes on until then."""
+        self._release(job)
+        claimed = settlement.claimed
+        status = await self.cycles.settle(settlement)
+        while isinstance(status, str):
+            logger.error("Redis refused the end of job %s: %s", claimed.job_id, status)
+            await asyncio.sleep(SETTLE_AGAIN_S)
+            status = await self.cycles.settle(settlement)
+        self._leases.remove(claimed.token, claimed.job_id)
+        if status == 0:
+            logger.warning(
+                "job %s: the lease was lost before the end was settled; it runs elsewhere",
+                claimed.job_id,
+            )
+        return status
+
+    async def remember_try(self, job_id: str, attempt: int) -> None:
+        """Set the count of tries, as arq does for ``_job_try``."""
+        await self.pool.setex(keys.retry(job_id), keys.RETRY_TTL_S, str(attempt))
+
+    def _lease_lost(self, lease: Lease) -> None:
+        """Hear from the lease thread that somebody else has a job now."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: so is the worker
+            self.loop.call_soon_threadsafe(self._cancel_lost, lease)
+
+    def _cancel_lost(self, lease: Lease) -> None:
+        self._leases.remove(lease.token, lease.job_id)
+        running = self._jobs.get(lease.token + lease.job_id)
+        if running is not None and lease.job_id in self.job_tasks:
+            task, job = running
+            job.lost_lease = True
+            task.cancel()
+
+    def handle_sig(self, signum: Signals) -> None:
+        """Stop now: running jobs are handed back at once."""
+        self.stopping = True
+        super().handle_sig(signum)
+
+    async def _wait_for_tasks_to_complete(self, signum: Signals) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._job_completion_wait):
+                while self.tasks:
+                    await asyncio.wait(list(self.tasks.values()))
+        self.stopping = True
+        self._job_completion_wait, wait = 0, self._job_completion_wait
+        try:
+            await super()._wait_for_tasks_to_complete(signum)
+        finally:
+            self._job_completion_wait = wait
+
+    async def close(self) -> None:
+        """Hand back what runs, stop what was started in reverse order, disconnect. Idempotent."""
+        if not self._handle_signals:
+            self.handle_sig(signal.SIGUSR1)
+        if not self._pool:
+            return
+        self.cycles.claims = False
+        await self._waker.stop()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        await self.cycles.drain()
+        if self.candidate is not None:
+            await self.candidate.stop()
+            self.candidate = None
+        self._leases.stop()
+        if self.reads is not None:
+            await self.reads.close()
+        with contextlib.suppress(*TROUBLE):
+            await self.pool.zrem(keys.idle(self.queue_name), self.cycles.worker)
+            await self.pool.delete(self.health_check_key)
+        if self.on_shutdown:
+            await self.on_shutdown(self.ctx)
+        await self.pool.close(close_connection_pool=True)
+        self._pool = None
+
+
+def as_function(function: Any) -> Any:
+    """Return arq's Function for a task; leave everything else to arq."""
+    if not isinstance(function, Task):
+        return function
+    options = function.task_options
+    return Function(
+        name=function.name,
+        coroutine=cast("WorkerCoroutine", function),
+        timeout_s=options.timeout,
+        keep_result_s=options.keep_result,
+        keep_result_forever=options.keep_result_forever,
+        max_tries=None if options.retries is None else options.retries + 1,
+    )
+
+
+def ensure_uvloop() -> None:
+    """Make a uvloop the thread's loop, unless one runs or is set already."""
+    with contextlib.suppress(RuntimeError):
+        asyncio.get_running_loop()
+        return
+    policy = asyncio.get_event_loop_policy()
+    # There is no public way to ask for the loop that is set without making one.
+    if getattr(getattr(policy, "_local", None), "_loop", None) is None:
+        asyncio.set_event_loop(uvloop.new_event_loop())
+
+
+__all__ = ["Client", "Worker", "as_function"]
