@@ -44,6 +44,7 @@ class Cycles:
     Args:
         redis: returns the connection pool of the moment.
         start: called with each claimed job.
+        replied: called with each reply, after its jobs have started.
         room: returns how many jobs may be claimed now.
         capacity: how many jobs may run at once.
         lanes: how many cycles may overlap.
@@ -56,6 +57,7 @@ class Cycles:
         redis: Callable[[], Redis],
         *,
         start: Callable[[Claimed], None],
+        replied: Callable[[CycleReply], None],
         room: Callable[[], int],
         capacity: int,
         lanes: int,
@@ -67,10 +69,9 @@ class Cycles:
         """Whether cycles that settle also claim; off outside the worker's loop."""
         self.idle_ms = 0
         """How long an idle registration lasts; 0: the worker cannot be woken."""
-        self.nudge = asyncio.Event()
-        """Set after each reply, so that the worker's loop looks at it."""
         self._redis = redis
         self._start = start
+        self._replied = replied
         self._room = room
         self._lanes = max(1, min(lanes, capacity))
         self._share = -(-capacity // self._lanes)
@@ -187,7 +188,6 @@ class Cycles:
         for (_, future), status in zip(batch, reply.statuses, strict=True):
             if not future.done():
                 future.set_result(status)
-        self.reply = reply
-        self.nudge.set()
+        self._replied(reply)
         if reply.more:
             self._kick()

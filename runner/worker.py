@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from arq.jobs import Deserializer, Serializer
     from arq.typing import SecondsTimedelta, StartupShutdown, WorkerCoroutine
 
-    from runner.broker import Claimed, Settlement
+    from runner.broker import Claimed, CycleReply, Settlement
 
 logger = logging.getLogger("arq.worker")
 
@@ -173,13 +173,15 @@ class Worker(arq.worker.Worker):
             self.broker,
             lambda: self.pool,
             start=self._start_job,
+            replied=self._replied,
             room=self._room,
             capacity=max_jobs,
             lanes=lanes,
             worker=f"{id(self):x}-{time.time_ns():x}",
         )
         self._leases = Leases(self.queue_name, self.lease_s, self._lease_lost)
-        self._waker = Waker(self.queue_name, self.cycles.nudge.set)
+        self._nudge = asyncio.Event()
+        self._waker = Waker(self.queue_name, self._nudge.set)
 
     async def main(self) -> None:
         """Connect, start, and run the loop until it is cancelled or the burst is over."""
@@ -239,7 +241,8 @@ class Worker(arq.worker.Worker):
     async def _loop(self) -> None:
         backoff_s = SOONEST_BACKOFF_S
         while True:
-            self.cycles.nudge.clear()
+            # Before the claim: a token that arrives from here on is not overlooked.
+            self._nudge.clear()
             try:
                 await self._poll_iteration()
             except TROUBLE as exc:
@@ -252,17 +255,14 @@ class Worker(arq.worker.Worker):
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._wait_s()):
-                    await self.cycles.nudge.wait()
+                    await self._nudge.wait()
 
     def _wait_s(self) -> float:
         return max(float(self.poll_delay_s), LEAST_WAIT_S)
 
     async def _poll_iteration(self) -> None:
         """Claim once, look for aborts, and do what is due: one plain call, which raises."""
-        reply = await self.cycles.once()
-        self.cycles.nudge.clear()
-        if reply.next_due_ms is not None:
-            self._waker.due_in((reply.next_due_ms - reply.now_ms) / 1000)
+        await self.cycles.once()
         if self.allow_abort_jobs:
             await self._cancel_aborted_jobs()
         await self.heart_beat()
@@ -281,6 +281,11 @@ class Worker(arq.worker.Worker):
         """
         if job_ids:
             await self.cycles.once()
+
+    def _replied(self, reply: CycleReply) -> None:
+        """Set the timer for the next job that is due."""
+        if reply.next_due_ms is not None and not self.burst:
+            self._waker.due_in((reply.next_due_ms - reply.now_ms) / 1000)
 
     def _room(self) -> int:
         """Return how many jobs may be claimed now."""
@@ -319,7 +324,8 @@ class Worker(arq.worker.Worker):
             self._jobs.pop(claimed.token + claimed.job_id, None)
             if self.tasks.get(claimed.job_id) is asyncio.current_task():
                 del self.tasks[claimed.job_id]
-            self.cycles.nudge.set()
+            if self.burst:
+                self._nudge.set()
 
     async def _note_abort(self, job_id: str) -> None:
         if await self.pool.zrem(keys.ABORT, job_id):

@@ -6,7 +6,8 @@
 --
 -- An entry is five values: id, payload, run-at in ms ('' for now), lifetime of the payload in
 -- ms, and '1' when the id may exist already. max_length 0 means no bound.
--- An immediate job gets Redis's time with a fraction that keeps the order of the call.
+-- An immediate job gets Redis's time, less two ms so that no clock a little behind calls it
+-- deferred, and a fraction that keeps the order of the call.
 
 local FIELDS = 5
 local SOON_MS = 5000
@@ -23,7 +24,7 @@ local function put(index, id, payload, run_at, lifetime)
   if stored.err then
     return stored.err
   end
-  local score = tonumber(run_at) or (now_exact + index / 1000)
+  local score = tonumber(run_at) or (now_exact - 2 + index / 1000)
   local added = redis.pcall('ZADD', queue, score_text(score), id)
   if type(added) == 'table' then
     redis.call('DEL', 'arq:job:' .. id)
