@@ -14,6 +14,7 @@ from arq.connections import create_pool as arq_create_pool
 from arq.utils import to_ms, to_unix_ms
 
 from runner import broker, codec, keys
+from runner.batch import Gathered
 from runner.broker import EnqueueEntry
 from runner.codec import Codec, HookCodec, JobRecord
 from runner.errors import ArgumentsError, EncodeError, EnqueueError, PayloadTooLarge
@@ -290,38 +291,28 @@ class Client(ArqRedis):
 
 
 class Outbox:
-    """Join the enqueues of one tick into one script call for each queue.
-
-    A task of the client sends them, so that a cancelled caller drops only its own wait.
-    While one call is under way the next batch gathers.
-    """
+    """Join the enqueues of one tick into one script call for each queue."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._waiting: list[tuple[str, EnqueueEntry, asyncio.Future[bool]]] = []
-        self._sender: asyncio.Task[None] | None = None
+        self._gathered = Gathered(self._send, "runner outbox")
 
     async def send(self, queue: str, entry: EnqueueEntry) -> bool:
         """Return True when the job is queued, False when its id is there already."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append((queue, entry, future))
-        if self._sender is None or self._sender.done():
-            self._sender = asyncio.create_task(self._send_all(), name="runner outbox")
+        self._gathered.add((queue, entry, future))
         return await future
 
     async def drain(self) -> None:
         """Wait until everything that was handed over has been sent."""
-        if self._sender is not None:
-            await asyncio.gather(self._sender, return_exceptions=True)
+        await self._gathered.drain()
 
-    async def _send_all(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            by_queue: dict[str, list[tuple[EnqueueEntry, asyncio.Future[bool]]]] = {}
-            for queue, entry, future in batch:
-                by_queue.setdefault(queue, []).append((entry, future))
-            for queue, waiting in by_queue.items():
-                await self._send_queue(queue, waiting)
+    async def _send(self, batch: list[tuple[str, EnqueueEntry, asyncio.Future[bool]]]) -> None:
+        by_queue: dict[str, list[tuple[EnqueueEntry, asyncio.Future[bool]]]] = {}
+        for queue, entry, future in batch:
+            by_queue.setdefault(queue, []).append((entry, future))
+        for queue, waiting in by_queue.items():
+            await self._send_queue(queue, waiting)
 
     async def _send_queue(
         self,

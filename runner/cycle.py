@@ -77,6 +77,7 @@ class Cycles:
         self._share = -(-capacity // self._lanes)
         self._reserved = 0  # slots promised to claims that are under way
         self._active: set[asyncio.Task[None]] = set()
+        self._calls: set[asyncio.Task[CycleReply]] = set()
         self._waiting: deque[_Pending] = deque()
         self._hungry = False  # due jobs were left behind by the last claim
         self._kick_due = False
@@ -99,20 +100,30 @@ class Cycles:
         return await future
 
     async def once(self) -> CycleReply:
-        """Run one cycle now that claims; raise what it raises."""
-        return await self._run(*self._load(claim=True))
+        """Run one cycle now that claims; raise what it raises.
+
+        A cancelled caller does not cancel the call: what it claims would belong to nobody
+        until the lease is over. Its jobs are started, or handed back by a worker that stops.
+        """
+        call = asyncio.get_running_loop().create_task(
+            self._run(*self._load(claim=True)),
+            name="runner claim",
+        )
+        self._calls.add(call)
+        call.add_done_callback(self._call_done)
+        return await asyncio.shield(call)
 
     async def drain(self) -> None:
         """Wait until nothing is left to settle."""
-        while self._waiting or self._active:
+        while self._waiting or self._active or self._calls:
             self._kick()
-            await asyncio.gather(*self._active, return_exceptions=True)
+            await asyncio.gather(*self._active, *self._calls, return_exceptions=True)
             await asyncio.sleep(0)
 
     def cancel(self) -> None:
         """Give up what is still to be settled: the leases run out, and others take over."""
         self.claims = False
-        for task in self._active:
+        for task in (*self._active, *self._calls):
             task.cancel()
         while self._waiting:
             self._waiting.popleft()[1].cancel()
@@ -133,6 +144,11 @@ class Cycles:
         if not task.cancelled() and (exc := task.exception()) is not None:
             logger.error("a cycle of the engine failed; its jobs are settled again", exc_info=exc)
         self._kick()
+
+    def _call_done(self, call: asyncio.Task[CycleReply]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # the caller has it, unless it was cancelled
 
     def _limit(self) -> int:
         free = self._room() - self._reserved

@@ -135,6 +135,10 @@ class Host(Protocol):
         """Free the job's slot, and hand its settlement to the next cycle."""
         ...
 
+    def limit_lease(self, job: Job, timeout_s: float) -> None:
+        """Stop renewing the lease some time after the job's time limit."""
+        ...
+
     async def remember_try(self, job_id: str, attempt: int) -> None:
         """Set the count of tries to what the enqueuer asked for."""
         ...
@@ -291,6 +295,7 @@ async def perform(host: Host, job: Job) -> Ending:
         log_start(job)
         host.job_tasks[job.claimed.job_id] = this_task
         if timeout_s is not None:
+            host.limit_lease(job, timeout_s)
             timer = asyncio.get_running_loop().call_later(timeout_s, overrun)
         assert job.function is not None
         value = await job.function.coroutine(context, *args, **kwargs)

@@ -13,10 +13,13 @@ from arq.jobs import ResultNotFound
 from redis.exceptions import RedisError
 
 from runner import broker, codec, keys
+from runner.batch import Gathered
 from runner.codec import Codec, HookCodec, ResultRecord
 from runner.errors import JobFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from arq.jobs import Deserializer
     from redis.asyncio import Redis
     from redis.asyncio.client import PubSub
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("runner.job")
 
 R = TypeVar("R")
+
+FIRST_LOOK_S = 1.0
+"""What the first look may take beyond the caller's timeout."""
 
 POLL_DELAY_S = 0.5
 """How often all waiters of a client are looked up together: stock workers publish nothing."""
@@ -45,18 +51,30 @@ class Results:
         self._poller: asyncio.Task[None] | None = None
         self._subscribed: asyncio.Event = asyncio.Event()
         self._closed = False
+        self._asked = Gathered(self._ask, "runner results look-up")
 
-    async def wait(self, job_id: str, queue: str) -> bytes | None:
-        """Return the encoded result, or None when there is nothing to wait for."""
+    async def wait(self, job_id: str, queue: str, *, timeout_s: float | None) -> bytes | None:
+        """Return the encoded result, or None when there is nothing to wait for.
+
+        A result that is there is found even with a timeout of nothing.
+
+        Raises:
+            TimeoutError: the time is up.
+        """
         self._start()
-        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bytes | None] = loop.create_future()
+        looked_up: asyncio.Future[None] = loop.create_future()
         waiters = self._waiting.setdefault((queue, job_id), set())
         waiters.add(future)
         try:
-            await self._subscribed.wait()
-            # Registered after the subscription is confirmed: what ends from here on is heard.
-            await self._look_up(queue, [job_id])
-            return await future
+            async with asyncio.timeout(None if timeout_s is None else timeout_s + FIRST_LOOK_S):
+                # Registered after the subscription is confirmed: what ends later is heard.
+                await self._subscribed.wait()
+                self._asked.add((queue, job_id, looked_up))
+                await looked_up
+            async with asyncio.timeout(timeout_s):
+                return await future
         finally:
             waiters.discard(future)
             if not waiters:
@@ -65,6 +83,7 @@ class Results:
     async def close(self) -> None:
         """Stop listening; those who still wait are cancelled. Idempotent."""
         self._closed = True
+        await self._asked.drain()
         tasks = [task for task in (self._listener, self._poller) if task is not None]
         self._listener = self._poller = None
         for task in tasks:
@@ -116,19 +135,30 @@ class Results:
             if blob:
                 self._answer((queue, job_id), blob)
             else:
-                await self._look_up(queue, [job_id])
+                await self._look_up_all([(queue, job_id)])
 
     async def _poll(self) -> None:
         while self._waiting:
             await asyncio.sleep(POLL_DELAY_S)
-            by_queue: dict[str, list[str]] = {}
-            for queue, job_id in self._waiting:
-                by_queue.setdefault(queue, []).append(job_id)
-            for queue, job_ids in by_queue.items():
-                for start in range(0, len(job_ids), broker.MAX_ENTRIES):
-                    with contextlib.suppress(RedisError, OSError, TimeoutError):
-                        # Redis is away: the next round asks again.
-                        await self._look_up(queue, job_ids[start : start + broker.MAX_ENTRIES])
+            await self._look_up_all(self._waiting)
+
+    async def _ask(self, asked: list[tuple[str, str, asyncio.Future[None]]]) -> None:
+        """Look up what was asked for in one tick."""
+        await self._look_up_all({(queue, job_id) for queue, job_id, _ in asked})
+        for _, _, looked_up in asked:
+            if not looked_up.done():
+                looked_up.set_result(None)
+
+    async def _look_up_all(self, wanted: Iterable[tuple[str, str]]) -> None:
+        by_queue: dict[str, list[str]] = {}
+        for queue, job_id in wanted:
+            by_queue.setdefault(queue, []).append(job_id)
+        for queue, job_ids in by_queue.items():
+            for start in range(0, len(job_ids), broker.MAX_ENTRIES):
+                try:
+                    await self._look_up(queue, job_ids[start : start + broker.MAX_ENTRIES])
+                except (RedisError, OSError, TimeoutError) as exc:
+                    logger.debug("could not look results up: %s; the next round will", exc)
 
     async def _look_up(self, queue: str, job_ids: list[str]) -> None:
         answers = await broker.read_results(
@@ -203,8 +233,7 @@ class Job(arq.jobs.Job, Generic[R]):
             poll_delay = pole_delay
         if self._results is None:
             return cast(R, await super().result(timeout, poll_delay=poll_delay))
-        async with asyncio.timeout(timeout):
-            blob = await self._results.wait(self.job_id, self._queue_name)
+        blob = await self._results.wait(self.job_id, self._queue_name, timeout_s=timeout)
         if blob is None:
             raise ResultNotFound(
                 "Not waiting for job result because the job is not in queue. "

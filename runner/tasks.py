@@ -181,6 +181,8 @@ class Task(Generic[P, R]):
     stock `Worker` take it.
     """
 
+    __qualname__: str
+
     def __init__(
         self,
         function: Callable[Concatenate[Any, P], Awaitable[R]],
@@ -200,7 +202,7 @@ class Task(Generic[P, R]):
         self.__kwdefaults__ = function.__kwdefaults__
         self.__annotations__ = function.__annotations__
 
-    def __call__(self, ctx: Any, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def __call__(self, ctx: Any, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Call the function itself; nothing is enqueued."""
         return self.function(ctx, *args, **kwargs)
 

