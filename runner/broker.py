@@ -174,7 +174,7 @@ class Broker:
             statuses=[s if isinstance(s, int) else s.decode() for s in statuses],
             claimed=[
                 Claimed(
-                    job_id=job_id.decode(),
+                    job_id=job_id.decode(errors="surrogateescape"),
                     token=token,
                     run_at_ms=float(score),
                     payload=payload,
@@ -186,10 +186,15 @@ class Broker:
         )
 
 
+def raw_id(job_id: str) -> bytes:
+    """Return an id as it stands in Redis, where anybody may have put bytes that are no text."""
+    return job_id.encode(errors="surrogateescape")
+
+
 def _settlement_fields(settlement: Settlement) -> tuple[Any, ...]:
     claimed = settlement.claimed
     fields = (
-        claimed.job_id,
+        raw_id(claimed.job_id),
         claimed.token,
         claimed.attempt,
         settlement.mode,

@@ -18,6 +18,7 @@ Fields: TypeAlias = dict[str, Any]
 
 logger = logging.getLogger("arq.jobs")
 
+_END_OF_CALENDAR_MS = 253_402_300_800_000  # the year 10000: no datetime goes so far
 _EXCEPTION = 1  # the msgpack extension type of an exception in a result
 _PYDANTIC_DUMP = "model_dump"
 
@@ -194,9 +195,11 @@ def decode_job(codec: Codec, data: bytes) -> JobRecord:
         and isinstance(kwargs, dict)
         and (attempt is None or isinstance(attempt, int))
         and isinstance(enqueued_ms, int)
+        and 0 <= enqueued_ms < _END_OF_CALENDAR_MS
         and isinstance(options, dict)
+        and isinstance(options.get("exp", 0), int)
     ):
-        raise DecodeError("not a job: a field has the wrong type")
+        raise DecodeError("not a job: a field has the wrong type, or no sensible value")
     return JobRecord(
         task=task,
         args=tuple(args),
@@ -273,8 +276,8 @@ def describe(exc: BaseException) -> Fields:
         name = f"{kind.__module__}.{name}"
     described: Fields = {
         "type": name,
-        "message": _message(exc),
-        "traceback": "".join(traceback_module.format_exception(exc)),
+        "message": _plain(_message(exc)),
+        "traceback": _plain("".join(traceback_module.format_exception(exc))),
     }
     if isinstance(exc, errors.WriteRejected):
         described["facts"] = {
@@ -285,6 +288,11 @@ def describe(exc: BaseException) -> Fields:
             "statement": exc.statement,
         }
     return described
+
+
+def _plain(text: str) -> str:
+    """Write what UTF-8 has no bytes for, as file names may hold it, as an escape."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _message(exc: BaseException) -> str:
@@ -370,7 +378,14 @@ def convert(value: Any, annotation: Any) -> Any:
     """Turn decoded plain data into the annotated type; raise `DecodeError` if it does not fit."""
     try:
         return msgspec.convert(value, annotation, dec_hook=_convert_other)
-    except (msgspec.ValidationError, ValueError, TypeError) as exc:
+    except (
+        msgspec.ValidationError,
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        NotImplementedError,
+    ) as exc:
         raise DecodeError(str(exc)) from exc
 
 

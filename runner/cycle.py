@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from runner.broker import MAX_ENTRIES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from redis.asyncio import Redis
 
@@ -82,6 +82,7 @@ class Cycles:
         self._hungry = False  # due jobs were left behind by the last claim
         self._kick_due = False
         self._troubles = 0
+        self._given_up = False
         self._prefix = f"r:{secrets.token_hex(6)}"
         self._numbers = itertools.count(1)
 
@@ -91,13 +92,20 @@ class Cycles:
         Keeps trying while Redis is away. When the waiter is cancelled, the settlement goes
         on.
         """
+        return await self.hand_in(settlement)
+
+    def hand_in(self, settlement: Settlement) -> asyncio.Future[int | str]:
+        """Let the next cycle settle one attempt; its status comes by the future."""
         future: asyncio.Future[int | str] = asyncio.get_running_loop().create_future()
+        if self._given_up:
+            future.cancel()
+            return future
         self._waiting.append((settlement, future))
         if not self._kick_due:
             # After the callbacks of this moment, so that what ends together travels together.
             self._kick_due = True
             asyncio.get_running_loop().call_soon(self._kick)
-        return await future
+        return future
 
     async def once(self) -> CycleReply:
         """Run one cycle now that claims; raise what it raises.
@@ -123,10 +131,19 @@ class Cycles:
     def cancel(self) -> None:
         """Give up what is still to be settled: the leases run out, and others take over."""
         self.claims = False
+        self._given_up = True
         for task in (*self._active, *self._calls):
             task.cancel()
-        while self._waiting:
-            self._waiting.popleft()[1].cancel()
+        self._drop(self._waiting)
+        self._waiting.clear()
+
+    def reopen(self) -> None:
+        """Settle again after `cancel`: a closed worker may start another time."""
+        self._given_up = False
+
+    def _drop(self, batch: Iterable[_Pending]) -> None:
+        for _, future in batch:
+            future.cancel()
 
     def _kick(self) -> None:
         self._kick_due = False
@@ -186,8 +203,11 @@ class Cycles:
                     idle_ms=self.idle_ms,
                 )
         except BaseException:
-            # Whether it ran is unknown: it is sent again, and the fence tells.
-            self._waiting.extendleft(reversed(batch))
+            if self._given_up:
+                self._drop(batch)
+            else:
+                # Whether it ran is unknown: it is sent again, and the fence tells.
+                self._waiting.extendleft(reversed(batch))
             raise
         finally:
             self._reserved -= limit

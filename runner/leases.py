@@ -16,7 +16,7 @@ import redis as redis_sync
 from redis.exceptions import NoScriptError, RedisError
 
 from runner import keys
-from runner.broker import MAX_ENTRIES
+from runner.broker import MAX_ENTRIES, raw_id
 from runner.scripts import load
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Leases:
             chunk = held[start : start + MAX_ENTRIES]
             args: list[Any] = [int(self._lease_s * 1000)]
             for lease in chunk:
-                args += (lease.job_id, lease.token, lease.attempt)
+                args += (raw_id(lease.job_id), lease.token, lease.attempt)
             script.check(queue_keys, args)
             execute: Any = connection.execute_command
             call = (len(queue_keys), *queue_keys, *args)

@@ -164,7 +164,7 @@ class Worker(arq.worker.Worker):
             else None
         )
         self.candidate: Candidate | None = None
-        self._jobs: dict[str, tuple[asyncio.Task[None], execution.Job]] = {}
+        self._jobs: dict[str, tuple[asyncio.Task[None], execution.Attempt]] = {}
         self.broker = Broker(
             self.queue_name,
             lease_ms=int(self.lease_s * 1000),
@@ -298,42 +298,42 @@ class Worker(arq.worker.Worker):
         return max(room, 0)
 
     def _start_job(self, claimed: Claimed) -> None:
-        job = execution.begin(claimed)
+        attempt = execution.begin(claimed)
         self.job_counter += 1
         stops = self.stopping or not self.allow_pick_jobs
-        line = self._hand_back(job) if stops else self._run(job)
+        line = self._hand_back(attempt) if stops else self._run(attempt)
         task = asyncio.get_running_loop().create_task(line, name=claimed.job_id)
-        self._jobs[claimed.token + claimed.job_id] = (task, job)
+        self._jobs[claimed.token + claimed.job_id] = (task, attempt)
         self.tasks[claimed.job_id] = task
         self._leases.add(
             Lease(claimed.job_id, claimed.token, claimed.attempt, math.inf),
         )
 
-    def limit_lease(self, job: execution.Job, timeout_s: float) -> None:
+    def limit_lease(self, attempt: execution.Attempt, timeout_s: float) -> None:
         """Renew the lease for as long as the job may run, and one lease more to end it."""
-        claimed = job.claimed
+        claimed = attempt.claimed
         until = time.monotonic() + timeout_s + self.lease_s
         self._leases.add(Lease(claimed.job_id, claimed.token, claimed.attempt, until))
 
-    async def _run(self, job: execution.Job) -> None:
-        claimed = job.claimed
+    async def _run(self, attempt: execution.Attempt) -> None:
+        claimed = attempt.claimed
         try:
             if self.allow_abort_jobs:
                 await self._note_abort(claimed.job_id)
-            await execution.run(self, claimed, job)
+            await execution.run(self, attempt)
         finally:
-            self._forget(job)
+            self._forget(attempt)
 
-    async def _hand_back(self, job: execution.Job) -> None:
+    async def _hand_back(self, attempt: execution.Attempt) -> None:
         """Give back a job that was claimed while the worker was told to stop."""
         try:
-            await self.settle(Settlement(claimed=job.claimed, mode="back"), job)
+            await self.settle(Settlement(claimed=attempt.claimed, mode="back"), attempt)
         finally:
-            self._forget(job)
+            self._forget(attempt)
 
-    def _forget(self, job: execution.Job) -> None:
-        claimed = job.claimed
-        self._release(job)
+    def _forget(self, attempt: execution.Attempt) -> None:
+        claimed = attempt.claimed
+        self._release(attempt)
         self._leases.remove(claimed.token, claimed.job_id)
         self._jobs.pop(claimed.token + claimed.job_id, None)
         if self.tasks.get(claimed.job_id) is asyncio.current_task():
@@ -345,15 +345,15 @@ class Worker(arq.worker.Worker):
         if await self.pool.zrem(keys.ABORT, job_id):
             self.aborting_tasks.add(job_id)
 
-    def _release(self, job: execution.Job) -> None:
+    def _release(self, attempt: execution.Attempt) -> None:
         """Free the job's slot, once."""
-        if not job.released:
-            job.released = True
+        if not attempt.released:
+            attempt.released = True
             self.job_counter -= 1
 
-    async def settle(self, settlement: Settlement, job: execution.Job) -> int | str:
+    async def settle(self, settlement: Settlement, attempt: execution.Attempt) -> int | str:
         """Settle an attempt; its slot is free from now on, its lease goes on until then."""
-        self._release(job)
+        self._release(attempt)
         claimed = settlement.claimed
         status = await self.cycles.settle(settlement)
         while isinstance(status, str):
@@ -380,8 +380,8 @@ class Worker(arq.worker.Worker):
         self._leases.remove(lease.token, lease.job_id)
         running = self._jobs.get(lease.token + lease.job_id)
         if running is not None and lease.job_id in self.job_tasks:
-            task, job = running
-            job.lost_lease = True
+            task, attempt = running
+            attempt.lost_lease = True
             task.cancel()
 
     def handle_sig(self, signum: Signals) -> None:

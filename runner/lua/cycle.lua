@@ -1,7 +1,7 @@
 -- Settle attempts that have ended, then claim due jobs: one round trip of the engine.
 -- KEYS: queue held clock_key idle wake counters dead units
 -- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int settling:int entries...
--- Uses: clock wake tell bury
+-- Uses: clock grace wake tell bury
 -- Returns: {now, next due or '', zcard, more, statuses, claimed jobs}
 --
 -- Settled first: `settling` entries of ten values each:
@@ -23,7 +23,6 @@ local FIELDS = 10
 local FAR_OFF_MS = 4102444800000
 local RETRY_TTL_S = 88400
 local COUNTERS_MS = 2592000000
-local CLOCK_MS = 3600000
 local LOOK_AHEAD = 5000
 
 local function held_parts(value)
@@ -53,9 +52,10 @@ local function run_again(id, extra, gives_back)
       score = tonumber(kept)
     end
   end
-  redis.call('ZADD', queue, 'XX', score_text(score), id)
-  redis.call('DEL', 'arq:in-progress:' .. id)
+  -- What frees memory goes first: the server refuses only a script's first write.
   redis.call('HDEL', held, id)
+  redis.call('DEL', 'arq:in-progress:' .. id)
+  redis.call('ZADD', queue, 'XX', score_text(score), id)
   if gives_back and redis.call('DECR', 'arq:retry:' .. id) < 1 then
     redis.call('DEL', 'arq:retry:' .. id)
   end
@@ -85,6 +85,8 @@ local function finish(id, result, keep_ms, extra)
     redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id)
     redis.call('PEXPIRE', 'arq:in-progress:' .. id, extra)
   end
+  -- An abort that came too late is not meant for the next job of this id.
+  redis.call('ZREM', 'arq:abort', id)
   if keep_ms ~= '0' then
     local stored
     if keep_ms == '-1' then
@@ -138,24 +140,19 @@ if settling > 0 then
   end
   local holders = redis.call('MGET', unpack(in_progress))
   for index = 1, settling do
-    statuses[index] = settle(ats[index], holders[index])
+    -- What goes wrong with one entry stays with it: the others are settled.
+    local ran, status = pcall(settle, ats[index], holders[index])
+    statuses[index] = ran and status or (type(status) == 'table' and status.err or tostring(status))
   end
 end
 
--- When no worker has claimed or renewed for a third of a lease, none of them could: their leases
--- ran out through no fault of theirs, and they get one renewal interval to say so.
-local interval = lease_ms / 3
-local noted, grace_until = string.match(redis.call('GET', clock_key) or '', '^(%d+) (%d+)$')
-noted, grace_until = tonumber(noted) or 0, tonumber(grace_until) or 0
-if noted > 0 and now - noted > interval then
-  grace_until = math.floor(now + interval)
-end
-
--- Due ids that somebody holds. A token of ours with a due score was put there by a stock abort:
--- its score is put right. An id held by a stock worker is left as it is.
+-- Due ids that somebody holds. A token of ours with a due score was put there by a stock abort, or
+-- its lease is in its last millisecond: the score becomes the lease's end again, which lies beyond
+-- this claim. An id held by a stock worker is left as it is.
 local function pass_by(id, holder)
   if string.sub(holder, 1, 2) == 'r:' then
-    redis.call('ZADD', queue, 'XX', now + lease_ms, id)
+    local left = math.max(redis.call('PTTL', 'arq:in-progress:' .. id), 2)
+    redis.call('ZADD', queue, 'XX', now + left, id)
     return 0
   elseif string.sub(holder, 1, 11) == 'committing:' then
     redis.call('ZADD', queue, 'XX', FAR_OFF_MS, id)
@@ -221,6 +218,7 @@ local function claim_page(count)
     elseif not payloads[index] and is_ghost(id, scores[index]) then
       redis.call('ZREM', queue, id)
       redis.call('HDEL', held, id)
+      redis.call('ZREM', 'arq:abort', id)
     else
       take(id, scores[index], payloads[index], tries[index], leftovers[index])
     end
@@ -242,7 +240,7 @@ if limit > 0 then
 end
 
 if redis.call('EXISTS', held) == 1 then
-  redis.call('SET', clock_key, now .. ' ' .. grace_until, 'PX', CLOCK_MS)
+  note_time()
 elseif noted > 0 then
   redis.call('DEL', clock_key)
 end

@@ -1,13 +1,12 @@
 -- Renew leases: the holder's own, or one that ran out while nobody else could claim.
 -- KEYS: queue held clock_key
 -- ARGV: lease_ms:int entries...
--- Uses: clock
+-- Uses: clock grace
 -- Returns: for each entry 1 (renewed) or 0 (lost, or the job has ended)
 --
 -- An entry is three values: id, token, attempt. ZADD XX: a finished id is never put back.
 
 local FIELDS = 3
-local CLOCK_MS = 3600000
 local statuses = {}
 
 local function lapsed_but_mine(id, token, attempt)
@@ -36,6 +35,5 @@ for at = entries_at, #ARGV, FIELDS do
   statuses[#statuses + 1] = renewed
 end
 
-local grace_until = string.match(redis.call('GET', clock_key) or '', '^%d+ (%d+)$') or '0'
-redis.pcall('SET', clock_key, now .. ' ' .. grace_until, 'PX', CLOCK_MS)
+pcall(note_time)
 return statuses

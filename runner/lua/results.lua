@@ -6,11 +6,13 @@
 local answers = {}
 for at = ids_at, #ARGV do
   local id = ARGV[at]
-  local result = redis.call('GET', 'arq:result:' .. id)
-  if result then
+  local result = redis.pcall('GET', 'arq:result:' .. id)
+  if type(result) == 'table' then
+    answers[#answers + 1] = false  -- no result that anybody could read
+  elseif result then
     answers[#answers + 1] = result
   elseif redis.call('ZSCORE', queue, id) then
-    redis.call('SADD', 'runner:waiters:' .. id, channel)
+    redis.pcall('SADD', 'runner:waiters:' .. id, channel)
     redis.call('PEXPIRE', 'runner:waiters:' .. id, ttl_ms)
     answers[#answers + 1] = ''
   else

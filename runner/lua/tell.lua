@@ -4,8 +4,8 @@ local TOLD_BYTES = 16384
 
 local function tell_waiters(id, blob)
   local key = 'runner:waiters:' .. id
-  local channels = redis.call('SMEMBERS', key)
-  if #channels == 0 then
+  local channels = redis.pcall('SMEMBERS', key)
+  if channels.err or #channels == 0 then
     return
   end
   local message = id .. '\0'

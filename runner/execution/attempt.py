@@ -1,0 +1,258 @@
+"""Run one attempt: load → admit → perform → classify → settle.
+
+Exactly one place decides what became of an attempt (`classify`, and `admit` for those that
+never start), and exactly one acts on it (`settlement`). Every end goes through the same
+hooks, results and dead letters.
+
+    claimed ──load──▶ record ──admit──▶ perform ──▶ ending ──settlement──▶ cycle
+                │              │                   ▲
+                └──────────────┴───────────────────┘   undecodable, expired, unknown task,
+                                                       too many tries or crashes, aborted
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from arq.jobs import DeserializationError
+from arq.utils import ms_to_datetime
+from arq.worker import RetryJob
+
+from runner import codec, errors
+from runner.codec import JobRecord
+from runner.errors import Cancel, DecodeError, Retry, Snooze
+from runner.execution.context import Context
+from runner.execution.lines import log, log_start
+from runner.execution.records import (
+    AGAIN,
+    Attempt,
+    Ending,
+    Host,
+    max_tries_of,
+    now_ms,
+    timeout_of,
+)
+from runner.execution.settlement import settlement
+from runner.tasks import seconds
+from runner.types import Outcome
+
+if TYPE_CHECKING:
+    from runner.broker import Claimed
+
+logger = logging.getLogger("arq.worker")
+
+
+async def run(host: Host, attempt: Attempt) -> None:
+    """Run one attempt from its claim to its settlement."""
+    ending = load(host, attempt) or await admit(host, attempt)
+    if ending is None:
+        ending = await perform(host, attempt)
+    log(host, attempt, ending)
+    count(host, ending)
+    await end(host, attempt, ending)
+
+
+def begin(claimed: Claimed) -> Attempt:
+    """Return the job as it is before anything of it is known."""
+    record = JobRecord(
+        task="<unknown>",
+        args=(),
+        kwargs={},
+        attempt=None,
+        enqueued_ms=0,
+        options={},
+    )
+    return Attempt(claimed, started_ms=now_ms(), record=record, number=claimed.attempt)
+
+
+def load(host: Host, attempt: Attempt) -> Ending | None:
+    """Decode the payload and find the function, or return how the job ends."""
+    payload = attempt.claimed.payload
+    if payload is None:
+        return Ending(Outcome.EXPIRED, errors.JobExpired("job expired"))
+    try:
+        attempt.record = codec.decode_job(host.codec, payload)
+    except DecodeError as exc:
+        failure = DeserializationError("unable to deserialize job")
+        failure.__cause__ = exc
+        return Ending(Outcome.UNDECODABLE, failure)
+    attempt.function = host.functions.get(attempt.record.task)
+    return None
+
+
+async def admit(host: Host, attempt: Attempt) -> Ending | None:
+    """Return None when the job may run now, or how it ends without having run."""
+    record, claimed = attempt.record, attempt.claimed
+    if claimed.job_id in host.aborting_tasks:
+        return Ending(Outcome.ABORTED, asyncio.CancelledError())
+    if attempt.function is None:
+        hint = errors.did_you_mean(record.task, host.functions)
+        message = f"function {record.task!r} not found{hint}"
+        return Ending(Outcome.UNKNOWN_TASK, errors.TaskNotFound(message))
+    expires_ms = record.options.get("exp")
+    if expires_ms is not None and attempt.started_ms > expires_ms:
+        return Ending(Outcome.EXPIRED, errors.JobExpired("job expired before it could start"))
+    most = attempt.task.task_options.max_crashes if attempt.task else None
+    most = host.max_crashes if most is None else most
+    if claimed.crashes >= max(most, 1):
+        message = f"the job lost its worker {claimed.crashes} times, max_crashes is {most}"
+        return Ending(Outcome.TOO_MANY_CRASHES, errors.TooManyCrashes(message))
+    if record.attempt and record.attempt > attempt.number:
+        attempt.number = claimed.attempt = record.attempt
+        await host.remember_try(claimed.job_id, record.attempt)
+    max_tries = max_tries_of(host, attempt)
+    if attempt.number > max_tries:
+        message = f"max {max_tries} retries exceeded"
+        return Ending(Outcome.TOO_MANY_TRIES, errors.TooManyTries(message))
+    return None
+
+
+async def perform(host: Host, attempt: Attempt) -> Ending:
+    """Call the function under its time limit, and classify how it ended."""
+    context = attempt.context = make_context(host, attempt)
+    structlog.contextvars.bind_contextvars(
+        job_id=attempt.claimed.job_id,
+        task=attempt.record.task,
+        attempt=attempt.number,
+    )
+    this_task = asyncio.current_task()
+    assert this_task is not None
+    timer: asyncio.TimerHandle | None = None
+    timeout_s = timeout_of(host, attempt)
+
+    def overrun() -> None:
+        attempt.timed_out = True
+        this_task.cancel()
+
+    try:
+        if host.on_job_start:
+            await host.on_job_start(context)
+        args, kwargs = arguments(attempt)
+        log_start(attempt)
+        host.job_tasks[attempt.claimed.job_id] = this_task
+        if timeout_s is not None:
+            host.limit_lease(attempt, timeout_s)
+            timer = asyncio.get_running_loop().call_later(timeout_s, overrun)
+        assert attempt.function is not None
+        value = await attempt.function.coroutine(context, *args, **kwargs)
+        attempt.unit = context.unit()
+    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  every end is classified
+        if isinstance(exc, asyncio.CancelledError):
+            # The cancellation ends here: what follows is the settlement.
+            this_task.uncancel()
+        return classify(host, attempt, exc)
+    finally:
+        if timer is not None:
+            timer.cancel()
+        host.job_tasks.pop(attempt.claimed.job_id, None)
+    return Ending(Outcome.SUCCEEDED, value)
+
+
+def make_context(host: Host, attempt: Attempt) -> Context:
+    """Return arq's dict for this attempt, with our parts."""
+    context = Context(host.ctx, host.reads)
+    context["job_id"] = attempt.claimed.job_id
+    context["job_try"] = attempt.number
+    context["enqueue_time"] = ms_to_datetime(attempt.record.enqueued_ms)
+    context["score"] = int(attempt.claimed.run_at_ms)
+    return context
+
+
+def arguments(attempt: Attempt) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments as the task's annotations want them; raise what does not fit."""
+    record = attempt.record
+    if attempt.task is None:
+        return record.args, record.kwargs
+    attempt.task.signature.check(record.task, record.args, record.kwargs)
+    return attempt.task.signature.convert(record.args, record.kwargs)
+
+
+def classify(  # noqa: C901, PLR0911  a list of rules, the first that fits decides
+    host: Host,
+    attempt: Attempt,
+    exc: BaseException,
+) -> Ending:
+    """Decide what an exception means. The only place that does."""
+    cancelled = isinstance(exc, asyncio.CancelledError)
+    extra = getattr(exc, "extra", None)
+    extra = extra() if callable(extra) else extra
+    if attempt.lost_lease:
+        return Ending(Outcome.LOST_LEASE, exc)
+    if attempt.timed_out and (cancelled or isinstance(exc, TimeoutError)):
+        timeout = TimeoutError()
+        timeout.__cause__ = exc
+        return Ending(Outcome.TIMED_OUT, timeout)
+    if attempt.claimed.job_id in host.aborting_tasks and cancelled:
+        return Ending(Outcome.ABORTED, exc)
+    if isinstance(exc, Snooze):
+        return Ending(Outcome.SNOOZED, exc, seconds(exc.defer))
+    if isinstance(exc, Cancel):
+        return Ending(Outcome.CANCELLED, exc)
+    if host.retry_jobs:
+        if isinstance(exc, Retry):
+            return Ending(Outcome.RETRIED, exc, (exc.defer_score or 0) / 1000 or None)
+        if cancelled and host.stopping:
+            return Ending(Outcome.HANDED_BACK, exc)
+        if cancelled or isinstance(exc, RetryJob):
+            return Ending(Outcome.RETRIED, exc)
+        again_s = retry_delay(attempt, exc)
+        if again_s is not None:
+            return Ending(Outcome.RETRIED, exc, again_s)
+    return Ending(Outcome.FAILED, exc, extra=extra)
+
+
+def retry_delay(attempt: Attempt, exc: BaseException) -> float | None:
+    """Return the seconds until a task with `retries` is tried again, None to give it up."""
+    if attempt.task is None or attempt.task.task_options.retries is None:
+        return None
+    if isinstance(exc, errors.ArgumentsError | errors.CodecError | errors.UnitError):
+        return None  # the same bytes will not fit the next time either
+    options = attempt.task.task_options
+    if attempt.number > (options.retries or 0):
+        return None
+    return options.policy.delay(attempt=attempt.number, random=random.random())  # noqa: S311  jitter
+
+
+def count(host: Host, ending: Ending) -> None:
+    """Count the attempt as arq does."""
+    if ending.outcome is Outcome.SUCCEEDED:
+        host.jobs_complete += 1
+    elif ending.outcome in AGAIN:
+        host.jobs_retried += 1
+    elif ending.outcome is not Outcome.LOST_LEASE:
+        host.jobs_failed += 1
+
+
+async def end(host: Host, attempt: Attempt, ending: Ending) -> None:
+    """Run the hooks around the settlement, and settle."""
+    context = attempt.context or make_context(host, attempt)
+    context["outcome"] = ending.outcome.value
+    host.aborting_tasks.discard(attempt.claimed.job_id)
+    if ending.outcome is Outcome.LOST_LEASE:
+        return
+    prepared = settlement(host, attempt, ending)
+    if host.on_job_end:
+        await guarded(host.on_job_end, context, "on_job_end")
+    settling = asyncio.ensure_future(host.settle(prepared, attempt))
+    try:
+        await asyncio.shield(settling)
+    except asyncio.CancelledError:
+        # Cancelled while it settles: the end of the job stands, only the hook is skipped.
+        with contextlib.suppress(asyncio.CancelledError):
+            await settling
+        raise
+    if host.after_job_end:
+        await guarded(host.after_job_end, context, "after_job_end")
+
+
+async def guarded(hook: Any, context: Context, name: str) -> None:
+    """Run a hook; its failure is logged and does not change what became of the attempt."""
+    try:
+        await hook(context)
+    except Exception:
+        logger.exception("the hook %s failed for job %s", name, context["job_id"])

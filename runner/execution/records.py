@@ -1,0 +1,145 @@
+"""The values that the steps of an attempt hand to each other, and what they ask of a worker."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from runner.tasks import Task
+from runner.types import Outcome
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from runner.broker import Claimed, Settlement
+    from runner.codec import Codec, JobRecord
+    from runner.execution.context import Context
+    from runner.writer import ReadPool
+
+
+class Function(Protocol):
+    """What arq knows of a function or a cron attempt."""
+
+    name: str
+    coroutine: Any
+    timeout_s: float | None
+    keep_result_s: float | None
+    keep_result_forever: bool | None
+    max_tries: int | None
+
+
+class Host(Protocol):
+    """What an attempt needs of its worker; arq's names, read when they are needed."""
+
+    functions: dict[str, Any]
+    queue_name: str
+    ctx: dict[Any, Any]
+    codec: Codec
+    reads: ReadPool | None
+    history: bool
+    stopping: bool
+    job_timeout_s: Any
+    keep_result_s: Any
+    keep_result_forever: bool
+    max_tries: int
+    max_crashes: int
+    retry_jobs: bool
+    log_results: bool
+    aborting_tasks: set[str]
+    job_tasks: dict[str, asyncio.Task[Any]]
+    on_job_start: Any
+    on_job_end: Any
+    after_job_end: Any
+    jobs_complete: int
+    jobs_failed: int
+    jobs_retried: int
+
+    async def settle(self, settlement: Settlement, attempt: Attempt) -> int | str:
+        """Free the job's slot, and hand its settlement to the next cycle."""
+        ...
+
+    def limit_lease(self, attempt: Attempt, timeout_s: float) -> None:
+        """Stop renewing the lease some time after the job's time limit."""
+        ...
+
+    async def remember_try(self, job_id: str, attempt: int) -> None:
+        """Set the count of tries to what the enqueuer asked for."""
+        ...
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One claimed job as it passes through the steps."""
+
+    claimed: Claimed
+    started_ms: int
+    record: JobRecord
+    function: Function | None = None
+    number: int = 0
+    context: Context | None = None
+    unit: bytes = b""
+    lost_lease: bool = False
+    timed_out: bool = False
+    released: bool = False
+
+    @property
+    def is_cron(self) -> bool:
+        """Whether a schedule made it: arq keeps its in-progress key for a while."""
+        return hasattr(self.function, "next_run")
+
+    @property
+    def ref(self) -> str:
+        """How log lines name the job, as arq does."""
+        if self.is_cron:
+            return self.record.task
+        return f"{self.claimed.job_id}:{self.record.task}"
+
+    @property
+    def task(self) -> Task[..., Any] | None:
+        """The declared task, None for a plain function."""
+        coroutine = self.function.coroutine if self.function else None
+        return coroutine if isinstance(coroutine, Task) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What became of one attempt.
+
+    Attributes:
+        result: the value, or the exception.
+        delay_s: until the next try; None: the job takes its old place in the queue.
+    """
+
+    outcome: Outcome
+    result: Any = None
+    delay_s: float | None = None
+    extra: Any = field(default=None, compare=False)
+
+
+AGAIN = frozenset({Outcome.RETRIED, Outcome.SNOOZED, Outcome.HANDED_BACK})
+"""Endings that are followed by another attempt."""
+
+GIVEN_BACK = frozenset({Outcome.SNOOZED, Outcome.HANDED_BACK})
+"""Endings that cost no try."""
+
+NO_LETTER = frozenset({Outcome.SUCCEEDED, Outcome.ABORTED, Outcome.LOST_LEASE, *AGAIN})
+"""Endings that leave no dead letter."""
+
+
+def now_ms() -> int:
+    """Return the Unix time in whole milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def max_tries_of(host: Host, attempt: Attempt) -> int:
+    """Return how often this job may be tried."""
+    declared = attempt.function.max_tries if attempt.function else None
+    return host.max_tries if declared is None else declared
+
+
+def timeout_of(host: Host, attempt: Attempt) -> float | None:
+    """Return the seconds this attempt may take; None means without end."""
+    declared = attempt.function.timeout_s if attempt.function else None
+    timeout: float | None = host.job_timeout_s if declared is None else declared
+    return timeout

@@ -1,0 +1,122 @@
+"""Turn how an attempt ended into what happens in Redis."""
+
+from __future__ import annotations
+
+import msgspec
+from arq.constants import keep_cronjob_progress
+
+from runner import codec
+from runner.broker import Settlement
+from runner.codec import ResultRecord
+from runner.execution.records import (
+    AGAIN,
+    GIVEN_BACK,
+    NO_LETTER,
+    Attempt,
+    Ending,
+    Host,
+    now_ms,
+)
+from runner.types import DeadLetter, Outcome
+
+
+def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
+    """Turn an ending into what happens in Redis. The only place that does."""
+    if ending.outcome in AGAIN:
+        return Settlement(
+            claimed=attempt.claimed,
+            mode="back" if ending.outcome in GIVEN_BACK else "again",
+            counter="" if ending.outcome in GIVEN_BACK else "retried",
+            extra="" if ending.delay_s is None else str(int(ending.delay_s * 1000)),
+        )
+    keep_ms = keep_ms_of(host, attempt)
+    result = encode(host, attempt, ending) if keep_ms else b""
+    done = ending.outcome is Outcome.SUCCEEDED
+    settled = Settlement(
+        claimed=attempt.claimed,
+        mode="done",
+        counter="succeeded" if done else "failed",
+        result=result,
+        keep_ms=keep_ms,
+        extra=str(keep_cronjob_progress * 1000) if attempt.is_cron and attempt.context else "",
+    )
+    if done and attempt.unit:
+        settled.mode = "submit"
+        settled.unit_id = f"{attempt.claimed.job_id}:{attempt.record.enqueued_ms}:0"
+        settled.operations = attempt.unit
+        settled.header = header(host, attempt, keep_ms)
+    elif host.history and ending.outcome not in NO_LETTER:
+        settled.letter = letter(host, attempt, ending)
+    return settled
+
+
+def keep_ms_of(host: Host, attempt: Attempt) -> int:
+    """Return how long the result is kept: 0 not at all, -1 for ever."""
+    function = attempt.function
+    forever = function.keep_result_forever if function else None
+    if host.keep_result_forever if forever is None else forever:
+        return -1
+    kept_s = function.keep_result_s if function else None
+    return int((host.keep_result_s if kept_s is None else kept_s) * 1000)
+
+
+def encode(host: Host, attempt: Attempt, ending: Ending) -> bytes:
+    """Encode the result as arq keeps it."""
+    record = attempt.record
+    return codec.encode_result(
+        host.codec,
+        ResultRecord(
+            job_id=attempt.claimed.job_id,
+            queue=host.queue_name,
+            task=record.task,
+            args=record.args,
+            kwargs=record.kwargs,
+            attempt=attempt.number,
+            enqueued_ms=record.enqueued_ms,
+            started_ms=attempt.started_ms,
+            finished_ms=now_ms(),
+            success=ending.outcome is Outcome.SUCCEEDED,
+            result=ending.result,
+        ),
+    )
+
+
+def header(host: Host, attempt: Attempt, keep_ms: int) -> bytes:
+    """Return what the writer needs to settle the job when its unit is committed."""
+    fields = (
+        attempt.claimed.job_id,
+        host.queue_name,
+        attempt.number,
+        attempt.started_ms,
+        now_ms(),
+        keep_ms,
+    )
+    return msgspec.msgpack.encode(fields)
+
+
+def letter(host: Host, attempt: Attempt, ending: Ending) -> bytes:
+    """Encode the dead letter of a job that ended for good without success."""
+    described = codec.describe(ending.result)
+    record = attempt.record
+    return encode_letter(
+        DeadLetter(
+            job_id=attempt.claimed.job_id,
+            queue=host.queue_name,
+            task=record.task,
+            args=list(record.args),
+            kwargs=record.kwargs,
+            attempt=attempt.number,
+            outcome=ending.outcome.value,
+            error_type=described["type"],
+            error=described["message"],
+            traceback=described["traceback"],
+            enqueued_ms=record.enqueued_ms,
+            died_ms=now_ms(),
+            payload=attempt.claimed.payload or b"",
+        ),
+    )
+
+
+def encode_letter(dead: DeadLetter) -> bytes:
+    """Encode a dead letter; arguments that are no plain data are kept as their repr."""
+    return msgspec.msgpack.encode(dead, enc_hook=repr)

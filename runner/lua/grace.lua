@@ -1,0 +1,13 @@
+-- When no worker has claimed or renewed for half a lease, none of them could: leases are renewed
+-- at a third. They ran out through no fault of their holders, who get as long to say so.
+
+local CLOCK_MS = 3600000
+local noted, grace_until = string.match(redis.call('GET', clock_key) or '', '^(%d+) (%d+)$')
+noted, grace_until = tonumber(noted) or 0, tonumber(grace_until) or 0
+if noted > 0 and now - noted > lease_ms / 2 then
+  grace_until = math.floor(now + lease_ms / 2)
+end
+
+local function note_time()
+  redis.call('SET', clock_key, now .. ' ' .. grace_until, 'PX', CLOCK_MS)
+end

@@ -1,0 +1,120 @@
+-- Settle what the writer has committed, so that callers see results.
+-- KEYS: queue dead counters writer
+-- ARGV: previous last leader units:int operations:int batches:int rejected:int done:int entries...
+-- Uses: clock tell bury
+-- Returns: for each entry 1 (settled), 0 (not this entry's job any more) or an error text
+--
+-- `entries` are six values each: entry id, job id, mode, keep_ms, result, letter.
+-- Modes: 'ok' the unit is committed; 'refused' it is not, and the letter says why: the job's dead
+-- letter, or for a unit without a job ('') the facts for whoever submitted it.
+-- An entry acts only where the job's marker names it, so the call can be repeated. `last` is ''
+-- unless this call is the last for its batch: then the counts grow, once, and the commit is
+-- announced.
+
+local FIELDS = 6
+local COUNTERS_MS = 2592000000
+local FAILED_MS = 3600000
+
+local statuses, settled = {}, {}
+local total = (#ARGV - entries_at + 1) / FIELDS
+
+-- The markers of all jobs in one command.
+local markers = {}
+do
+  local names, places = {}, {}
+  for index = 1, total do
+    local id = ARGV[entries_at + (index - 1) * FIELDS + 1]
+    if id ~= '' then
+      names[#names + 1] = 'arq:in-progress:' .. id
+      places[#places + 1] = index
+    end
+  end
+  if #names > 0 then
+    for at, marker in ipairs(redis.call('MGET', unpack(names))) do
+      markers[places[at]] = marker
+    end
+  end
+end
+
+-- What frees memory goes first: it is never refused, so a full Redis settles what it can.
+do
+  local ids, names = {}, {}
+  for index = 1, total do
+    local at = entries_at + (index - 1) * FIELDS
+    local id = ARGV[at + 1]
+    statuses[index] = 0
+    if id == '' then
+      statuses[index] = 1
+    elseif markers[index] == 'committing:' .. ARGV[at] then
+      statuses[index] = 1
+      settled[#settled + 1] = index
+      ids[#ids + 1] = id
+      names[#names + 1] = 'arq:in-progress:' .. id
+      names[#names + 1] = 'arq:job:' .. id
+      names[#names + 1] = 'arq:retry:' .. id
+    end
+  end
+  if #ids > 0 then
+    redis.call('ZREM', queue, unpack(ids))
+    redis.call('DEL', unpack(names))
+  end
+end
+
+local function keep_result(id, keep_ms, result)
+  if keep_ms == '-1' then
+    redis.call('SET', 'arq:result:' .. id, result)
+  elseif keep_ms ~= '0' then
+    redis.call('SET', 'arq:result:' .. id, result, 'PX', keep_ms)
+  end
+end
+
+local succeeded, failed = 0, 0
+
+local function answer(at)
+  local id, letter = ARGV[at + 1], ARGV[at + 5]
+  keep_result(id, ARGV[at + 3], ARGV[at + 4])
+  if ARGV[at + 2] == 'ok' then
+    succeeded = succeeded + 1
+  else
+    failed = failed + 1
+    bury(dead, id, letter)
+  end
+end
+
+for _, index in ipairs(settled) do
+  local at = entries_at + (index - 1) * FIELDS
+  local ok, problem = pcall(answer, at)
+  if not ok then
+    statuses[index] = type(problem) == 'table' and problem.err or tostring(problem)
+  end
+  pcall(tell_waiters, ARGV[at + 1], ARGV[at + 4])
+end
+
+for index = 1, total do
+  local at = entries_at + (index - 1) * FIELDS
+  if ARGV[at + 1] == '' and ARGV[at + 2] == 'refused' then
+    redis.pcall('SET', 'runner:failed:' .. ARGV[at], ARGV[at + 5], 'PX', FAILED_MS)
+  end
+end
+
+if succeeded > 0 then
+  redis.pcall('HINCRBY', counters, 'succeeded', succeeded)
+end
+if failed > 0 then
+  redis.pcall('HINCRBY', counters, 'failed', failed)
+end
+if succeeded + failed > 0 then
+  redis.call('PEXPIRE', counters, COUNTERS_MS)
+end
+
+if last ~= '' and redis.call('HGET', writer, 'answered') ~= last then
+  redis.call('HSET', writer, 'answered', last, 'position', last, 'leader', leader)
+  for field, count in pairs({units = units, operations = operations, batches = batches,
+      rejected = rejected, done = done}) do
+    if count ~= 0 then
+      redis.call('HINCRBY', writer, field, count)
+    end
+  end
+  redis.call('PUBLISH', 'runner:commits', previous .. ' ' .. last)
+end
+return statuses

@@ -1,0 +1,128 @@
+-- Queries whose text does not depend on the user's tables.
+
+-- name: migrations_table
+CREATE SCHEMA IF NOT EXISTS runner;
+CREATE TABLE IF NOT EXISTS runner.migrations (
+    number     integer PRIMARY KEY,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- name: migrations_lock
+SELECT pg_advisory_xact_lock(hashtextextended('arq-runner migrations', 0));
+
+-- name: session
+SELECT pg_backend_pid() AS pid, current_setting('server_version_num')::int AS version,
+       pg_is_in_recovery() AS is_standby;
+
+-- name: try_lock
+SELECT pg_try_advisory_lock($1);
+
+-- name: holds_lock
+SELECT count(*) > 0 FROM pg_locks
+ WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND ((classid::bigint << 32) | objid::bigint) = $1 AND objsubid = 1;
+
+-- name: end_holder
+-- Ends exactly the session that was elected here and does not answer any more.
+SELECT a.pid, pg_terminate_backend(a.pid) AS ended
+  FROM pg_locks l JOIN pg_stat_activity a USING (pid) JOIN runner.writer w ON w.pid = a.pid
+ WHERE l.locktype = 'advisory' AND l.granted
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND ((l.classid::bigint << 32) | l.objid::bigint) = $1 AND l.objsubid = 1
+   AND a.datname = current_database() AND a.application_name = 'arq-runner writer'
+   AND a.pid <> pg_backend_pid();
+
+-- name: has_tables
+SELECT to_regclass('runner.writer') IS NOT NULL;
+
+-- name: take_office
+UPDATE runner.writer
+   SET epoch = epoch + 1, leader = $1, pid = pg_backend_pid(), elected_at = now()
+RETURNING position, epoch, identity, ledger, now() - swapped_at AS ledger_age;
+
+-- name: set_identity
+UPDATE runner.writer SET identity = $1 WHERE epoch = $2 RETURNING identity;
+
+-- name: epoch
+SELECT epoch FROM runner.writer;
+
+-- name: applied
+SELECT unit FROM runner.ledger_1 WHERE unit = ANY($1::bytea[])
+ UNION ALL
+SELECT unit FROM runner.ledger_2 WHERE unit = ANY($1::bytea[]);
+
+-- name: swap_ledger
+UPDATE runner.writer SET ledger = $2, swapped_at = now() WHERE epoch = $1 RETURNING ledger;
+
+-- name: reject
+INSERT INTO runner.rejected (entry, facts) VALUES ($1, $2);
+
+-- name: rejected
+SELECT entry, facts FROM runner.rejected WHERE entry = ANY($1::text[]);
+
+-- name: forget_rejected
+DELETE FROM runner.rejected WHERE entry = ANY($1::text[]);
+
+-- name: table
+SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
+       c.relkind IN ('v', 'm', 'f') OR c.relrowsecurity
+       OR EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid)
+       OR (c.relkind <> 'p' AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid))
+       OR EXISTS (SELECT FROM pg_rewrite WHERE ev_class = c.oid AND rulename <> '_RETURN')
+       OR EXISTS (
+           SELECT FROM pg_trigger
+            WHERE NOT tgisinternal AND tgenabled <> 'D'
+              AND (tgrelid = c.oid OR tgrelid IN (SELECT relid FROM pg_partition_tree(c.oid))))
+       OR EXISTS (
+           SELECT FROM pg_partition_tree(c.oid) t JOIN pg_class p ON p.oid = t.relid
+            WHERE p.relkind = 'f') AS is_alone,
+       EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = c.oid
+                  AND confdeltype NOT IN ('a', 'r')) AS acts_on_delete,
+       EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = c.oid
+                  AND confupdtype NOT IN ('a', 'r')) AS acts_on_update
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+   AND CASE WHEN $1::text IS NULL THEN pg_table_is_visible(c.oid) ELSE n.nspname = $1 END;
+
+-- name: columns
+WITH RECURSIVE unrolled AS (
+    SELECT a.attnum, a.attname, a.attcollation, a.attgenerated <> '' AS is_generated,
+           a.atttypid AS type, a.atttypmod AS typmod, false AS is_domain
+      FROM pg_attribute a
+     WHERE a.attrelid = $1::bigint::oid AND a.attnum > 0 AND NOT a.attisdropped
+     UNION ALL
+    SELECT u.attnum, u.attname, u.attcollation, u.is_generated, t.typbasetype, t.typtypmod, true
+      FROM unrolled u JOIN pg_type t ON t.oid = u.type AND t.typtype = 'd'
+)
+SELECT u.attname AS name, u.is_generated, u.typmod, u.is_domain, t.typname AS base,
+       t.typtype::text AS kind, t.typcategory = 'A' AS is_array,
+       coalesce(c.collisdeterministic, true) AS deterministic
+  FROM unrolled u
+  JOIN pg_type t ON t.oid = u.type AND t.typtype <> 'd'
+  LEFT JOIN pg_collation c ON c.oid = u.attcollation
+ ORDER BY u.attnum;
+
+-- name: indexes
+SELECT i.indisprimary AS is_primary, i.indexprs IS NOT NULL OR i.indpred IS NOT NULL AS is_complex,
+       ARRAY(
+           SELECT a.attname::text
+             FROM unnest(i.indkey::smallint[]) WITH ORDINALITY k(attnum, place)
+             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+            WHERE k.place <= i.indnkeyatts
+            ORDER BY k.place) AS columns
+  FROM pg_index i
+ WHERE i.indrelid = $1::bigint::oid AND (i.indisunique OR i.indisexclusion);
+
+-- name: checked
+SELECT DISTINCT a.attname::text
+  FROM pg_constraint c
+  JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
+ WHERE c.conrelid = $1::bigint::oid AND c.contype = 'c';
+
+-- name: table_names
+SELECT CASE WHEN pg_table_is_visible(c.oid) THEN c.relname ELSE n.nspname || '.' || c.relname END
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'v', 'f')
+   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'runner')
+ LIMIT 5000;

@@ -1,0 +1,324 @@
+"""Apply units in one transaction, together with the position that says so.
+
+What can be is one statement: a WITH whose branches take arrays, whose ledger branch records
+the units, and whose last part compares and advances the position. Its main query looks at
+the position first, so that a writer whose term is over learns of that, and of nothing else.
+"""
+
+from __future__ import annotations
+
+import collections
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runner.writer.failures import DUPLICATE, FENCED, MISSING
+from runner.writer.plan import Wave, plan
+from runner.writer.queries import query
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asyncpg import Connection, Record
+    from asyncpg.prepared_stmt import PreparedStatement
+
+    from runner.writer.catalogue import Known
+    from runner.writer.entries import Unit
+    from runner.writer.plan import Group, Row
+    from runner.writer.statements import Statements
+
+__all__ = ["Applier", "Office", "Step", "prepare_steps", "steps_in_order"]
+
+BRANCHES_AT_MOST = 16
+STATEMENTS_KEPT = 200
+
+# The session plans for structured statements: look rows up by index, whatever the statistics of
+# a table that grows by thousands of rows a second say. Raw SQL and triggers get the defaults.
+PLANNER_SETTINGS = {
+    "plan_cache_mode": ("force_generic_plan", "auto"),
+    "enable_seqscan": ("off", "on"),
+    "enable_hashjoin": ("off", "on"),
+    "enable_mergejoin": ("off", "on"),
+}
+_AFTER_RAW = (
+    "RESET ALL; RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD TEMP; CLOSE ALL; UNLISTEN *"
+)
+
+
+def _settings(at: int) -> str:
+    calls = (
+        f"set_config('{name}', '{values[at]}', true)" for name, values in PLANNER_SETTINGS.items()
+    )
+    return f"SELECT {', '.join(calls)}"
+
+
+_OURS, _DEFAULTS = _settings(0), _settings(1)
+
+
+@dataclass(slots=True)
+class Office:
+    """What a leader holds.
+
+    Attributes:
+        epoch: the number of its term.
+        position: the last entry that it knows to be applied.
+        ledger: which of the two ledgers is in use.
+        lock: the number of the advisory lock.
+        answered: the last entry that callers were told of when the term began.
+        ledger_age_s: how long the ledger had been in use then.
+    """
+
+    epoch: int
+    position: str
+    ledger: int
+    lock: int
+    answered: str
+    ledger_age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call to Postgres.
+
+    Exactly one of the three is meant: branches of a WITH with their arrays, rows for
+    ``executemany``, or one row alone.
+    """
+
+    branches: Sequence[tuple[Statements, list[Any], int]] = ()
+    many: tuple[Statements, list[Row]] | None = None
+    alone: tuple[Statements, Row] | None = None
+
+
+def prepare_steps(units: Sequence[Unit], known: Known) -> list[Step]:
+    """Plan units and put their values into arrays; raise `BadValue` for one that cannot be."""
+    operations = [operation for unit in units for operation in unit.operations]
+    profiles = {text: statements.profile for text, statements in known.items()}
+    steps: list[Step] = []
+    for wave in plan(operations, profiles):
+        steps.extend(_wave_steps(wave, known))
+    return steps
+
+
+def _wave_steps(wave: Wave, known: Known) -> list[Step]:
+    if wave.alone:
+        group = wave.groups[0]
+        statements = known[group.profile.text]
+        return [Step(alone=(statements, statements.row(row))) for row in group.rows]
+    steps: list[Step] = []
+    branches: list[tuple[Statements, list[Any], int]] = []
+    for group in sorted(wave.groups, key=lambda group: group.profile.text):
+        statements = known[group.profile.text]
+        if statements.is_plain:
+            branches.append((statements, statements.arrays(group.rows), len(group.rows)))
+        else:
+            steps.extend(_slow_steps(group, statements))
+    steps.extend(
+        Step(branches=branches[at : at + BRANCHES_AT_MOST])
+        for at in range(0, len(branches), BRANCHES_AT_MOST)
+    )
+    return steps
+
+
+def steps_in_order(unit: Unit, known: Known) -> list[Step]:
+    """Return the operations of one unit as they were written; equal ones in a row together."""
+    steps: list[Step] = []
+    for text, values in unit.operations:
+        statements = known[text]
+        width = len(statements.columns) or len(values) or 1
+        rows = [statements.row(values[at : at + width]) for at in range(0, len(values) or 1, width)]
+        if len(rows) > 1 and not statements.counts:
+            steps.append(Step(many=(statements, rows)))
+        else:
+            steps.extend(Step(alone=(statements, row)) for row in rows)
+    return steps
+
+
+def _slow_steps(group: Group, statements: Statements) -> list[Step]:
+    """Values that no array of scalars can hold: one by one where rows must be counted."""
+    rows = [statements.row(row) for row in group.rows]
+    if statements.counts or len(rows) == 1:
+        return [Step(alone=(statements, row)) for row in rows]
+    return [Step(many=(statements, rows))]
+
+
+class Applier:
+    """Runs steps over the one connection, and keeps its prepared statements."""
+
+    def __init__(self, connection: Connection[Record], office: Office) -> None:
+        self._connection = connection
+        self._prepared: collections.OrderedDict[str, PreparedStatement[Record]] = (
+            collections.OrderedDict()
+        )
+        self.office = office
+
+    def forget(self) -> None:
+        """Drop the prepared statements: the tables have changed."""
+        self._prepared.clear()
+
+    async def commit(
+        self,
+        steps: Sequence[Step],
+        units: Sequence[Unit],
+        refused: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        """Apply the steps, record the units and move the position behind the last of them.
+
+        Args:
+            steps: what to do.
+            units: the units behind the position, in order; those without a key, and those
+                that were refused, are not recorded.
+            refused: entries that are refused, and why.
+
+        Raises:
+            asyncpg.PostgresError: nothing was kept.
+        """
+        last = units[-1].entry
+        is_refused = {entry for entry, _ in refused}
+        recorded = [unit.key for unit in units if unit.key and unit.entry not in is_refused]
+        if len(steps) <= 1 and not refused and not (steps and not steps[0].branches):
+            await self._fused(steps[0].branches if steps else (), recorded, last)
+        else:
+            await self._in_transaction(steps, recorded, refused, last)
+        self.office.position = last
+
+    async def _in_transaction(
+        self,
+        steps: Sequence[Step],
+        recorded: list[bytes],
+        refused: Sequence[tuple[str, bytes]],
+        last: str,
+    ) -> None:
+        try:
+            async with self._connection.transaction():
+                await self._run(steps[:-1] if steps and steps[-1].branches else steps)
+                for entry, facts in refused:
+                    await self._connection.execute(query("reject"), entry, facts)
+                branches = steps[-1].branches if steps else ()
+                await self._fused(branches, recorded, last)
+        finally:
+            # Also after a rollback, which gives no advisory lock back.
+            if any(_is_raw(step) for step in steps) and not self._connection.is_closed():
+                await self._clean_session()
+
+    async def _run(self, steps: Sequence[Step]) -> None:
+        defaults = False
+        for step in steps:
+            if _is_foreign(step) != defaults:
+                defaults = not defaults
+                await self._connection.execute(_DEFAULTS if defaults else _OURS)
+            if step.branches:
+                await self._branches(step.branches)
+            elif step.many:
+                statements, rows = step.many
+                prepared = await self._prepare(statements.single)
+                await prepared.executemany(rows)
+            elif step.alone:
+                await self._alone(*step.alone)
+        if defaults:
+            await self._connection.execute(_OURS)
+
+    async def _alone(self, statements: Statements, row: Row) -> None:
+        prepared = await self._prepare(statements.single)
+        await prepared.fetch(*row)
+        if statements.counts and prepared.get_statusmsg() == "UPDATE 0":
+            await self._connection.fetchval(
+                "SELECT runner.expect(0, 1, $1, $2)", MISSING, _missing_text(statements)
+            )
+
+    async def _branches(self, branches: Sequence[tuple[Statements, list[Any], int]]) -> None:
+        parts, checks, args = _branch_parts(branches)
+        sql = f"WITH {', '.join(parts)} SELECT {', '.join(checks) or '1'}"
+        prepared = await self._prepare(sql)
+        await prepared.fetch(*args)
+
+    async def _fused(
+        self,
+        branches: Sequence[tuple[Statements, list[Any], int]],
+        recorded: list[bytes],
+        last: str,
+    ) -> None:
+        """Run branches with the ledger and the position in the same statement."""
+        parts, checks, args = _branch_parts(branches)
+        at = len(args)
+        active, other = self.office.ledger, 3 - self.office.ledger
+        parts += [
+            f"moved AS ({_move(at + 1)})",
+            f"noted AS (INSERT INTO runner.ledger_{active} SELECT unnest(${at + 4}::bytea[]))",
+        ]
+        # The order matters: the fence is looked at before any branch has run.
+        checks = [
+            _expect("SELECT count(*) FROM moved", "1", FENCED, "another term has begun"),
+            _expect(
+                f"SELECT count(*) FROM runner.ledger_{other} WHERE unit = ANY(${at + 4}::bytea[])",  # noqa: S608  numbers of ours
+                "0",
+                DUPLICATE,
+                "applied before",
+            ),
+            *checks,
+        ]
+        prepared = await self._prepare(f"WITH {', '.join(parts)} SELECT {', '.join(checks)}")
+        office = self.office
+        await prepared.fetch(*args, last, office.epoch, office.position, recorded)
+
+    async def _prepare(self, sql: str) -> PreparedStatement[Record]:
+        prepared = self._prepared.get(sql)
+        if prepared is None:
+            prepared = self._prepared[sql] = await self._connection.prepare(sql)
+            if len(self._prepared) > STATEMENTS_KEPT:
+                self._prepared.popitem(last=False)
+        else:
+            self._prepared.move_to_end(sql)
+        return prepared
+
+    async def _clean_session(self) -> None:
+        """Undo what raw SQL may have left in the session."""
+        await self._connection.execute(_AFTER_RAW)
+        if not await self._connection.fetchval(query("holds_lock"), self.office.lock):
+            raise ConnectionResetError("raw SQL gave the writer's lock away: the term is over")
+
+
+def _is_foreign(step: Step) -> bool:
+    """Say whether a step may run SQL that is not ours: raw SQL, or triggers of a table."""
+    return step.alone is not None
+
+
+def _is_raw(step: Step) -> bool:
+    return step.alone is not None and step.alone[0].profile.shape.kind == "execute"
+
+
+def _branch_parts(
+    branches: Sequence[tuple[Statements, list[Any], int]],
+) -> tuple[list[str], list[str], list[Any]]:
+    parts: list[str] = []
+    checks: list[str] = []
+    args: list[Any] = []
+    for number, (statements, arrays, rows) in enumerate(branches):
+        parts.append(statements.branch(number, len(args) + 1))
+        args.extend(arrays)
+        if statements.counts:
+            args.append(rows)
+            counted = f"SELECT count(*) FROM b{number}"  # noqa: S608  a number of ours
+            checks.append(_expect(counted, f"${len(args)}", MISSING, _missing_text(statements)))
+    return parts, checks, args
+
+
+def _move(first: int) -> str:
+    return (
+        f"UPDATE runner.writer SET position = ${first}"  # noqa: S608  numbers of ours
+        f" WHERE epoch = ${first + 1} AND position = ${first + 2} RETURNING 1"
+    )
+
+
+def _expect(counted: str, expected: str, code: str, message: str) -> str:
+    return f"runner.expect(({counted}), {expected}, '{code}', {_literal(message)})"
+
+
+def _missing_text(statements: Statements) -> str:
+    shape = statements.profile.shape
+    return (
+        f"add to {shape.table!r}: there is no row with this {', '.join(shape.key)}; "
+        f"insert it first, or add with missing='insert' or missing='ignore'"
+    )
+
+
+def _literal(text: str) -> str:
+    return "E'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

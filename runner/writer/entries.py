@@ -1,0 +1,136 @@
+"""Read the entries of the stream: units, and the jobs that they complete."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from runner.errors import DecodeError, WriteRejected
+from runner.writer.units import decode_operations
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from runner.writer.units import Operation
+
+__all__ = ["JobHeader", "Unit", "ledger_key", "read_entry"]
+
+
+class JobHeader(msgspec.Struct, frozen=True, array_like=True):
+    """What is needed to settle the job that a unit completes.
+
+    Attributes:
+        job_id: the job's id.
+        queue: its queue.
+        attempt: the number of the attempt, counted from 1.
+        started_ms: when the attempt began, Unix time in milliseconds.
+        finished_ms: when it ended.
+        keep_ms: how long the result is kept: 0 not at all, -1 for ever.
+    """
+
+    job_id: str
+    queue: str
+    attempt: int
+    started_ms: int
+    finished_ms: int
+    keep_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One entry of the stream.
+
+    Attributes:
+        entry: the entry's id.
+        key: what stands for the unit's id in the ledger; b"" for an entry without a unit.
+        operations: its operations, in order.
+        count: how many rows they have.
+        size: bytes of the entry.
+        job: the job that it completes, or None.
+        result: the encoded result of that job.
+        problem: why the entry cannot be read; then it is refused.
+    """
+
+    entry: str
+    key: bytes
+    operations: list[Operation]
+    count: int
+    size: int
+    job: JobHeader | None = None
+    result: bytes = b""
+    problem: str = ""
+
+
+_HEADER = msgspec.msgpack.Decoder(JobHeader)
+
+
+def read_entry(entry: str, fields: Mapping[bytes, bytes]) -> Unit:
+    """Read one entry; what is wrong with it becomes its problem, and nothing is raised."""
+    if b"m" in fields:  # a marker of the writer's own, which only moves the stream's ids on
+        return Unit(entry, b"", [], 0, 0)
+    unit_id = fields.get(b"u", b"")
+    result = fields.get(b"r", b"")
+    data = fields.get(b"o", b"")
+    job: JobHeader | None = None
+    operations: list[Operation] = []
+    problem = "" if unit_id else "the entry has no unit id"
+    try:
+        if b"j" in fields:
+            job = _HEADER.decode(fields[b"j"])
+        operations = decode_operations(data)
+    except (DecodeError, msgspec.DecodeError) as exc:
+        problem = problem or f"the entry cannot be read: {exc}"
+    return Unit(
+        entry=entry,
+        key=ledger_key(unit_id) if unit_id else b"",
+        operations=operations if not problem else [],
+        count=len(operations),
+        size=len(data) + len(result),
+        job=job,
+        result=result,
+        problem=problem,
+    )
+
+
+def ledger_key(unit_id: bytes) -> bytes:
+    """Return 16 bytes that stand for a unit's id.
+
+    The time in the id goes first, so that the ledger's index grows at its end and old pages
+    stay untouched; without a time it is all digest.
+    """
+    parts = unit_id.rsplit(b":", 2)
+    if len(parts) == 3 and parts[1].isdigit() and len(parts[1]) < 15:  # noqa: PLR2004  id:ms:sequence
+        digest = hashlib.blake2b(unit_id, digest_size=10).digest()
+        return int(parts[1]).to_bytes(6, "big") + digest
+    return hashlib.blake2b(unit_id, digest_size=16).digest()
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    message: str
+    sqlstate: str = ""
+    table: str = ""
+    constraint: str = ""
+    detail: str = ""
+    statement: str = ""
+
+
+def encode_rejection(refused: WriteRejected) -> bytes:
+    """Write down why a unit was refused."""
+    facts = _Facts(
+        message=refused.message,
+        sqlstate=refused.sqlstate,
+        table=refused.table,
+        constraint=refused.constraint,
+        detail=refused.detail,
+        statement=refused.statement,
+    )
+    return msgspec.msgpack.encode(msgspec.to_builtins(facts))
+
+
+def decode_rejection(data: bytes) -> WriteRejected:
+    """Read why a unit was refused."""
+    facts: dict[str, Any] = msgspec.to_builtins(msgspec.msgpack.decode(data, type=_Facts))
+    return WriteRejected(facts.pop("message"), **facts)

@@ -1,0 +1,77 @@
+"""Tell whose fault an error of Postgres is: the unit's, the schema's, the server's, or ours."""
+
+from __future__ import annotations
+
+import asyncpg
+
+from runner.errors import WriteRejected
+
+__all__ = [
+    "DUPLICATE",
+    "FENCED",
+    "MISSING",
+    "BadValue",
+    "Fenced",
+    "is_about_data",
+    "is_duplicate",
+    "is_stale",
+    "rejection",
+]
+
+# SQLSTATEs of our own, raised by runner.expect in the statement that applies a batch.
+FENCED, MISSING, DUPLICATE = "RNF01", "RNM01", "RND01"
+
+_STALE = frozenset({"0A000", "XX000", "22000", "42P01", "42703", "42704", "42804", "42883"})
+
+
+class Fenced(Exception):  # noqa: N818  not a failure: another candidate has been elected
+    """Raised when the position row says that another term has begun."""
+
+
+class BadValue(Exception):  # noqa: N818  becomes a rejection, never seen by users
+    """Raised when a value cannot be written as its column's type, before Postgres sees it."""
+
+
+def is_about_data(exc: asyncpg.PostgresError) -> bool:
+    """Say whether an error may be a unit's own fault.
+
+    The other classes tell of the connection, of concurrency, of resources or of the server.
+    Of these two, Postgres uses one for a statement that took too long and one for a statement
+    that used up its limit of temporary files: these are about the statement.
+    """
+    state = exc.sqlstate or ""
+    if state in ("57014", "53400"):
+        return True
+    return not state.startswith(("08", "40", "53", "57P0", "58")) and state != "25006"
+
+
+def rejection(exc: BaseException, statement: str = "") -> WriteRejected:
+    """Say why a unit was refused, in the words of Postgres or of asyncpg."""
+
+    def fact(name: str) -> str:
+        return str(getattr(exc, name, None) or "")
+
+    return WriteRejected(
+        str(exc) or type(exc).__name__,
+        sqlstate=fact("sqlstate") if isinstance(exc, asyncpg.PostgresError) else "",
+        table=fact("table_name"),
+        constraint=fact("constraint_name"),
+        detail=fact("detail"),
+        statement=statement[:1000],
+    )
+
+
+def is_stale(exc: BaseException) -> bool:
+    """Say whether an error may come from knowing a table as it was before a migration."""
+    return isinstance(exc, asyncpg.PostgresError) and exc.sqlstate in _STALE
+
+
+def is_duplicate(exc: BaseException) -> bool:
+    """Say whether an error means that the ledger knows the unit already."""
+    if not isinstance(exc, asyncpg.PostgresError):
+        return False
+    if exc.sqlstate == DUPLICATE:
+        return True
+    table = getattr(exc, "table_name", None) or ""
+    schema = getattr(exc, "schema_name", None)
+    return exc.sqlstate == "23505" and schema == "runner" and table.startswith("ledger_")

@@ -1,0 +1,159 @@
+"""Take office: see that Redis and Postgres belong together, and that neither went back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any, cast
+
+from redis.exceptions import ResponseError
+
+from runner import keys
+from runner.errors import StoreWentBack, WriterUnavailable
+from runner.writer.apply import Office
+from runner.writer.queries import query
+from runner.writer.session import LOCK
+from runner.writer.status import ZERO, exceeds, split_id
+
+if TYPE_CHECKING:
+    from asyncpg import Connection, Record
+    from redis.asyncio import Redis
+
+__all__ = ["adopt", "check_eviction", "take_office"]
+
+logger = logging.getLogger("runner.writer")
+
+_ADOPT = (
+    "If they shall belong together from now on, adopt the database by "
+    "runner.writer.adopt(redis, database_url): units up to the stream's end count as applied"
+)
+
+
+async def take_office(connection: Connection[Record], redis: Redis, name: str) -> Office:
+    """Begin a new term, which fences every older one.
+
+    Raises:
+        StoreWentBack: one store has lost what the other still knows; says what to do.
+    """
+    row = await connection.fetchrow(query("take_office"), name)
+    assert row is not None
+    facts = {
+        key.decode(): value.decode()
+        for key, value in (await cast(Any, redis.hgetall(keys.WRITER))).items()
+    }
+    position = row["position"]
+    await _agree(connection, redis, row, facts)
+    _check_trimmed(position, facts)
+    await _check_stream(redis, position)
+    answered = facts.get("answered", position)
+    if exceeds(answered, position):
+        logger.warning(
+            "Postgres went back from %s to %s, as after a failover to a replica that lacked "
+            "commits: applying what is between again, from the stream's tail",
+            *(answered, position),
+        )
+    await cast(Any, redis.hset(keys.WRITER, mapping={"leader": name, "position": position}))
+    return Office(
+        epoch=row["epoch"],
+        position=position,
+        ledger=row["ledger"],
+        lock=LOCK,
+        answered=answered,
+        ledger_age_s=row["ledger_age"].total_seconds(),
+    )
+
+
+async def check_eviction(redis: Redis) -> None:
+    """Raise `WriterUnavailable` where Redis may evict units that are not applied yet."""
+    try:
+        policy = (await redis.config_get("maxmemory-policy")).get("maxmemory-policy", "")
+    except ResponseError:
+        logger.warning("cannot see Redis's maxmemory-policy: make sure that it is noeviction")
+        return
+    if policy and policy != "noeviction":
+        raise WriterUnavailable(
+            f"Redis's maxmemory-policy is {policy}: at its limit it would throw units away that "
+            f"are not applied yet. Set it to noeviction",
+        )
+
+
+async def adopt(redis: Redis, connection: Connection[Record]) -> str:
+    """Declare that a Redis and a database belong together; return their new identity.
+
+    Everything in the stream counts as applied, so that no unit is applied twice. Only for
+    an operator who knows that the units in the stream are not wanted, and with no writer
+    running.
+    """
+    identity = secrets.token_hex(16)
+    last = await redis.xrevrange(keys.UNITS, count=1)
+    position = last[0][0].decode() if last else ZERO
+    await connection.execute(
+        "UPDATE runner.writer SET identity = $1, position = $2, epoch = epoch + 1",
+        *(identity, position),
+    )
+    info: dict[str, Any] = await redis.xinfo_stream(keys.UNITS) if last else {}
+    await cast(
+        Any,
+        redis.hset(
+            keys.WRITER,
+            mapping={
+                "identity": identity,
+                "position": position,
+                "answered": position,
+                "done": int(info.get("entries-added", 0)),
+            },
+        ),
+    )
+    await cast(Any, redis.hdel(keys.WRITER, "trimmed"))
+    return identity
+
+
+async def _agree(
+    connection: Connection[Record], redis: Redis, row: Record, facts: dict[str, str]
+) -> None:
+    """See that both stores carry one identity; give them one when both are new."""
+    theirs, ours = facts.get("identity"), row["identity"]
+    if theirs is not None and theirs == ours:
+        return
+    if theirs is None and row["position"] != ZERO:
+        raise StoreWentBack(
+            f"Redis does not know this database, which has applied units up to {row['position']}: "
+            f"Redis was emptied, or it is another one. {_ADOPT}",
+        )
+    if theirs is not None and (ours is not None or facts.get("answered", ZERO) != ZERO):
+        raise StoreWentBack(
+            "the units in Redis belong to another database, or this database was set back to "
+            f"a state from before them. {_ADOPT}",
+        )
+    identity = theirs or ours or secrets.token_hex(16)
+    await connection.execute(query("set_identity"), identity, row["epoch"])
+    await cast(Any, redis.hset(keys.WRITER, "identity", identity))
+
+
+def _check_trimmed(position: str, facts: dict[str, str]) -> None:
+    trimmed = facts.get("trimmed")
+    if trimmed is not None and exceeds(trimmed, position):
+        raise StoreWentBack(
+            f"Postgres says that it applied units up to {position}, but Redis has answered and "
+            f"dropped them up to {trimmed}: those between are in neither. Restore a database "
+            f"that has them. {_ADOPT}",
+        )
+
+
+async def _check_stream(redis: Redis, position: str) -> None:
+    """See that Redis still has the entry at the position; it is never trimmed."""
+    if position == ZERO or await redis.xrange(keys.UNITS, position, position):
+        return
+    logger.error(
+        "Redis lost units: the entry %s, the last that was applied, is not in the stream any "
+        "more. Jobs whose end was lost with it run again; the ledger keeps their writes from "
+        "being applied twice",
+        position,
+    )
+    # Entries must not get ids at or below the position, which would never be read.
+    last = await redis.xrevrange(keys.UNITS, count=1)
+    if not last or not exceeds(last[0][0].decode(), position):
+        ms, sequence = split_id(position)
+        with contextlib.suppress(ResponseError):  # the stream's ids are above it already
+            await redis.xadd(keys.UNITS, {"m": "the position"}, id=f"{ms}-{sequence + 1}")

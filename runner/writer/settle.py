@@ -1,0 +1,208 @@
+"""Tell what became of committed units: results, dead letters, and how far the writer is."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from runner import codec as codecs
+from runner import keys
+from runner.errors import DecodeError
+from runner.scripts import load
+from runner.types import DeadLetter, Outcome
+from runner.writer.entries import encode_rejection
+from runner.writer.status import exceeds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from redis.asyncio import Redis
+
+    from runner.codec import Codec, JobRecord
+    from runner.errors import WriteRejected
+    from runner.writer.entries import JobHeader, Unit
+
+__all__ = ["Settler"]
+
+logger = logging.getLogger("runner.writer")
+
+SETTLED_AT_ONCE = 500
+SETTLED_BYTES = 4_000_000
+
+_Entry = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Settler:
+    """Settles batches in the order of their commits.
+
+    Attributes:
+        redis: where results and markers are.
+        codec: what results are written in.
+        name: the leader's name, kept for whoever asks.
+        answered: the last entry that was settled.
+    """
+
+    redis: Redis
+    codec: Codec
+    name: str
+    answered: str
+
+    async def settle(
+        self,
+        units: Sequence[Unit],
+        refused: Mapping[str, WriteRejected],
+        *,
+        batches: int = 1,
+    ) -> None:
+        """Settle units that are committed, or refused; safe to repeat.
+
+        Units up to ``answered`` were counted before: they come again when Postgres went back.
+
+        Args:
+            units: in the order of the stream, without a gap after the last call's.
+            refused: why units were refused, by entry.
+            batches: how many batches they were.
+        """
+        by_queue: dict[str, list[_Entry]] = collections.defaultdict(list)
+        letters = await self._letters(units, refused)
+        for unit in units:
+            queue, entry = self._entry(unit, letters)
+            if entry is not None:
+                by_queue[queue].append(entry)
+        counts = (*_counts(units, refused, batches), len(units))
+        last = units[-1].entry
+        await self._send(by_queue, last if exceeds(last, self.answered) else "", counts)
+
+    def _entry(
+        self, unit: Unit, letters: Mapping[str, tuple[bytes, bytes]]
+    ) -> tuple[str, _Entry | None]:
+        job, letter = unit.job, letters.get(unit.entry)
+        if job is None:
+            if letter is None:
+                return "", None
+            return keys.DEFAULT_QUEUE, (unit.entry, "", "refused", 0, b"", letter[1])
+        if letter is None:
+            return job.queue, (unit.entry, job.job_id, "ok", job.keep_ms, unit.result, b"")
+        return job.queue, (unit.entry, job.job_id, "refused", job.keep_ms, *letter)
+
+    async def _send(
+        self,
+        by_queue: Mapping[str, list[_Entry]],
+        last: str,
+        counts: tuple[int, int, int, int, int],
+    ) -> None:
+        calls = [(queue, part) for queue, some in by_queue.items() for part in _parts(some)]
+        calls = calls or [(keys.DEFAULT_QUEUE, [])]
+        for number, (queue, part) in enumerate(calls, start=1):
+            is_last = number == len(calls)
+            head = counts if is_last else (0, 0, 0, 0, 0)
+            statuses = await load("writer_settle").call(
+                self.redis,
+                keys=[queue, keys.dead(queue), keys.counters(queue), keys.WRITER],
+                args=[
+                    *(self.answered, last if is_last else "", self.name, *head),
+                    *(value for entry in part for value in entry),
+                ],
+            )
+            _log_problems(part, statuses)
+        self.answered = last or self.answered
+
+    async def _letters(
+        self, units: Sequence[Unit], refused: Mapping[str, WriteRejected]
+    ) -> dict[str, tuple[bytes, bytes]]:
+        """Return the failed result and the dead letter of each refused unit, by entry."""
+        if not refused:
+            return {}
+        letters: dict[str, tuple[bytes, bytes]] = {}
+        for unit in units:
+            why = refused.get(unit.entry)
+            if why is None:
+                continue
+            if unit.job is None:
+                letters[unit.entry] = (b"", encode_rejection(why))
+                continue
+            payload = await self.redis.get(keys.job(unit.job.job_id))
+            letters[unit.entry] = self._letter(unit.job, payload or b"", why)
+        return letters
+
+    def _letter(self, job: JobHeader, payload: bytes, why: WriteRejected) -> tuple[bytes, bytes]:
+        record = self._record(payload)
+        # Also when no result is kept: whoever waits now is told by it.
+        result = codecs.encode_result(
+            self.codec,
+            codecs.ResultRecord(
+                job_id=job.job_id,
+                queue=job.queue,
+                task=record.task,
+                args=record.args,
+                kwargs=record.kwargs,
+                attempt=job.attempt,
+                enqueued_ms=record.enqueued_ms,
+                started_ms=job.started_ms,
+                finished_ms=job.finished_ms,
+                success=False,
+                result=why,
+            ),
+        )
+        described = codecs.describe(why)
+        dead = DeadLetter(
+            job_id=job.job_id,
+            queue=job.queue,
+            task=record.task,
+            args=list(record.args),
+            kwargs=record.kwargs,
+            attempt=job.attempt,
+            outcome=Outcome.FAILED.value,
+            error_type=described["type"],
+            error=described["message"],
+            traceback="",
+            enqueued_ms=record.enqueued_ms,
+            died_ms=int(time.time() * 1000),
+            payload=payload,
+        )
+        return result, msgspec.msgpack.encode(dead, enc_hook=repr)
+
+    def _record(self, payload: bytes) -> JobRecord:
+        try:
+            return codecs.decode_job(self.codec, payload)
+        except DecodeError:
+            return codecs.JobRecord(
+                task="<unknown>", args=(), kwargs={}, attempt=None, enqueued_ms=0, options={}
+            )
+
+
+def _counts(
+    units: Iterable[Unit], refused: Mapping[str, WriteRejected], batches: int
+) -> tuple[int, int, int, int]:
+    committed = [unit for unit in units if unit.key and unit.entry not in refused]
+    operations = sum(unit.count for unit in committed)
+    return len(committed), operations, batches, len(refused)
+
+
+def _parts(entries: list[_Entry]) -> Iterable[list[_Entry]]:
+    """Cut entries so that no call of the script blocks Redis for long."""
+    part: list[_Entry] = []
+    size = 0
+    for entry in entries:
+        part.append(entry)
+        size += len(entry[4]) + len(entry[5])
+        if len(part) >= SETTLED_AT_ONCE or size >= SETTLED_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _log_problems(entries: Sequence[_Entry], statuses: Sequence[Any]) -> None:
+    for entry, status in zip(entries, statuses, strict=True):
+        if not isinstance(status, int):
+            logger.error(
+                "the unit %s is committed, but Redis could not keep the result of job %s: %s",
+                *(entry[0], entry[1], status),
+            )

@@ -1,0 +1,205 @@
+"""Write the SQL of a shape: for one row, and as a branch over arrays of many rows."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import uuid
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from runner.writer.failures import BadValue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from asyncpg import Type
+
+    from runner.writer.facts import ColumnFacts, TableFacts
+    from runner.writer.plan import Profile, Row
+    from runner.writer.units import Shape
+
+__all__ = ["Statements", "quoted", "quoted_table", "single_sql"]
+
+
+@dataclass(slots=True)
+class Statements:
+    """A shape as statements.
+
+    Attributes:
+        profile: the shape, and how far it reaches.
+        single: the statement for one row.
+        types: the types of its parameters, as Postgres told them: without lengths.
+        columns: the columns of its parameters.
+        is_plain: rows can be given as arrays, one for each column.
+        counts: the number of rows that it touches must be the number of rows given.
+        converts: what has to be done to values before asyncpg takes them, by slot.
+    """
+
+    profile: Profile
+    single: str
+    types: tuple[Type, ...]
+    columns: tuple[ColumnFacts, ...]
+    is_plain: bool = field(init=False)
+    counts: bool = field(init=False)
+    converts: tuple[tuple[int, Callable[[Any], Any]], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        shape = self.profile.shape
+        self.is_plain = shape.kind != "execute" and all(c.is_plain for c in self.columns)
+        self.counts = shape.kind == "add" and shape.missing == "reject"
+        found = [(slot, _converter(column)) for slot, column in enumerate(self.columns)]
+        self.converts = tuple((slot, convert) for slot, convert in found if convert)
+
+    def row(self, row: Row) -> Row:
+        """Return the values of one row as asyncpg takes them; raise `BadValue`."""
+        if not self.converts:
+            return row
+        row = row.copy()
+        for slot, convert in self.converts:
+            row[slot] = convert(row[slot])
+        return row
+
+    def arrays(self, rows: Sequence[Row]) -> list[Any]:
+        """Return the values of rows, an array for each column; raise `BadValue`."""
+        arrays: list[Any] = list(zip(*rows, strict=True))
+        for slot, convert in self.converts:
+            arrays[slot] = [convert(value) for value in arrays[slot]]
+        return arrays
+
+    def branch(self, number: int, first: int) -> str:
+        """Return the part of a WITH that takes arrays ``$first…``."""
+        assert self.profile.facts is not None
+        arrays = ", ".join(
+            f"${first + slot}::{_array_type(kind)}" for slot, kind in enumerate(self.types)
+        )
+        names = ", ".join(f"p{slot}" for slot in range(len(self.types)))
+        body = _branch_body(
+            self.profile.shape, self.profile.facts, f"unnest({arrays}) AS x({names})"
+        )
+        return f"b{number} AS ({body}{' RETURNING 1' if self.counts else ''})"
+
+
+def quoted(name: str) -> str:
+    """Return a name as an identifier of SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quoted_table(facts: TableFacts) -> str:
+    """Return the name of a table with its schema, so that nothing can stand before it."""
+    return f"{quoted(facts.schema)}.{quoted(facts.name)}"
+
+
+def single_sql(shape: Shape, facts: TableFacts) -> str:
+    """Return the statement that does one operation."""
+    table = quoted_table(facts)
+    places = [f"${n}" for n in range(1, len(shape.columns) + 1)]
+    match shape.kind:
+        case "insert" | "upsert":
+            return f"{_insert(shape, table)} VALUES ({', '.join(places)}){_on_conflict(shape)}"
+        case "add" if shape.missing == "insert":
+            return f"{_insert(shape, table)} VALUES ({', '.join(places)}){_on_conflict(shape)}"
+        case "delete":
+            return f"DELETE FROM {table} AS t WHERE {_where(shape, places)}"  # noqa: S608  quoted
+        case _:
+            sets = _sets(shape, places)
+            return f"UPDATE {table} AS t SET {sets} WHERE {_where(shape, places)}"  # noqa: S608  quoted
+
+
+def _branch_body(shape: Shape, facts: TableFacts, source: str) -> str:
+    table = quoted_table(facts)
+    places = [f"x.p{slot}" for slot in range(len(shape.columns))]
+    match shape.kind:
+        case "insert" | "upsert":
+            return f"{_insert(shape, table)} SELECT * FROM {source}{_on_conflict(shape)}"  # noqa: S608  quoted
+        case "add" if shape.missing == "insert":
+            return f"{_insert(shape, table)} SELECT * FROM {source}{_on_conflict(shape)}"  # noqa: S608  quoted
+        case "delete":
+            where = _where(shape, places)
+            return f"DELETE FROM {table} AS t USING {source} WHERE {where}"  # noqa: S608  quoted
+        case _:
+            sets, where = _sets(shape, places), _where(shape, places)
+            return f"UPDATE {table} AS t SET {sets} FROM {source} WHERE {where}"  # noqa: S608  quoted
+
+
+def _insert(shape: Shape, table: str) -> str:
+    return f"INSERT INTO {table} AS t ({', '.join(map(quoted, shape.columns))})"
+
+
+def _on_conflict(shape: Shape) -> str:
+    if shape.kind == "insert":
+        return ""
+    key = ", ".join(map(quoted, shape.key))
+    if shape.kind == "add":
+        sets = ", ".join(_sum(name, f"excluded.{name}") for name in _deltas(shape))
+    else:
+        sets = ", ".join(f"{c} = excluded.{c}" for c in map(quoted, shape.overwritten))
+    return f" ON CONFLICT ({key}) DO " + (f"UPDATE SET {sets}" if sets else "NOTHING")
+
+
+def _deltas(shape: Shape) -> list[str]:
+    return [quoted(name) for name in shape.columns[len(shape.key) :]]
+
+
+def _sets(shape: Shape, places: list[str]) -> str:
+    values = places[len(shape.key) :]
+    pairs = zip(_deltas(shape), values, strict=True)
+    if shape.kind == "add":
+        return ", ".join(_sum(name, value) for name, value in pairs)
+    return ", ".join(f"{name} = {value}" for name, value in pairs)
+
+
+def _sum(name: str, value: str) -> str:
+    """Add to a column; NULL counts as nothing, or an addition would be lost in silence."""
+    return f"{name} = coalesce(t.{name} + {value}, {value})"
+
+
+def _where(shape: Shape, places: list[str]) -> str:
+    pairs = zip(shape.key, places, strict=False)
+    return " AND ".join(f"t.{quoted(name)} = {place}" for name, place in pairs)
+
+
+def _array_type(kind: Type) -> str:
+    # Never with a length: a cast to varchar(3)[] would cut values in silence.
+    return f"{quoted(kind.schema)}.{quoted(kind.name)}[]"
+
+
+def _converter(column: ColumnFacts) -> Callable[[Any], Any] | None:
+    if column.is_json:
+        return _as_json
+    if column.base == "timestamptz" and not column.is_array:
+        return _as_aware
+    return None
+
+
+def _as_json(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise BadValue(f"cannot be written as JSON: {exc}") from exc
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case dt.datetime() | dt.date() | dt.time():
+            return value.isoformat()
+        case dt.timedelta():
+            return value.total_seconds()
+        case Decimal() | uuid.UUID():
+            return str(value)
+        case bytes():
+            raise TypeError("bytes are no JSON; write them as text, in base64 for instance")
+        case _:
+            raise TypeError(f"a {type(value).__qualname__} is no JSON")
+
+
+def _as_aware(value: Any) -> Any:
+    if isinstance(value, dt.datetime) and value.tzinfo is None:
+        raise BadValue(
+            f"{value.isoformat()} has no time zone, and its column is a timestamp with time zone: "
+            f"give an aware datetime, as in datetime.now(UTC)"
+        )
+    return value

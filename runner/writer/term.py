@@ -1,0 +1,176 @@
+"""One leader's term: read → plan ahead → commit → settle, each stage a task.
+
+While Postgres commits one batch, the next is read, decoded and planned, and the last is
+settled. A batch is taken from the buffer only when the one before it is on its way, so that
+it grows by itself under load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from runner.writer.batch import Batch, Batches, Refusals
+from runner.writer.entries import decode_rejection
+from runner.writer.queries import query
+from runner.writer.settle import Settler
+from runner.writer.stream import Buffer, Reader, entries_between, trim
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from asyncpg import Connection, Record
+    from redis.asyncio import Redis
+
+    from runner.codec import Codec
+    from runner.writer.apply import Office
+    from runner.writer.entries import Unit
+
+__all__ = ["Term"]
+
+logger = logging.getLogger("runner.writer")
+
+PING_S = 2.0
+TRIM_S = 5.0
+LEDGER_KEPT_S = 600.0
+SETTLE_TIMEOUT_S = 10.0
+UNSETTLED_AT_MOST = 8
+COUNT_SETTLED_AT_ONCE = 1_000
+
+_Settling = tuple["Sequence[Unit]", Refusals]
+
+
+class Term:
+    """Applies the stream over one connection until it is told to end, or something fails."""
+
+    def __init__(
+        self,
+        *,
+        redis: Redis,
+        connection: Connection[Record],
+        office: Office,
+        codec: Codec,
+        name: str,
+    ) -> None:
+        self._redis = redis
+        self._connection = connection
+        self._office = office
+        self._batches = Batches(connection, office)
+        self._settler = Settler(redis, codec, name, office.answered)
+        self._buffer = Buffer()
+        self._planned: asyncio.Queue[Batch | None] = asyncio.Queue()
+        self._wanted = asyncio.Event()
+        self._unsettled: asyncio.Queue[_Settling | None] = asyncio.Queue(UNSETTLED_AT_MOST)
+        self._told: list[str] = []
+        self._swapped_at = time.monotonic() - office.ledger_age_s
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Apply units until ``stopping``; then finish the batch under way, settle, and return.
+
+        Raises:
+            ExceptionGroup: what ended the term. Nothing is lost: the position row says how far
+                it came, and the next term goes on from there.
+        """
+        await self._settle_the_rest()
+        async with asyncio.TaskGroup() as group:
+            ahead = [
+                group.create_task(self._read(), name="writer read"),
+                group.create_task(self._plan(), name="writer plan"),
+                group.create_task(self._trim(), name="writer trim"),
+            ]
+            group.create_task(self._commit(), name="writer commit")
+            group.create_task(self._settle(), name="writer settle")
+            await stopping.wait()
+            for task in ahead:
+                task.cancel()
+            self._planned.put_nowait(None)
+
+    async def _settle_the_rest(self) -> None:
+        """Answer what was committed by a leader that did not live to say so."""
+        answered, position = self._settler.answered, self._office.position
+        async for units in entries_between(self._redis, answered, position):
+            rows = await self._connection.fetch(query("rejected"), [unit.entry for unit in units])
+            refused = {row["entry"]: decode_rejection(row["facts"]) for row in rows}
+            await self._settler.settle(units, refused)
+
+    async def _read(self) -> None:
+        reader = Reader(self._redis, self._office.position)
+        while True:
+            units = await reader.read()
+            if units:
+                await self._buffer.put(units)
+
+    async def _plan(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            units = await self._buffer.take()
+            self._planned.put_nowait(self._batches.plan_ahead(units))
+
+    async def _commit(self) -> None:
+        self._wanted.set()
+        while True:
+            try:
+                async with asyncio.timeout(PING_S):
+                    batch = await self._planned.get()
+            except TimeoutError:
+                await self._keep_house()
+                continue
+            if batch is None:
+                break
+            self._wanted.set()
+            refused = await self._batches.apply(batch)
+            await self._unsettled.put((batch.units, refused))
+            if self._told or time.monotonic() - self._swapped_at > LEDGER_KEPT_S:
+                await self._keep_house()
+        await self._unsettled.put(None)
+
+    async def _keep_house(self) -> None:
+        """Show that the session lives; forget refusals that were told; swap the ledgers."""
+        told, self._told = self._told, []
+        await self._connection.execute(query("forget_rejected"), told)
+        if time.monotonic() - self._swapped_at > LEDGER_KEPT_S:
+            await self._swap_ledger()
+
+    async def _swap_ledger(self) -> None:
+        """Empty the older ledger and use it: the other keeps the last ten minutes."""
+        other = 3 - self._office.ledger
+        async with self._connection.transaction():
+            swapped = await self._connection.fetchval(
+                query("swap_ledger"), self._office.epoch, other
+            )
+            if swapped is not None:
+                await self._connection.execute(f"TRUNCATE runner.ledger_{other}")
+        if swapped is not None:
+            self._office.ledger = other
+        self._swapped_at = time.monotonic()
+
+    async def _settle(self) -> None:
+        while True:
+            done = await self._unsettled.get()
+            if done is None:
+                return
+            units, refused = list(done[0]), dict(done[1])
+            batches, is_last = 1, False
+            with contextlib.suppress(asyncio.QueueEmpty):
+                while len(units) < COUNT_SETTLED_AT_ONCE and not is_last:
+                    more = self._unsettled.get_nowait()
+                    if more is None:
+                        is_last = True
+                    else:
+                        units.extend(more[0])
+                        refused.update(more[1])
+                        batches += 1
+            async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                await self._settler.settle(units, refused, batches=batches)
+            self._told.extend(refused)
+            if is_last:
+                return
+
+    async def _trim(self) -> None:
+        while True:
+            await asyncio.sleep(TRIM_S)
+            await trim(self._redis, self._settler.answered)
