@@ -1,0 +1,76 @@
+"""The README's lines run as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+ENOUGH_S = 60
+
+
+def blocks() -> Iterator[str]:
+    yield from re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+
+
+def as_program(lines: str) -> str:
+    """Put top-level ``async with`` into a coroutine, as a service would have it."""
+    imports = [line for line in lines.splitlines() if line.startswith(("import", "from"))]
+    rest = [line for line in lines.splitlines() if line not in imports]
+    body = "\n".join(f"    {line}" for line in rest)
+    return "\n".join(["import asyncio", *imports, "async def main():", body, "asyncio.run(main())"])
+
+
+@pytest.mark.lasting_keys("runner:units", "runner:writer")
+async def test_the_fifteen_lines_place_an_order_and_take_it_from_the_stock(
+    redis_url: str,
+    database_url: str,
+    tmp_path: Path,
+) -> None:
+    tasks, service, *_ = blocks()
+    tasks = tasks.replace("postgresql://postgres@localhost/shop", database_url)
+    tasks += f'    redis_settings = __import__("runner").RedisSettings.from_dsn("{redis_url}")\n'
+    (tmp_path / "tasks.py").write_text(tasks, "utf-8")
+    service = as_program(service.replace("redis://localhost", redis_url))
+    (tmp_path / "service.py").write_text(service, "utf-8")
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute(
+            "CREATE TABLE orders (id bigint PRIMARY KEY, sku text, quantity int);"
+            "CREATE TABLE stock (sku text PRIMARY KEY, quantity int);"
+            "INSERT INTO stock VALUES ('hammer', 10)",
+        )
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "arq", "tasks.WorkerSettings"],
+            cwd=tmp_path,
+            env=environment,
+        )
+        try:
+            said = subprocess.run(
+                [sys.executable, "service.py"],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=ENOUGH_S,
+                check=True,
+            )
+        finally:
+            worker.terminate()
+            worker.wait(ENOUGH_S)
+        assert said.stdout == "placed\n"
+        assert await connection.fetchval("SELECT quantity FROM stock") == 8
+        assert await connection.fetchval("SELECT count(*) FROM orders WHERE id = 42") == 1
+    finally:
+        await connection.close()
