@@ -19,7 +19,7 @@ from runner.broker import EnqueueEntry
 from runner.codec import Codec, HookCodec, JobRecord
 from runner.errors import ArgumentsError, EncodeError, EnqueueError, PayloadTooLarge
 from runner.job import Job, Results
-from runner.tasks import BoundTask, Call, EnqueueOptions, Task
+from runner.tasks import BoundTask, Call, EnqueueOptions, Task, checked_id
 from runner.types import DeadLetter, QueueStats, WriterStatus
 from runner.writer import writer_status
 
@@ -87,7 +87,7 @@ class Client(ArqRedis):
 
         If the caller is cancelled while it waits, its job may be queued all the same.
         """
-        if isinstance(task, str):
+        if isinstance(task, str) and task:
             entry, queue = self._entry(task, args, kwargs, EnqueueOptions(), None)
             is_new = await self._outbox.send(queue, entry)
             return self._job(entry.job_id, queue, is_new=is_new)
@@ -145,7 +145,7 @@ class Client(ArqRedis):
             The job, or None when a job with this id is there already.
         """
         queue = _queue_name or self.default_queue_name
-        job_id = _job_id or uuid4().hex
+        job_id = checked_id(_job_id) if _job_id else uuid4().hex
         if _defer_until and _defer_by:
             raise RuntimeError("use either 'defer_until' or 'defer_by' or neither, not both")
         now_ms = _now_ms()
@@ -162,7 +162,7 @@ class Client(ArqRedis):
 
     def job(self, job_id: str, queue: str | None = None) -> Job[Any]:
         """Return a handle on a job by its id; nothing is asked of Redis."""
-        return self._job(job_id, queue or self.default_queue_name)
+        return self._job(checked_id(job_id), queue or self.default_queue_name)
 
     async def queue_stats(self, queue: str | None = None) -> QueueStats:
         """Read one queue's counts."""
@@ -179,10 +179,12 @@ class Client(ArqRedis):
         limit: int = 100,
     ) -> list[DeadLetter]:
         """Return the newest dead letters of a queue, the newest first."""
+        if limit < 1:
+            return []
         ids = await self.zrevrange(keys.dead(queue or self.default_queue_name), 0, limit - 1)
         if not ids:
             return []
-        blobs = await self.mget([keys.dead_letter(raw.decode()) for raw in ids])
+        blobs = await self.mget([keys.DEAD_LETTER.encode() + raw for raw in ids])
         return [msgspec.msgpack.decode(blob, type=DeadLetter) for blob in blobs if blob]
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:

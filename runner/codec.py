@@ -276,7 +276,7 @@ def describe(exc: BaseException) -> Fields:
         name = f"{kind.__module__}.{name}"
     described: Fields = {
         "type": name,
-        "message": _plain(_message(exc)),
+        "message": message_of(exc),
         "traceback": _plain("".join(traceback_module.format_exception(exc))),
     }
     if isinstance(exc, errors.WriteRejected):
@@ -295,9 +295,10 @@ def _plain(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _message(exc: BaseException) -> str:
+def message_of(exc: BaseException) -> str:
+    """Return an exception's message as text that can be written anywhere."""
     try:
-        return str(exc)
+        return _plain(str(exc))
     except Exception as broken:  # noqa: BLE001  a user's __str__ may raise anything
         return f"<the exception's message raised {type(broken).__name__}>"
 

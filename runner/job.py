@@ -47,6 +47,7 @@ class Results:
         self._redis = redis
         self._channel = keys.reply_channel(client_id)
         self._waiting: dict[tuple[str, str], set[asyncio.Future[bytes | None]]] = {}
+        self._queues: set[str] = set()  # a message names the job, not its queue
         self._listener: asyncio.Task[None] | None = None
         self._poller: asyncio.Task[None] | None = None
         self._subscribed: asyncio.Event = asyncio.Event()
@@ -65,6 +66,7 @@ class Results:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bytes | None] = loop.create_future()
         looked_up: asyncio.Future[None] = loop.create_future()
+        self._queues.add(queue)
         waiters = self._waiting.setdefault((queue, job_id), set())
         waiters.add(future)
         try:
@@ -129,8 +131,8 @@ class Results:
     async def _heard(self, data: bytes) -> None:
         raw_id, _, blob = data.partition(b"\0")
         job_id = raw_id.decode()
-        for queue, waited in list(self._waiting):
-            if waited != job_id:
+        for queue in list(self._queues):
+            if (queue, job_id) not in self._waiting:
                 continue
             if blob:
                 self._answer((queue, job_id), blob)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import update_wrapper
@@ -81,8 +82,23 @@ class EnqueueOptions:
             raise ArgumentsError("give either delay or at, not both")
         if self.at is not None and self.at.tzinfo is None:
             raise ArgumentsError("at needs a time zone: datetime(..., tzinfo=...)")
-        if self.key == "":
-            raise ArgumentsError("key must not be empty")
+        if self.key is not None:
+            checked_id(self.key, "key")
+        for name in ("delay", "expires"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ArgumentsError(f"{name} must be a number of seconds, not {value}")
+
+
+def checked_id(job_id: str, name: str = "job id") -> str:
+    """Return the id; raise `ArgumentsError` for one that cannot stand in a key of Redis."""
+    if job_id == "":
+        raise ArgumentsError(f"{name} must not be empty")
+    try:
+        job_id.encode()
+    except UnicodeEncodeError as exc:
+        raise ArgumentsError(f"{name} {job_id!a} is no text: {exc}") from None
+    return job_id
 
 
 @dataclass(frozen=True, slots=True)

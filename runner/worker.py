@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import signal
@@ -20,7 +21,7 @@ from arq.connections import ArqRedis, create_pool, log_redis_info
 from arq.constants import default_queue_name, expires_extra_ms
 from arq.worker import Function
 
-from runner import execution, keys
+from runner import broker, execution, keys
 from runner.broker import Broker, Settlement
 from runner.client import Client, open_client
 from runner.codec import Codec, HookCodec, codec_named
@@ -203,6 +204,7 @@ class Worker(arq.worker.Worker):
         if not self.burst:
             self._waker.start(self.pool)
             self.cycles.idle_ms = int(max(self._wait_s() * 4, 2) * 1000)
+        self.cycles.reopen()
         self.cycles.claims = self.max_burst_jobs < 0
         try:
             await self._loop()
@@ -259,7 +261,9 @@ class Worker(arq.worker.Worker):
                     await self._nudge.wait()
 
     def _wait_s(self) -> float:
-        return max(float(self.poll_delay_s), LEAST_WAIT_S)
+        # Claims tell the time: after half a lease without one, leases are thought to have run
+        # out through no fault of their holders, and nobody takes a dead worker's jobs over.
+        return max(min(float(self.poll_delay_s), self.lease_s / 4), LEAST_WAIT_S)
 
     async def _poll_iteration(self) -> None:
         """Claim once, look for aborts, and do what is due: one plain call, which raises."""
@@ -303,6 +307,7 @@ class Worker(arq.worker.Worker):
         stops = self.stopping or not self.allow_pick_jobs
         line = self._hand_back(attempt) if stops else self._run(attempt)
         task = asyncio.get_running_loop().create_task(line, name=claimed.job_id)
+        task.add_done_callback(functools.partial(self._forget, attempt))
         self._jobs[claimed.token + claimed.job_id] = (task, attempt)
         self.tasks[claimed.job_id] = task
         self._leases.add(
@@ -316,34 +321,39 @@ class Worker(arq.worker.Worker):
         self._leases.add(Lease(claimed.job_id, claimed.token, claimed.attempt, until))
 
     async def _run(self, attempt: execution.Attempt) -> None:
-        claimed = attempt.claimed
-        try:
-            if self.allow_abort_jobs:
-                await self._note_abort(claimed.job_id)
-            await execution.run(self, attempt)
-        finally:
-            self._forget(attempt)
+        if self.allow_abort_jobs:
+            await self._note_abort(attempt.claimed.job_id)
+        await execution.run(self, attempt)
 
     async def _hand_back(self, attempt: execution.Attempt) -> None:
         """Give back a job that was claimed while the worker was told to stop."""
-        try:
-            await self.settle(Settlement(claimed=attempt.claimed, mode="back"), attempt)
-        finally:
-            self._forget(attempt)
+        await self.settle(Settlement(claimed=attempt.claimed, mode="back"), attempt)
 
-    def _forget(self, attempt: execution.Attempt) -> None:
+    def _forget(self, attempt: execution.Attempt, task: asyncio.Task[None]) -> None:
+        """Drop a job whose task is over, and see to it when it never came to its settlement."""
         claimed = attempt.claimed
+        if not task.cancelled():
+            if (exc := task.exception()) is not None:
+                # Its lease runs out: a crash, so that it ends as a dead letter if it goes on so.
+                logger.error("job %s could not be settled", claimed.job_id, exc_info=exc)
+        elif not attempt.released and not attempt.lost_lease:
+            # Cancelled before its first step, or while its abort was looked up.
+            self.cycles.hand_in(Settlement(claimed=claimed, mode="back"))
         self._release(attempt)
         self._leases.remove(claimed.token, claimed.job_id)
         self._jobs.pop(claimed.token + claimed.job_id, None)
-        if self.tasks.get(claimed.job_id) is asyncio.current_task():
+        if self.tasks.get(claimed.job_id) is task:
             del self.tasks[claimed.job_id]
         if self.burst:
             self._nudge.set()
 
     async def _note_abort(self, job_id: str) -> None:
-        if await self.pool.zrem(keys.ABORT, job_id):
-            self.aborting_tasks.add(job_id)
+        try:
+            if await self.pool.zrem(keys.ABORT, broker.raw_id(job_id)):
+                self.aborting_tasks.add(job_id)
+        except TROUBLE as exc:
+            # The next poll looks again, and cancels the job then.
+            logger.warning("could not look up an abort of job %s: %s", job_id, exc)
 
     def _release(self, attempt: execution.Attempt) -> None:
         """Free the job's slot, once."""
@@ -386,8 +396,18 @@ class Worker(arq.worker.Worker):
 
     def handle_sig(self, signum: Signals) -> None:
         """Stop now: running jobs are handed back at once."""
+        if self.stopping and signum is not signal.SIGUSR1:
+            # The second signal: what cannot be settled now is left to its lease.
+            self.cycles.cancel()
         self.stopping = True
         super().handle_sig(signum)
+
+    def handle_sig_wait_for_completion(self, signum: Signals) -> None:
+        """Let running jobs finish for `job_completion_wait`; stop now when told again."""
+        if self.allow_pick_jobs:
+            super().handle_sig_wait_for_completion(signum)
+        else:
+            self.handle_sig(signum)
 
     async def _wait_for_tasks_to_complete(self, signum: Signals) -> None:
         with contextlib.suppress(TimeoutError):
@@ -411,6 +431,8 @@ class Worker(arq.worker.Worker):
         await self._waker.stop()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         await self.cycles.drain()
+        # What a last claim brought has been handed back by now.
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         if self.candidate is not None:
             await self.candidate.stop()
             self.candidate = None
@@ -422,7 +444,7 @@ class Worker(arq.worker.Worker):
             await self.pool.delete(self.health_check_key)
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
-        await self.pool.close(close_connection_pool=True)
+        await self.pool.aclose(close_connection_pool=True)
         self._pool = None
 
 

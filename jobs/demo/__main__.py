@@ -62,7 +62,8 @@ def _run(options: Options) -> int:
         work = load(options)
         console.print(f"{len(work.flights):,} flights read. Starting Valkey and Postgres ...")
         with (
-            embedded.start() as servers,
+            # Both servers keep what they have acknowledged, as they would in production.
+            embedded.start(redis_settings={"appendonly": True}) as servers,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop,
         ):
             demo = Demo(

@@ -158,22 +158,23 @@ class Fleet:
             enough = FIRST_KILLS[turn] if turn < len(FIRST_KILLS) else math.inf
             while time.monotonic() < until and sent() < enough:  # noqa: ASYNC110  two conditions
                 await asyncio.sleep(LOOK_EVERY_S)
-            victim = self._writer(leader()) if turn % 2 else chance.choice(workers)
+            elected = self._elected(leader())
+            victim = elected if turn % 2 else chance.choice(workers)
             if victim.alive:
-                self._kill(victim)
+                self._kill(victim, "the elected writer" if victim is elected else "")
 
-    def _writer(self, leader: str) -> Member:
+    def _elected(self, leader: str) -> Member:
         """Return the process whose candidate is elected; else the one that only writes."""
         for member in self.members:
             if member.process is not None and str(member.process.pid) in _numbers(leader):
                 return member
         return next(member for member in self.members if member.name == WRITER)
 
-    def _kill(self, member: Member) -> None:
+    def _kill(self, member: Member, office: str) -> None:
         member.killed = True
         member.signal(signal.SIGKILL)
         self.kills.append(time.monotonic())
-        self.say(f"SIGKILL to {member.name}")
+        self.say(f"SIGKILL to {member.name}" + (f", {office}" if office else ""))
 
     async def stop(self) -> None:
         """Stop all: SIGTERM, and SIGKILL to those that are still there after a while."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +50,12 @@ logger = logging.getLogger("arq.worker")
 
 async def run(host: Host, attempt: Attempt) -> None:
     """Run one attempt from its claim to its settlement."""
-    ending = load(host, attempt) or await admit(host, attempt)
-    if ending is None:
-        ending = await perform(host, attempt)
+    try:
+        ending = load(host, attempt) or await admit(host, attempt)
+        if ending is None:
+            ending = await perform(host, attempt)
+    except Exception as exc:  # noqa: BLE001  whatever it is, the job must end
+        ending = Ending(Outcome.FAILED, exc)
     log(host, attempt, ending)
     count(host, ending)
     await end(host, attempt, ending)
@@ -159,7 +163,8 @@ def make_context(host: Host, attempt: Attempt) -> Context:
     context["job_id"] = attempt.claimed.job_id
     context["job_try"] = attempt.number
     context["enqueue_time"] = ms_to_datetime(attempt.record.enqueued_ms)
-    context["score"] = int(attempt.claimed.run_at_ms)
+    run_at_ms = attempt.claimed.run_at_ms
+    context["score"] = int(run_at_ms) if math.isfinite(run_at_ms) else 0
     return context
 
 
@@ -179,8 +184,6 @@ def classify(  # noqa: C901, PLR0911  a list of rules, the first that fits decid
 ) -> Ending:
     """Decide what an exception means. The only place that does."""
     cancelled = isinstance(exc, asyncio.CancelledError)
-    extra = getattr(exc, "extra", None)
-    extra = extra() if callable(extra) else extra
     if attempt.lost_lease:
         return Ending(Outcome.LOST_LEASE, exc)
     if attempt.timed_out and (cancelled or isinstance(exc, TimeoutError)):
@@ -190,7 +193,7 @@ def classify(  # noqa: C901, PLR0911  a list of rules, the first that fits decid
     if attempt.claimed.job_id in host.aborting_tasks and cancelled:
         return Ending(Outcome.ABORTED, exc)
     if isinstance(exc, Snooze):
-        return Ending(Outcome.SNOOZED, exc, seconds(exc.defer))
+        return snoozed(exc)
     if isinstance(exc, Cancel):
         return Ending(Outcome.CANCELLED, exc)
     if host.retry_jobs:
@@ -203,7 +206,26 @@ def classify(  # noqa: C901, PLR0911  a list of rules, the first that fits decid
         again_s = retry_delay(attempt, exc)
         if again_s is not None:
             return Ending(Outcome.RETRIED, exc, again_s)
-    return Ending(Outcome.FAILED, exc, extra=extra)
+    return Ending(Outcome.FAILED, exc, extra=extra_of(exc))
+
+
+def snoozed(exc: Snooze) -> Ending:
+    """Return how a snoozing attempt ends: a time that is none is the task's own fault."""
+    delay_s: Any = seconds(exc.defer)
+    if isinstance(delay_s, int | float) and math.isfinite(delay_s):
+        return Ending(Outcome.SNOOZED, exc, delay_s)
+    fault = errors.TaskError(f"Snooze takes seconds or a timedelta, not {exc.defer!r}")
+    fault.__cause__ = exc
+    return Ending(Outcome.FAILED, fault)
+
+
+def extra_of(exc: BaseException) -> Any:
+    """Return what arq logs beside an exception that has an `extra`."""
+    extra = getattr(exc, "extra", None)
+    try:
+        return extra() if callable(extra) else extra
+    except Exception as broken:  # noqa: BLE001  a user's method may raise anything
+        return f"<extra raised {type(broken).__name__}>"
 
 
 def retry_delay(attempt: Attempt, exc: BaseException) -> float | None:
@@ -236,11 +258,17 @@ async def end(host: Host, attempt: Attempt, ending: Ending) -> None:
     if ending.outcome is Outcome.LOST_LEASE:
         return
     prepared = settlement(host, attempt, ending)
+    stopped = False
     if host.on_job_end:
-        await guarded(host.on_job_end, context, "on_job_end")
+        try:
+            await guarded(host.on_job_end, context, "on_job_end")
+        except asyncio.CancelledError:
+            stopped = True  # the hook ends here, and not the job, which has ended already
     settling = asyncio.ensure_future(host.settle(prepared, attempt))
     try:
         await asyncio.shield(settling)
+        if stopped:
+            raise asyncio.CancelledError
     except asyncio.CancelledError:
         # Cancelled while it settles: the end of the job stands, only the hook is skipped.
         with contextlib.suppress(asyncio.CancelledError):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 import msgspec
 from arq.constants import keep_cronjob_progress
 
 from runner import codec
 from runner.broker import Settlement
 from runner.codec import ResultRecord
+from runner.errors import EncodeError
 from runner.execution.records import (
     AGAIN,
     GIVEN_BACK,
@@ -18,6 +22,8 @@ from runner.execution.records import (
     now_ms,
 )
 from runner.types import DeadLetter, Outcome
+
+logger = logging.getLogger("arq.worker")
 
 
 def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
@@ -37,7 +43,7 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
         mode="done",
         counter="succeeded" if done else "failed",
         result=result,
-        keep_ms=keep_ms,
+        keep_ms=keep_ms if result else 0,
         extra=str(keep_cronjob_progress * 1000) if attempt.is_cron and attempt.context else "",
     )
     if done and attempt.unit:
@@ -61,24 +67,26 @@ def keep_ms_of(host: Host, attempt: Attempt) -> int:
 
 
 def encode(host: Host, attempt: Attempt, ending: Ending) -> bytes:
-    """Encode the result as arq keeps it."""
+    """Encode the result as arq keeps it; b"" when the codec takes not even an apology."""
     record = attempt.record
-    return codec.encode_result(
-        host.codec,
-        ResultRecord(
-            job_id=attempt.claimed.job_id,
-            queue=host.queue_name,
-            task=record.task,
-            args=record.args,
-            kwargs=record.kwargs,
-            attempt=attempt.number,
-            enqueued_ms=record.enqueued_ms,
-            started_ms=attempt.started_ms,
-            finished_ms=now_ms(),
-            success=ending.outcome is Outcome.SUCCEEDED,
-            result=ending.result,
-        ),
+    result = ResultRecord(
+        job_id=attempt.claimed.job_id,
+        queue=host.queue_name,
+        task=record.task,
+        args=record.args,
+        kwargs=record.kwargs,
+        attempt=attempt.number,
+        enqueued_ms=record.enqueued_ms,
+        started_ms=attempt.started_ms,
+        finished_ms=now_ms(),
+        success=ending.outcome is Outcome.SUCCEEDED,
+        result=ending.result,
     )
+    try:
+        return codec.encode_result(host.codec, result)
+    except EncodeError:
+        logger.critical("job %s: its result cannot be written down", attempt.ref, exc_info=True)
+        return b""
 
 
 def header(host: Host, attempt: Attempt, keep_ms: int) -> bytes:
@@ -119,4 +127,26 @@ def letter(host: Host, attempt: Attempt, ending: Ending) -> bytes:
 
 def encode_letter(dead: DeadLetter) -> bytes:
     """Encode a dead letter; arguments that are no plain data are kept as their repr."""
-    return msgspec.msgpack.encode(dead, enc_hook=repr)
+    try:
+        return msgspec.msgpack.encode(dead, enc_hook=_shown)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        # A pickled job may hold what msgpack cannot: huge numbers, text that is not UTF-8.
+        plain = msgspec.structs.replace(
+            dead,
+            job_id=_escaped(dead.job_id),
+            task=_escaped(dead.task),
+            args=[_shown(value) for value in dead.args],
+            kwargs={_shown(name): _shown(value) for name, value in dead.kwargs.items()},
+        )
+        return msgspec.msgpack.encode(plain)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return ascii(value)
+    except Exception as exc:  # noqa: BLE001  a user's __repr__ may raise anything
+        return f"<{type(value).__qualname__}: repr raised {type(exc).__name__}>"
+
+
+def _escaped(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()

@@ -86,7 +86,7 @@ local function finish(id, result, keep_ms, extra)
     redis.call('PEXPIRE', 'arq:in-progress:' .. id, extra)
   end
   -- An abort that came too late is not meant for the next job of this id.
-  redis.call('ZREM', 'arq:abort', id)
+  redis.pcall('ZREM', 'arq:abort', id)
   if keep_ms ~= '0' then
     local stored
     if keep_ms == '-1' then
@@ -218,7 +218,7 @@ local function claim_page(count)
     elseif not payloads[index] and is_ghost(id, scores[index]) then
       redis.call('ZREM', queue, id)
       redis.call('HDEL', held, id)
-      redis.call('ZREM', 'arq:abort', id)
+      redis.pcall('ZREM', 'arq:abort', id)
     else
       take(id, scores[index], payloads[index], tries[index], leftovers[index])
     end

@@ -65,6 +65,7 @@ class Office:
         lock: the number of the advisory lock.
         answered: the last entry that callers were told of when the term began.
         ledger_age_s: how long the ledger had been in use then.
+        losses: how many sessions were lost at this very position before.
     """
 
     epoch: int
@@ -73,6 +74,7 @@ class Office:
     lock: int
     answered: str
     ledger_age_s: float = 0.0
+    losses: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,13 @@ class Batches:
         except _UnitFault as fault:
             return await self._isolate(batch.units, fault.cause)
 
+    async def refuse(self, unit: Unit, why: WriteRejected) -> Refusals:
+        """Pass a unit without trying it."""
+        await self._check_epoch()
+        refused = {unit.entry: why}
+        await self._commit([], [unit], refused)
+        return refused
+
     async def _isolate(self, units: Sequence[Unit], cause: BaseException) -> Refusals:
         await self._check_epoch()
         applied = await self._applied(units)

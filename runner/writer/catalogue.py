@@ -100,7 +100,15 @@ class Catalogue:
             raise WriteRejected(str(exc), statement=text[:200]) from exc
         if shape.kind == "execute":
             return Statements(profile_of(text, shape, None), shape.table, (), ())
-        facts = await self._facts(shape.table)
+        if shape.table in self._tables:
+            try:
+                return await self._make(text, shape, self._tables[shape.table])
+            except WriteRejected:
+                pass  # the table may have changed since it was looked at
+        facts = self._tables[shape.table] = await self._load(shape.table)
+        return await self._make(text, shape, facts)
+
+    async def _make(self, text: str, shape: Shape, facts: TableFacts) -> Statements:
         _check_columns(shape, facts)
         sql = single_sql(shape, facts)
         return await self._describe(profile_of(text, shape, facts), facts, sql)
@@ -115,12 +123,6 @@ class Catalogue:
             raise
         columns = [facts.columns[name] for name in profile.shape.columns]
         return Statements(profile, sql, tuple(prepared.get_parameters()), tuple(columns))
-
-    async def _facts(self, table: str) -> TableFacts:
-        facts = self._tables.get(table)
-        if facts is None:
-            facts = self._tables[table] = await self._load(table)
-        return facts
 
     async def _load(self, table: str) -> TableFacts:
         schema, dot, name = table.rpartition(".")

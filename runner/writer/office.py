@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from asyncpg import Connection, Record
     from redis.asyncio import Redis
 
-__all__ = ["adopt", "check_eviction", "take_office"]
+__all__ = ["adopt", "check_eviction", "note_loss", "take_office"]
 
 logger = logging.getLogger("runner.writer")
 
@@ -61,7 +61,14 @@ async def take_office(connection: Connection[Record], redis: Redis, name: str) -
         lock=LOCK,
         answered=answered,
         ledger_age_s=row["ledger_age"].total_seconds(),
+        losses=_losses(position, facts),
     )
+
+
+async def note_loss(redis: Redis, office: Office) -> None:
+    """Count a session that was lost while units were applied behind this position."""
+    value = f"{office.position} {office.losses + 1}"
+    await cast(Any, redis.hset(keys.WRITER, "losses", value))
 
 
 async def check_eviction(redis: Redis) -> None:
@@ -129,6 +136,11 @@ async def _agree(
     identity = theirs or ours or secrets.token_hex(16)
     await connection.execute(query("set_identity"), identity, row["epoch"])
     await cast(Any, redis.hset(keys.WRITER, "identity", identity))
+
+
+def _losses(position: str, facts: dict[str, str]) -> int:
+    at, _, count = facts.get("losses", "").partition(" ")
+    return int(count) if at == position else 0
 
 
 def _check_trimmed(position: str, facts: dict[str, str]) -> None:

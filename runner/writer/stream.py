@@ -52,14 +52,19 @@ class Buffer:
         self._units.extend(units)
         self._filled.set()
 
-    async def take(self) -> list[Unit]:
+    async def take(self, at_most: int = OPERATIONS_AT_ONCE) -> list[Unit]:
         """Return what is there, up to the size of a batch; wait only when nothing is."""
         while not self._units:
             self._filled.clear()
             await self._filled.wait()
         taken: list[Unit] = []
         operations = size = 0
-        while self._units and operations < OPERATIONS_AT_ONCE and size < BYTES_AT_ONCE:
+        while (
+            self._units
+            and len(taken) < at_most
+            and operations < OPERATIONS_AT_ONCE
+            and size < BYTES_AT_ONCE
+        ):
             unit = self._units.popleft()
             taken.append(unit)
             operations += _weight(unit)

@@ -13,11 +13,13 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from runner.errors import WriteRejected
 from runner.writer.batch import Batch, Batches, Refusals
 from runner.writer.entries import decode_rejection
+from runner.writer.office import note_loss
 from runner.writer.queries import query
 from runner.writer.settle import Settler
-from runner.writer.stream import Buffer, Reader, entries_between, trim
+from runner.writer.stream import OPERATIONS_AT_ONCE, Buffer, Reader, entries_between, trim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +40,9 @@ TRIM_S = 5.0
 LEDGER_KEPT_S = 600.0
 SETTLE_TIMEOUT_S = 10.0
 UNSETTLED_AT_MOST = 8
+LOSSES_UNTIL_CAREFUL = 3
+LOSSES_UNTIL_REFUSED = 5
+CAREFUL_UNITS = 1_000
 COUNT_SETTLED_AT_ONCE = 1_000
 
 _Settling = tuple["Sequence[Unit]", Refusals]
@@ -65,6 +70,9 @@ class Term:
         self._wanted = asyncio.Event()
         self._unsettled: asyncio.Queue[_Settling | None] = asyncio.Queue(UNSETTLED_AT_MOST)
         self._told: list[str] = []
+        self._began_at = office.position
+        # After sessions lost at one position: units one by one, to find the one that does it.
+        self._careful = CAREFUL_UNITS if office.losses >= LOSSES_UNTIL_CAREFUL else 0
         self._swapped_at = time.monotonic() - office.ledger_age_s
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -107,7 +115,7 @@ class Term:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            units = await self._buffer.take()
+            units = await self._buffer.take(1 if self._careful else OPERATIONS_AT_ONCE)
             self._planned.put_nowait(self._batches.plan_ahead(units))
 
     async def _commit(self) -> None:
@@ -122,11 +130,28 @@ class Term:
             if batch is None:
                 break
             self._wanted.set()
-            refused = await self._batches.apply(batch)
+            refused = await self._apply(batch)
             await self._unsettled.put((batch.units, refused))
             if self._told or time.monotonic() - self._swapped_at > LEDGER_KEPT_S:
                 await self._keep_house()
         await self._unsettled.put(None)
+
+    async def _apply(self, batch: Batch) -> Refusals:
+        losses, self._office.losses = self._office.losses, 0
+        if self._careful:
+            self._careful -= 1
+            if losses >= LOSSES_UNTIL_REFUSED:
+                why = WriteRejected(f"the writer lost its session {losses} times at this unit")
+                logger.error("refused the unit %s: %s", batch.units[0].entry, why)
+                return await self._batches.refuse(batch.units[0], why)
+        try:
+            return await self._batches.apply(batch)
+        except BaseException:
+            if self._connection.is_closed():
+                # A unit that takes the session with it must not stand in the way for ever.
+                self._office.losses = losses if self._office.position == self._began_at else 0
+                await note_loss(self._redis, self._office)
+            raise
 
     async def _keep_house(self) -> None:
         """Show that the session lives; forget refusals that were told; swap the ledgers."""

@@ -64,15 +64,11 @@ def figure(output: str, label: str) -> str:
 
 def descendants(pid: int) -> set[tuple[int, str]]:
     """Return the processes that a process has started, each with the time of its start."""
-    parents: dict[int, list[int]] = {}
-    for child, (parent, _) in _processes():
-        parents.setdefault(parent, []).append(child)
-    found, waiting = set[int](), [pid]
-    while waiting:
-        children = parents.get(waiting.pop(), [])
-        found.update(children)
-        waiting.extend(children)
-    return {(child, began) for child, (_, began) in _processes() if child in found}
+    processes = dict(_processes())
+    found = {pid}
+    while more := {c for c, (parent, _) in processes.items() if parent in found} - found:
+        found |= more
+    return {(child, processes[child][1]) for child in found - {pid}}
 
 
 def alive(processes: set[tuple[int, str]]) -> set[tuple[int, str]]:

@@ -1,0 +1,314 @@
+"""The planner, by table, and against a small model of what Postgres does with one statement."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runner.writer.facts import ColumnFacts, TableFacts
+from runner.writer.plan import Profile, Scope, Wave, plan, profile_of
+from runner.writer.units import Operation, Shape, UnitBuilder, decode_operations, parse_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+INT, TEXT, NUMBER = ColumnFacts("int8"), ColumnFacts("text"), ColumnFacts("numeric", scale=2)
+PLAIN = TableFacts(
+    oid=1,
+    schema="public",
+    name="t",
+    columns={"id": INT, "n": INT, "s": TEXT, "d": NUMBER, "code": ColumnFacts("citext")},
+    primary_key=("id",),
+)
+
+
+def operations(*calls: Callable[[UnitBuilder], None]) -> list[Operation]:
+    unit = UnitBuilder()
+    for call in calls:
+        call(unit)
+    return decode_operations(unit.encode())
+
+
+def profiles(some: Sequence[Operation], tables: Mapping[str, TableFacts]) -> dict[str, Profile]:
+    found = {}
+    for text, _ in some:
+        shape = parse_shape(text)
+        facts = None if shape.kind == "execute" else tables[shape.table]
+        found[text] = profile_of(text, shape, facts)
+    return found
+
+
+def planned(facts: TableFacts, *calls: Callable[[UnitBuilder], None]) -> list[Wave]:
+    some = operations(*calls)
+    return plan(some, profiles(some, {"t": facts, "u": replace(PLAIN, oid=2, name="u")}))
+
+
+def summary(waves: Sequence[Wave]) -> list[list[tuple[str, list[list[Any]]]]]:
+    return [[(group.profile.shape.kind, group.rows) for group in wave.groups] for wave in waves]
+
+
+def insert(key: int, table: str = "t", **row: Any) -> Callable[[UnitBuilder], None]:
+    return lambda unit: unit.insert(table, id=key, **row)
+
+
+def add(key: int, n: Any = 1, **options: Any) -> Callable[[UnitBuilder], None]:
+    return lambda unit: unit.add("t", key={"id": key}, **options, n=n)
+
+
+def add_d(key: int, d: Any) -> Callable[[UnitBuilder], None]:
+    return lambda unit: unit.add("t", key={"id": key}, d=d)
+
+
+def update(key: int, **values: Any) -> Callable[[UnitBuilder], None]:
+    return lambda unit: unit.update("t", key={"id": key}, **values)
+
+
+def delete(key: int) -> Callable[[UnitBuilder], None]:
+    return lambda unit: unit.delete("t", key={"id": key})
+
+
+def raw(unit: UnitBuilder) -> None:
+    unit.execute("SELECT 1")
+
+
+def append(unit: UnitBuilder) -> None:
+    unit.insert("t", s="x")
+
+
+@pytest.mark.parametrize(
+    ("calls", "waves"),
+    [
+        pytest.param([], 0, id="nothing"),
+        pytest.param([insert(1), insert(2)], 1, id="different keys share"),
+        pytest.param([insert(1), update(1, s="a")], 2, id="one key is in order"),
+        pytest.param([insert(1), update(2, s="a"), delete(3)], 1, id="kinds share"),
+        pytest.param([add(1), add(1), add(1)], 1, id="additions merge"),
+        pytest.param([add(1), update(1, s="a"), add(1)], 3, id="not past another operation"),
+        pytest.param([add(1), add(1, missing="insert")], 2, id="not across shapes"),
+        pytest.param([insert(1), insert(1, "u")], 1, id="tables are apart"),
+        pytest.param([insert(1), raw, insert(2)], 3, id="raw SQL is a barrier"),
+        pytest.param([append, append, insert(1)], 1, id="new rows share"),
+        pytest.param([append, update(1, s="a")], 2, id="a new row may be the one"),
+        pytest.param([update(1, s="a"), append], 1, id="but not the other way round"),
+        pytest.param([add(1, missing="insert"), append], 2, id="an upsert makes rows too"),
+        pytest.param([update(1, id=2), insert(3)], 2, id="a change of key takes the table"),
+        pytest.param([add_d(1, Decimal("1.10")), add_d(1, Decimal("0.20"))], 1, id="exact"),
+        pytest.param([add_d(1, Decimal("0.005")), add_d(1, Decimal("0.005"))], 2, id="rounded"),
+        pytest.param([add_d(1, 0.5), add_d(1, 0.5)], 2, id="floats into numeric"),
+        pytest.param(
+            [
+                lambda unit: unit.update("t", key={"s": "a"}, n=1),
+                lambda unit: unit.update("t", key={"id": 1}, n=2),
+            ],
+            2,
+            id="by another key",
+        ),
+        pytest.param(
+            [
+                lambda unit: unit.update("t", key={"id": "1"}, n=1),
+                lambda unit: unit.update("t", key={"id": 2}, n=2),
+            ],
+            2,
+            id="a key of another class",
+        ),
+    ],
+)
+def test_how_many_waves(calls: list[Callable[[UnitBuilder], None]], waves: int) -> None:
+    assert len(planned(PLAIN, *calls)) == waves
+
+
+@pytest.mark.parametrize(
+    ("change", "calls", "waves"),
+    [
+        ({"unique_columns": frozenset({"s"})}, [insert(1), insert(2)], 1),
+        ({"unique_columns": frozenset({"s"})}, [insert(1), delete(2)], 2),
+        ({"unique_columns": frozenset({"s"})}, [insert(1), update(2, s="a")], 2),
+        ({"unique_columns": frozenset({"s"})}, [insert(1), update(2, n=1)], 1),
+        ({"checked": frozenset({"n"})}, [add(1), add(1)], 2),
+        ({"is_alone": True}, [insert(1), insert(2)], 2),
+        ({"is_alone": True}, [insert(1, "u"), insert(1), insert(2, "u")], 3),
+        ({"acts_on_delete": True}, [insert(1, "u"), delete(1)], 2),
+        ({"acts_on_delete": True}, [insert(1), update(2, s="a")], 1),
+        ({"acts_on_update": True}, [insert(1, "u"), update(1, id=2)], 2),
+        ({"primary_key": ()}, [insert(1), insert(1)], 1),
+        ({"primary_key": ()}, [update(1, s="a"), update(2, s="a")], 2),
+        ({"primary_key": ("code",)}, [update(1, s="a"), update(2, s="a")], 2),
+    ],
+)
+def test_facts_of_a_table_make_barriers(
+    change: dict[str, Any], calls: list[Callable[[UnitBuilder], None]], waves: int
+) -> None:
+    assert len(planned(replace(PLAIN, **change), *calls)) == waves
+
+
+def test_merged_additions_are_summed_and_the_operations_stay_as_they_were() -> None:
+    some = operations(add(1, 2), add(2, 5), add(1, -7))
+    known = profiles(some, {"t": PLAIN})
+    for _ in range(2):
+        assert summary(plan(some, known)) == [[("add", [[1, -5], [2, 5]])]]
+
+
+def test_sums_of_decimals_are_exact() -> None:
+    waves = planned(PLAIN, add_d(1, Decimal(10) ** 40), add_d(1, Decimal("0.01")))
+    assert str(waves[0].groups[0].rows[0][1]) == "1" + "0" * 40 + ".01"
+
+
+def test_rows_with_other_columns_are_another_shape() -> None:
+    waves = planned(PLAIN, insert(1, n=1), insert(2))
+    assert len(waves) == 1
+    assert len(waves[0].groups) == 2
+
+
+def test_one_table_under_two_names_is_one_table() -> None:
+    some = operations(insert(1), lambda unit: unit.delete("public.t", key={"id": 1}))
+    assert len(plan(some, profiles(some, {"t": PLAIN, "public.t": PLAIN}))) == 2
+
+
+@pytest.mark.parametrize(
+    ("column", "scope"),
+    [
+        (ColumnFacts("int4"), Scope.KEY),
+        (ColumnFacts("uuid"), Scope.KEY),
+        (ColumnFacts("varchar", length=3), Scope.KEY),
+        (ColumnFacts("timestamptz"), Scope.KEY),
+        (ColumnFacts("timestamptz", bounded=True), Scope.TABLE),
+        (ColumnFacts("bpchar", bounded=True), Scope.TABLE),
+        (ColumnFacts("citext"), Scope.TABLE),
+        (ColumnFacts("numeric"), Scope.TABLE),
+        (ColumnFacts("interval"), Scope.TABLE),
+        (ColumnFacts("float8"), Scope.TABLE),
+        (ColumnFacts("text", deterministic=False), Scope.TABLE),
+        (ColumnFacts("text", is_domain=True), Scope.TABLE),
+        (ColumnFacts("int4", is_array=True), Scope.TABLE),
+    ],
+)
+def test_which_keys_may_be_compared_in_python(column: ColumnFacts, scope: Scope) -> None:
+    facts = replace(PLAIN, columns={**PLAIN.columns, "id": column})
+    some = operations(update(1, s="a"))
+    assert profiles(some, {"t": facts})[some[0][0]].scope is scope
+
+
+def test_a_text_longer_than_its_column_takes_the_whole_table() -> None:
+    facts = replace(PLAIN, columns={**PLAIN.columns, "id": ColumnFacts("varchar", length=2)})
+
+    def set_s(key: str) -> Callable[[UnitBuilder], None]:
+        return lambda unit: unit.update("t", key={"id": key}, s="x")
+
+    assert len(planned(facts, set_s("ab"), set_s("cd"))) == 1
+    assert len(planned(facts, set_s("ab"), set_s("ab  "))) == 2
+
+
+def test_keys_of_several_columns_are_taken_together() -> None:
+    facts = replace(
+        PLAIN,
+        columns={**PLAIN.columns, "hour": ColumnFacts("timestamptz")},
+        primary_key=("s", "hour"),
+    )
+    hour = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+    def count(s: str, at: dt.datetime) -> Callable[[UnitBuilder], None]:
+        return lambda unit: unit.add("t", key={"hour": at, "s": s}, missing="insert", n=1)
+
+    later = hour + dt.timedelta(hours=1)
+    waves = planned(facts, count("a", hour), count("b", hour), count("a", later), count("a", hour))
+    assert summary(waves) == [[("add", [[hour, "a", 2], [hour, "b", 1], [later, "a", 1]])]]
+
+
+# The model: rows by id, n and a unique s. One wave sees the rows as they were before it.
+
+
+class Refused(Exception):  # noqa: N818
+    """A constraint was violated."""
+
+
+Rows = dict[int, tuple[int, str]]
+
+
+def _write(rows: Rows, key: int, value: tuple[int, str]) -> None:
+    if any(other != key and row[1] == value[1] for other, row in rows.items()):
+        raise Refused
+    rows[key] = value
+
+
+def run_row(shape: Shape, row: list[Any], rows: Rows, seen: Rows, done: set[int]) -> None:
+    """Do one operation in a statement that has seen and done this much."""
+    key = row[0]
+    if shape.kind in ("insert", "upsert"):
+        if key in rows and (shape.kind == "insert" or key in done):
+            raise Refused
+        _write(rows, key, (row[1], rows[key][1] if key in rows else row[2]))
+    elif key not in seen:
+        if shape.kind == "add":
+            raise Refused
+        return
+    elif key in done:
+        return  # the same statement has changed the row: Postgres passes it over
+    elif shape.kind == "delete":
+        rows.pop(key, None)
+    elif shape.kind == "add":
+        rows[key] = (rows[key][0] + row[1], rows[key][1])
+    else:
+        _write(rows, key, (rows[key][0], row[1]))
+    done.add(key)
+
+
+def run_waves(waves: list[Wave], rows: Rows, *, backwards: bool) -> Rows:
+    rows = copy.copy(rows)
+    for wave in waves:
+        seen, done = copy.copy(rows), set[int]()
+        for group in reversed(wave.groups) if backwards else wave.groups:
+            for row in group.rows:
+                run_row(group.profile.shape, row, rows, seen, done)
+    return rows
+
+
+MODEL = replace(PLAIN, unique_columns=frozenset({"s"}))
+KEYS = st.integers(0, 4)
+WORDS = st.sampled_from("abc")
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> Callable[[UnitBuilder], None]:
+    key, n, s = draw(KEYS), draw(st.integers(-3, 3)), draw(WORDS)
+    kind = draw(st.sampled_from(["insert", "upsert", "add", "update", "delete"]))
+    match kind:
+        case "insert":
+            return insert(key, n=n, s=s)
+        case "upsert":
+            return lambda unit: unit.upsert("t", {"id": key, "n": n, "s": s}, update=["n"])
+        case "add":
+            return add(key, n)
+        case "update":
+            return update(key, s=s)
+        case _:
+            return delete(key)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.lists(calls(), max_size=9),
+    st.dictionaries(KEYS, st.tuples(st.integers(0, 3), WORDS), max_size=3),
+    st.booleans(),
+)
+def test_waves_do_what_exact_order_does_or_fail(
+    made: list[Callable[[UnitBuilder], None]], start: Rows, backwards: bool
+) -> None:
+    if len({row[1] for row in start.values()}) < len(start):
+        return
+    some = operations(*made)
+    known = profiles(some, {"t": MODEL})
+    try:
+        fused = run_waves(plan(some, known), start, backwards=backwards)
+    except Refused:
+        return  # then the batch is run in exact order
+    exact = copy.copy(start)
+    for text, row in some:
+        run_row(known[text].shape, row, exact, copy.copy(exact), set())
+    assert fused == exact
