@@ -29,6 +29,7 @@ class Claimed:
     """A job that this worker holds.
 
     Attributes:
+        queue: the queue that it was claimed from.
         token: names the claim; the fence of everything that follows.
         run_at_ms: the score that the job had in the queue before the claim.
         payload: the encoded job, None when it is gone.
@@ -37,6 +38,7 @@ class Claimed:
     """
 
     job_id: str
+    queue: str
     token: str
     run_at_ms: float
     payload: bytes | None
@@ -76,6 +78,7 @@ class CycleReply:
     """What one round trip of the engine brought back.
 
     Attributes:
+        queue: the queue that was asked.
         now_ms: Redis's time.
         next_due_ms: when the next job of the set is due, None when there is none.
         queued: ids in the set, running ones included.
@@ -84,6 +87,7 @@ class CycleReply:
         claimed: the jobs that are now held.
     """
 
+    queue: str
     now_ms: int
     next_due_ms: float | None
     queued: int
@@ -167,6 +171,7 @@ class Broker:
         reply = await self._cycle.call(redis, keys=self._keys, args=args)
         now_ms, upcoming, queued, more, statuses, claimed = reply
         return CycleReply(
+            queue=self.queue,
             now_ms=now_ms,
             next_due_ms=float(upcoming) if upcoming else None,
             queued=queued,
@@ -175,6 +180,7 @@ class Broker:
             claimed=[
                 Claimed(
                     job_id=job_id.decode(errors="surrogateescape"),
+                    queue=self.queue,
                     token=token,
                     run_at_ms=float(score),
                     payload=payload,

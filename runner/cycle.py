@@ -45,7 +45,7 @@ class Cycles:
         redis: returns the connection pool of the moment.
         start: called with each claimed job.
         replied: called with each reply, after its jobs have started.
-        room: returns how many jobs may be claimed now.
+        room: returns how many jobs may be claimed now; it knows what is `reserved`.
         capacity: how many jobs may run at once.
         lanes: how many cycles may overlap.
         worker: the name under which the worker registers as idle.
@@ -75,7 +75,10 @@ class Cycles:
         self._room = room
         self._lanes = max(1, min(lanes, capacity))
         self._share = -(-capacity // self._lanes)
-        self._reserved = 0  # slots promised to claims that are under way
+        self.reserved = 0
+        """Slots promised to claims that are under way."""
+        self.backlog = False
+        """Whether the last claim left due jobs behind."""
         self._active: set[asyncio.Task[None]] = set()
         self._calls: set[asyncio.Task[CycleReply]] = set()
         self._waiting: deque[_Pending] = deque()
@@ -86,16 +89,12 @@ class Cycles:
         self._prefix = f"r:{secrets.token_hex(6)}"
         self._numbers = itertools.count(1)
 
-    async def settle(self, settlement: Settlement) -> int | str:
-        """Settle one attempt with the next cycle; return its status.
-
-        Keeps trying while Redis is away. When the waiter is cancelled, the settlement goes
-        on.
-        """
-        return await self.hand_in(settlement)
-
     def hand_in(self, settlement: Settlement) -> asyncio.Future[int | str]:
-        """Let the next cycle settle one attempt; its status comes by the future."""
+        """Let the next cycle settle one attempt; its status comes by the future.
+
+        It is tried again while Redis is away. When the waiter is cancelled, the settlement
+        goes on.
+        """
         future: asyncio.Future[int | str] = asyncio.get_running_loop().create_future()
         if self._given_up:
             future.cancel()
@@ -128,6 +127,10 @@ class Cycles:
             await asyncio.gather(*self._active, *self._calls, return_exceptions=True)
             await asyncio.sleep(0)
 
+    def kick(self) -> None:
+        """Begin what there is to do; called when slots became free."""
+        self._kick()
+
     def cancel(self) -> None:
         """Give up what is still to be settled: the leases run out, and others take over."""
         self.claims = False
@@ -154,7 +157,9 @@ class Cycles:
             task.add_done_callback(self._lane_done)
 
     def _has_work(self) -> bool:
-        return bool(self._waiting) or (self.claims and self._hungry and self._limit() > 0)
+        if self._waiting:
+            return True
+        return self.claims and (self._hungry or self.backlog) and self._limit() > 0
 
     def _lane_done(self, task: asyncio.Task[None]) -> None:
         self._active.discard(task)
@@ -168,15 +173,14 @@ class Cycles:
             call.exception()  # the caller has it, unless it was cancelled
 
     def _limit(self) -> int:
-        free = self._room() - self._reserved
-        return max(0, min(free, self._share, MAX_ENTRIES))
+        return max(0, min(self._room(), self._share, MAX_ENTRIES))
 
     def _load(self, *, claim: bool) -> tuple[list[_Pending], int]:
         """Take what the next cycle carries: settlements, and how many jobs it may claim."""
         count = min(len(self._waiting), MAX_ENTRIES)
         batch = [self._waiting.popleft() for _ in range(count)]
         limit = self._limit() if claim else 0
-        self._reserved += limit
+        self.reserved += limit
         self._hungry = False
         return batch, limit
 
@@ -210,7 +214,7 @@ class Cycles:
                 self._waiting.extendleft(reversed(batch))
             raise
         finally:
-            self._reserved -= limit
+            self.reserved -= limit
         if self._troubles:
             logger.info("Redis answers again")
             self._troubles = 0
@@ -218,7 +222,7 @@ class Cycles:
         return reply
 
     def _take(self, reply: CycleReply, batch: list[_Pending]) -> None:
-        self._hungry = reply.more
+        self._hungry = self.backlog = reply.more
         for claimed in reply.claimed:
             self._start(claimed)
         for (_, future), status in zip(batch, reply.statuses, strict=True):

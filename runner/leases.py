@@ -35,9 +35,11 @@ class Lease:
     """One held job.
 
     Attributes:
+        queue: the queue that it is held in.
         until: the time, by `time.monotonic`, beyond which it is not renewed any more.
     """
 
+    queue: str
     job_id: str
     token: str
     attempt: int
@@ -48,13 +50,11 @@ class Leases:
     """The leases of one worker, renewed at a third of their length.
 
     Args:
-        queue: the queue that the jobs are held in.
         lease_s: the length of a lease in seconds.
         lost: called from the thread with each lease that somebody else has now.
     """
 
-    def __init__(self, queue: str, lease_s: float, lost: Callable[[Lease], None]) -> None:
-        self._queue = queue
+    def __init__(self, lease_s: float, lost: Callable[[Lease], None]) -> None:
         self._lease_s = lease_s
         self._lost = lost
         self._held: dict[str, Lease] = {}
@@ -96,8 +96,12 @@ class Leases:
                 continue
             if connection is None:
                 connection = _connect(kind, settings, timeout_s=interval_s)
+            by_queue: dict[str, list[Lease]] = {}
+            for lease in held:
+                by_queue.setdefault(lease.queue, []).append(lease)
             try:
-                self._renew(connection, held)
+                for queue, leases in by_queue.items():
+                    self._renew(connection, queue, leases)
             except (RedisError, OSError) as exc:
                 logger.warning("could not renew %d leases: %s; trying again", len(held), exc)
             except Exception:
@@ -105,9 +109,9 @@ class Leases:
         if connection is not None:
             connection.close()
 
-    def _renew(self, connection: redis_sync.Redis, held: Sequence[Lease]) -> None:
+    def _renew(self, connection: redis_sync.Redis, queue: str, held: Sequence[Lease]) -> None:
         script = load("renew")
-        queue_keys = (self._queue, keys.held(self._queue), keys.clock(self._queue))
+        queue_keys = (queue, keys.held(queue), keys.clock(queue))
         for start in range(0, len(held), MAX_ENTRIES):
             chunk = held[start : start + MAX_ENTRIES]
             args: list[Any] = [int(self._lease_s * 1000)]

@@ -76,6 +76,7 @@ class WorkerSettings:
     writer: ClassVar[bool] = True
     read_pool_size: ClassVar[int] = 2
     use_uvloop: ClassVar[bool] = True
+    queues: ClassVar[Sequence[str]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -143,6 +144,10 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+def _names(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_text, value))
+
+
 def _hook(value: Any) -> bool:
     return value is None or inspect.iscoroutinefunction(value)
 
@@ -175,6 +180,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (_hook, "an async function, or None"),
     ),
     "queue_name": (_text, "a name"),
+    "queues": (_names, "a tuple or list of names, not one text"),
     "redis_settings": (
         lambda value: isinstance(value, RedisSettings),
         "arq's RedisSettings; RedisSettings.from_dsn(url) makes one",

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from runner import keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 logger = logging.getLogger("runner.wake")
 
@@ -33,12 +33,12 @@ class Waker:
     """Call `wake` for each token, and at the time that `due_in` names.
 
     Args:
-        queue: the queue whose tokens count.
+        queues: the queues whose tokens count.
         wake: called in the loop; sets the worker's event.
     """
 
-    def __init__(self, queue: str, wake: Callable[[], None]) -> None:
-        self._key = keys.wake(queue)
+    def __init__(self, queues: Sequence[str], wake: Callable[[], None]) -> None:
+        self._keys = [keys.wake(queue) for queue in queues]
         self._wake = wake
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -75,7 +75,7 @@ class Waker:
         while True:
             try:
                 async with asyncio.timeout(DEAD_S):
-                    token = await connection.blpop([self._key], timeout=PENDING_S)  # type: ignore[misc]
+                    token = await connection.blpop(self._keys, timeout=PENDING_S)  # type: ignore[misc]
                 if token is not None:
                     self._wake()
             except (RedisError, OSError, TimeoutError) as exc:

@@ -25,8 +25,9 @@ from runner import broker, execution, keys
 from runner.broker import Broker, Settlement
 from runner.client import Client, open_client
 from runner.codec import Codec, HookCodec, codec_named
-from runner.cycle import TROUBLE, Cycles
+from runner.cycle import TROUBLE
 from runner.leases import Lease, Leases
+from runner.queues import Queues
 from runner.tasks import Task
 from runner.wake import Waker
 from runner.writer import Candidate, ReadPool
@@ -67,6 +68,8 @@ class Worker(arq.worker.Worker):
         writer: offer this worker as a candidate for the writer.
         read_pool_size: connections for `ctx.db.fetch`; 0 switches reads off.
         use_uvloop: run on uvloop where no loop is there yet.
+        queues: more queues to read, after `queue_name`, the most urgent first; see
+            `runner.queues` for what the later ones get while the earlier ones are busy.
 
     Every other parameter is arq's own; its documentation holds.
     """
@@ -114,6 +117,7 @@ class Worker(arq.worker.Worker):
         writer: bool = True,
         read_pool_size: int = 2,
         use_uvloop: bool = False,
+        queues: Sequence[str] = (),
     ) -> None:
         if use_uvloop and redis_pool is None:
             ensure_uvloop()
@@ -166,24 +170,22 @@ class Worker(arq.worker.Worker):
         )
         self.candidate: Candidate | None = None
         self._jobs: dict[str, tuple[asyncio.Task[None], execution.Attempt]] = {}
-        self.broker = Broker(
-            self.queue_name,
-            lease_ms=int(self.lease_s * 1000),
-            keeps=history,
-        )
-        self.cycles = Cycles(
-            self.broker,
+        lease_ms = int(self.lease_s * 1000)
+        names = dict.fromkeys((self.queue_name, *queues))
+        self.cycles = Queues(
+            [Broker(name, lease_ms=lease_ms, keeps=history) for name in names],
             lambda: self.pool,
             start=self._start_job,
             replied=self._replied,
-            room=self._room,
+            free=self._free,
             capacity=max_jobs,
             lanes=lanes,
             worker=f"{id(self):x}-{time.time_ns():x}",
         )
-        self._leases = Leases(self.queue_name, self.lease_s, self._lease_lost)
+        self._leases = Leases(self.lease_s, self._lease_lost)
         self._nudge = asyncio.Event()
-        self._waker = Waker(self.queue_name, self._nudge.set)
+        self._due: dict[str, float] = {}  # by queue, by time.monotonic
+        self._waker = Waker(self.cycles.names, self._nudge.set)
 
     async def main(self) -> None:
         """Connect, start, and run the loop until it is cancelled or the burst is over."""
@@ -201,16 +203,15 @@ class Worker(arq.worker.Worker):
             await self.on_startup(self.ctx)
         self._leases.start(self.pool.connection_pool)
         await self._start_candidate()
+        idle_ms = 0
         if not self.burst:
             self._waker.start(self.pool)
-            self.cycles.idle_ms = int(max(self._wait_s() * 4, 2) * 1000)
-        self.cycles.reopen()
-        self.cycles.claims = self.max_burst_jobs < 0
+            idle_ms = int(max(self._wait_s() * 4, 2) * 1000)
+        self.cycles.open(claims=self.max_burst_jobs < 0, idle_ms=idle_ms)
         try:
             await self._loop()
         finally:
-            self.cycles.claims = False
-            self.cycles.idle_ms = 0
+            self.cycles.rest()
             await self._waker.stop()
 
     async def _connect(self) -> None:
@@ -276,7 +277,10 @@ class Worker(arq.worker.Worker):
         if 0 <= self.max_burst_jobs <= self._jobs_started():
             await asyncio.gather(*self.tasks.values())
             return True
-        return not (self.tasks or await self.pool.zcard(self.queue_name))
+        if self.tasks:
+            return False
+        waiting = [await self.pool.zcard(name) for name in self.cycles.names]
+        return not any(waiting)
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
         """Claim and start up to so many due jobs, the oldest first.
@@ -289,10 +293,17 @@ class Worker(arq.worker.Worker):
 
     def _replied(self, reply: CycleReply) -> None:
         """Set the timer for the next job that is due."""
-        if reply.next_due_ms is not None and not self.burst:
-            self._waker.due_in((reply.next_due_ms - reply.now_ms) / 1000)
+        if self.burst:
+            return
+        if reply.next_due_ms is None:
+            self._due.pop(reply.queue, None)
+        else:
+            delay_s = (reply.next_due_ms - reply.now_ms) / 1000
+            self._due[reply.queue] = time.monotonic() + delay_s
+        if self._due:
+            self._waker.due_in(min(self._due.values()) - time.monotonic())
 
-    def _room(self) -> int:
+    def _free(self) -> int:
         """Return how many jobs may be claimed now."""
         if not self.allow_pick_jobs or self.stopping:
             return 0
@@ -311,14 +322,16 @@ class Worker(arq.worker.Worker):
         self._jobs[claimed.token + claimed.job_id] = (task, attempt)
         self.tasks[claimed.job_id] = task
         self._leases.add(
-            Lease(claimed.job_id, claimed.token, claimed.attempt, math.inf),
+            Lease(claimed.queue, claimed.job_id, claimed.token, claimed.attempt, math.inf),
         )
 
     def limit_lease(self, attempt: execution.Attempt, timeout_s: float) -> None:
         """Renew the lease for as long as the job may run, and one lease more to end it."""
         claimed = attempt.claimed
         until = time.monotonic() + timeout_s + self.lease_s
-        self._leases.add(Lease(claimed.job_id, claimed.token, claimed.attempt, until))
+        self._leases.add(
+            Lease(claimed.queue, claimed.job_id, claimed.token, claimed.attempt, until),
+        )
 
     async def _run(self, attempt: execution.Attempt) -> None:
         if self.allow_abort_jobs:
@@ -365,11 +378,11 @@ class Worker(arq.worker.Worker):
         """Settle an attempt; its slot is free from now on, its lease goes on until then."""
         self._release(attempt)
         claimed = settlement.claimed
-        status = await self.cycles.settle(settlement)
+        status = await self.cycles.hand_in(settlement)
         while isinstance(status, str):
             logger.error("Redis refused the end of job %s: %s", claimed.job_id, status)
             await asyncio.sleep(SETTLE_AGAIN_S)
-            status = await self.cycles.settle(settlement)
+            status = await self.cycles.hand_in(settlement)
         if status == 0:
             logger.warning(
                 "job %s: the lease was lost before the end was settled; it runs elsewhere",
@@ -427,7 +440,7 @@ class Worker(arq.worker.Worker):
             self.handle_sig(signal.SIGUSR1)
         if not self._pool:
             return
-        self.cycles.claims = False
+        self.cycles.rest()
         await self._waker.stop()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         await self.cycles.drain()
@@ -440,7 +453,8 @@ class Worker(arq.worker.Worker):
         if self.reads is not None:
             await self.reads.close()
         with contextlib.suppress(*TROUBLE):
-            await self.pool.zrem(keys.idle(self.queue_name), self.cycles.worker)
+            for name in self.cycles.names:
+                await self.pool.zrem(keys.idle(name), self.cycles.worker)
             await self.pool.delete(self.health_check_key)
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)

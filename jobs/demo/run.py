@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 
 WRITTEN_DIRECTLY: Final = ("departures", "airlines", "airport_hours", "aeroplanes")
 
+DIRECT_MEANS: Final = (
+    "Direct: each service has its own connections, each departure its own transaction; "
+    "departures and cancellations touch their rows in different orders, as code by several "
+    "hands does. One order: the same with one order everywhere, which nothing enforces."
+)
+
 
 class ServersError(RuntimeError):
     """Raised when Redis or Postgres does not answer, or holds work already."""
@@ -66,6 +72,7 @@ class Demo:
         accounts = [finished.account]
         if self.options.direct:
             for same_order in (False, True):
+                self.console.print()
                 account, off = await self._direct(expected, same_order=same_order)
                 accounts.append(account)
                 wrong += off
@@ -153,6 +160,8 @@ class Demo:
         self.console.print()
         report.print_routes(self.console, finished.routes, load_airports())
         report.print_accounts(self.console, accounts)
+        if self.options.direct:
+            report.say(self.console, DIRECT_MEANS)
         report.print_connections(self.console, finished.account.connections, MONITOR)
         if self.options.plot:
             path = self.options.folder / "demo.png"

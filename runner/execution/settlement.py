@@ -50,9 +50,9 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
         settled.mode = "submit"
         settled.unit_id = f"{attempt.claimed.job_id}:{attempt.record.enqueued_ms}:0"
         settled.operations = attempt.unit
-        settled.header = header(host, attempt, keep_ms)
+        settled.header = header(attempt, keep_ms)
     elif host.history and ending.outcome not in NO_LETTER:
-        settled.letter = letter(host, attempt, ending)
+        settled.letter = letter(attempt, ending)
     return settled
 
 
@@ -71,7 +71,7 @@ def encode(host: Host, attempt: Attempt, ending: Ending) -> bytes:
     record = attempt.record
     result = ResultRecord(
         job_id=attempt.claimed.job_id,
-        queue=host.queue_name,
+        queue=attempt.claimed.queue,
         task=record.task,
         args=record.args,
         kwargs=record.kwargs,
@@ -89,11 +89,11 @@ def encode(host: Host, attempt: Attempt, ending: Ending) -> bytes:
         return b""
 
 
-def header(host: Host, attempt: Attempt, keep_ms: int) -> bytes:
+def header(attempt: Attempt, keep_ms: int) -> bytes:
     """Return what the writer needs to settle the job when its unit is committed."""
     fields = (
         attempt.claimed.job_id,
-        host.queue_name,
+        attempt.claimed.queue,
         attempt.number,
         attempt.started_ms,
         now_ms(),
@@ -102,14 +102,14 @@ def header(host: Host, attempt: Attempt, keep_ms: int) -> bytes:
     return msgspec.msgpack.encode(fields)
 
 
-def letter(host: Host, attempt: Attempt, ending: Ending) -> bytes:
+def letter(attempt: Attempt, ending: Ending) -> bytes:
     """Encode the dead letter of a job that ended for good without success."""
     described = codec.describe(ending.result)
     record = attempt.record
     return encode_letter(
         DeadLetter(
             job_id=attempt.claimed.job_id,
-            queue=host.queue_name,
+            queue=attempt.claimed.queue,
             task=record.task,
             args=list(record.args),
             kwargs=record.kwargs,

@@ -234,9 +234,9 @@ if limit > 0 then
       break
     end
   end
-  if #claimed >= limit then
-    more = #redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', offset, 1)
-  end
+end
+if #claimed >= limit then
+  more = #redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', offset, 1)
 end
 
 if redis.call('EXISTS', held) == 1 then

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from runner.writer.failures import DUPLICATE, FENCED, MISSING
 from runner.writer.plan import Wave, plan
 from runner.writer.queries import query
+from runner.writer.statements import raw_row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -220,6 +221,8 @@ class Applier:
 
     async def _alone(self, statements: Statements, row: Row) -> None:
         prepared = await self._prepare(statements.single)
+        if statements.profile.shape.kind == "execute":
+            row = raw_row(prepared.get_parameters(), row)
         await prepared.fetch(*row)
         if statements.counts and prepared.get_statusmsg() == "UPDATE 0":
             await self._connection.fetchval(

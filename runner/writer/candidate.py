@@ -21,6 +21,9 @@ import secrets
 import socket
 from typing import TYPE_CHECKING
 
+import asyncpg
+from redis.exceptions import RedisError
+
 from runner.errors import StoreWentBack, WriterUnavailable
 from runner.writer.election import Election, NotElected
 from runner.writer.failures import Fenced
@@ -45,6 +48,9 @@ POLLS_A_TERM = 5
 SOONEST_BACKOFF_S = 0.1
 LATEST_BACKOFF_S = 5.0
 STOP_TIMEOUT_S = 5.0
+
+# What servers and networks do; the next term goes on where this one ended.
+_SERVERS = (OSError, TimeoutError, RedisError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 class Candidate:
@@ -168,8 +174,10 @@ class Candidate:
             logger.info("%s is no longer the writer: %s", self.name, causes[0])
         elif any(isinstance(cause, StoreWentBack | WriterUnavailable) for cause in causes):
             logger.error("the writer cannot work: %s", causes[0])
+        elif all(isinstance(cause, _SERVERS) for cause in causes):
+            logger.warning("the writer's term ended: %r", causes[0])
         else:
-            logger.warning("the writer's term ended: %s", causes[0], exc_info=causes[0])
+            logger.error("the writer's term ended by a fault of its own", exc_info=causes[0])
 
 
 def _causes(exc: BaseException) -> list[BaseException]:

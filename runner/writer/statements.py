@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from runner.writer.plan import Profile, Row
     from runner.writer.units import Shape
 
-__all__ = ["Statements", "quoted", "quoted_table", "single_sql"]
+__all__ = ["Statements", "quoted", "quoted_table", "raw_row", "single_sql"]
 
 
 @dataclass(slots=True)
@@ -79,6 +79,17 @@ class Statements:
             self.profile.shape, self.profile.facts, f"unnest({arrays}) AS x({names})"
         )
         return f"b{number} AS ({body}{' RETURNING 1' if self.counts else ''})"
+
+
+def raw_row(types: Sequence[Type], row: Row) -> Row:
+    """Return the arguments of raw SQL as asyncpg takes them; raise `BadValue`."""
+    converted = row.copy()
+    for slot, (kind, value) in enumerate(zip(types, row, strict=False)):
+        if kind.name in ("json", "jsonb"):
+            converted[slot] = _as_json(value)
+        elif kind.name == "timestamptz":
+            converted[slot] = _as_aware(value)
+    return converted
 
 
 def quoted(name: str) -> str:

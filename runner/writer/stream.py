@@ -7,19 +7,17 @@ import collections
 import time
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import ResponseError
-
 from runner import keys
 from runner.scripts import load
 from runner.writer.entries import Unit, read_entry
-from runner.writer.status import ZERO, entry_ms, exceeds
+from runner.writer.status import ZERO, exceeds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from redis.asyncio import Redis
 
-__all__ = ["Buffer", "Reader", "entries_between", "trim"]
+__all__ = ["Buffer", "Reader", "Tail", "entries_between"]
 
 OPERATIONS_AT_ONCE = 2_000
 BYTES_AT_ONCE = 4_000_000
@@ -124,19 +122,29 @@ async def entries_between(redis: Redis, after: str, until: str) -> AsyncIterator
         yield units
 
 
-async def trim(redis: Redis, answered: str) -> None:
-    """Drop entries that were answered, but for the tail that a store that goes back needs."""
-    if answered == ZERO:
-        return
-    oldest_ms = int(time.time() * 1000) - TAIL_MS
-    oldest = answered if entry_ms(answered) < oldest_ms else f"{oldest_ms}-0"
-    try:
+class Tail:
+    """What is kept of the stream behind the position, for a store that goes back.
+
+    Bounded in time, and in entries as far as this leader has seen them: it notes where its
+    batches ended, so that no entry has to be counted in Redis.
+    """
+
+    def __init__(self) -> None:
+        self._ends: collections.deque[tuple[int, str]] = collections.deque()
+        self._entries = 0
+        self._oldest = ZERO
+
+    def note(self, units: Sequence[Unit]) -> None:
+        """Note units that were answered, in order."""
+        self._entries += len(units)
+        self._ends.append((self._entries, units[-1].entry))
+        while self._entries - self._ends[0][0] >= TAIL_ENTRIES:
+            self._oldest = self._ends.popleft()[1]
+
+    async def trim(self, redis: Redis, answered: str) -> None:
+        """Drop what is older than the tail; never the entry at ``answered``, nor any after it."""
+        by_time = f"{int(time.time() * 1000) - TAIL_MS}-0"
+        oldest = by_time if exceeds(by_time, self._oldest) else self._oldest
+        oldest = answered if exceeds(oldest, answered) else oldest
         async with asyncio.timeout(REPLY_TIMEOUT_S):
-            await load("writer_trim").call(
-                redis,
-                keys=[keys.UNITS, keys.WRITER],
-                args=[answered, oldest, TAIL_ENTRIES],
-            )
-    except ResponseError as exc:
-        if "no such key" not in str(exc):
-            raise
+            await load("writer_trim").call(redis, keys=[keys.UNITS, keys.WRITER], args=[oldest])

@@ -19,7 +19,7 @@ from runner.writer.entries import decode_rejection
 from runner.writer.office import note_loss
 from runner.writer.queries import query
 from runner.writer.settle import Settler
-from runner.writer.stream import OPERATIONS_AT_ONCE, Buffer, Reader, entries_between, trim
+from runner.writer.stream import OPERATIONS_AT_ONCE, Buffer, Reader, Tail, entries_between
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +70,7 @@ class Term:
         self._wanted = asyncio.Event()
         self._unsettled: asyncio.Queue[_Settling | None] = asyncio.Queue(UNSETTLED_AT_MOST)
         self._told: list[str] = []
+        self._tail = Tail()
         self._began_at = office.position
         # After sessions lost at one position: units one by one, to find the one that does it.
         self._careful = CAREFUL_UNITS if office.losses >= LOSSES_UNTIL_CAREFUL else 0
@@ -192,10 +193,11 @@ class Term:
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
                 await self._settler.settle(units, refused, batches=batches)
             self._told.extend(refused)
+            self._tail.note(units)
             if is_last:
                 return
 
     async def _trim(self) -> None:
         while True:
             await asyncio.sleep(TRIM_S)
-            await trim(self._redis, self._settler.answered)
+            await self._tail.trim(self._redis, self._settler.answered)

@@ -11,6 +11,7 @@ from arq.jobs import Job as StockJob
 from arq.jobs import JobStatus, ResultNotFound
 from arq.worker import JobExecutionFailed
 from arq.worker import Retry as StockRetry
+from arq.worker import func
 
 import runner
 from runner import keys
@@ -27,6 +28,7 @@ pytestmark = [
     pytest.mark.timeout(60),
     pytest.mark.lasting_keys("runner:held:*"),
     pytest.mark.filterwarnings("ignore:Call to deprecated close:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Unclosed client session:ResourceWarning"),
 ]
 
 QUEUE = keys.DEFAULT_QUEUE
@@ -255,10 +257,11 @@ async def test_thousand_jobs_in_a_mixed_fleet_each_run_once(
         return number
 
     async with runner.connect(redis_url, codec="pickle") as client:
-        theirs = stock_worker(redis_url, [note], max_jobs=20)
+        functions = [func(note, name="note")]
+        theirs = stock_worker(redis_url, functions, max_jobs=20)
         async with (
             started(theirs),
-            serving(redis_url, [note], codec="pickle", max_jobs=5) as ours,
+            serving(redis_url, functions, codec="pickle", max_jobs=5) as ours,
         ):
             jobs: list[StockJob] = []
             for start in range(0, 1000, 20):

@@ -920,7 +920,7 @@ async def test_claim_under_way_when_a_worker_stops_is_handed_back(
         await client.zadd(QUEUE, {"j": 1})  # as a stock client does it: nobody is woken
         await client.client_pause(300)  # type: ignore[no-untyped-call]
         worker._nudge.set()
-        await wait_until(lambda: worker.cycles._calls, description="a claim is under way")
+        await wait_until(lambda: worker.cycles._lines[0]._calls, description="a claim is under way")
     async with raw(chaos_servers.redis_url) as redis:
         assert worker.jobs_complete + worker.jobs_failed == 0
         assert await redis.exists(keys.held(QUEUE), keys.in_progress("j")) == 0

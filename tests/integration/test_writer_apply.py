@@ -101,6 +101,9 @@ async def test_values_of_every_type_arrive(database_url: str) -> None:
         assert [row[column] for row, column in zip(found, columns, strict=True)] == expected
 
 
+RAW_JSON = "INSERT INTO many (id, j, js) VALUES (3, $1, $2)"
+
+
 async def test_dicts_and_lists_become_json(database_url: str) -> None:
     given_value = {"at": dt.date(2026, 1, 2), "n": [Decimal("1.5"), None], "ü": uuid.UUID(int=1)}
     async with bench(database_url, SCHEMA) as b:
@@ -108,6 +111,7 @@ async def test_dicts_and_lists_become_json(database_url: str) -> None:
             await b.apply(
                 unit(1, lambda u: u.insert("many", id=1, j=given_value, js=[1, {"a": 2}])),
                 unit(2, lambda u: u.insert("many", id=2, j='{"text": "as it is"}')),
+                unit(3, lambda u: u.execute(RAW_JSON, {"a": 1}, [4])),
             )
             == {}
         )
@@ -116,7 +120,9 @@ async def test_dicts_and_lists_become_json(database_url: str) -> None:
         ) == [
             ("2026-01-02", "1.5", "2", None),
             (None, None, None, "as it is"),
+            (None, None, None, None),
         ]
+        assert await b.rows("SELECT j->>'a', js->>0 FROM many WHERE id = 3") == [("1", "4")]
 
 
 async def test_text_is_never_cut_to_fit(database_url: str) -> None:

@@ -18,8 +18,9 @@ from runner.codec import decode_result
 from runner.errors import WriteRejected
 from runner.types import DeadLetter
 from runner.writer import UnitBuilder, adopt, writer_status
-from runner.writer.entries import read_entry
+from runner.writer.entries import Unit, read_entry
 from runner.writer.session import APPLICATION_NAME, LOCK
+from runner.writer.stream import Tail
 from tests.integration.test_writer_support import (
     CODEC,
     LASTING,
@@ -344,6 +345,32 @@ async def test_the_ledgers_change_places(redis_url: str, database_url: str) -> N
             assert await e.rows("SELECT ledger FROM runner.writer") == [(expected,)]
         assert await e.rows("SELECT count(*) FROM runner.ledger_1") == [(0,)]
         assert await e.rows("SELECT n FROM total") == [(3,)]
+
+
+async def test_the_tail_is_trimmed_and_the_position_stays(
+    redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with engine(redis_url, database_url, SCHEMA) as e:
+        async with writing(e.candidate()):
+            done = [await e.submit(f"j{number}", counting()) for number in range(10)]
+            await e.answered(done[-1])
+        waiting = [await e.submit(f"k{number}", counting()) for number in range(5)]
+
+        async def left_by(tail: Tail) -> list[str]:
+            await tail.trim(e.redis, done[-1])
+            return [entry.decode() for entry, _ in await e.redis.xrange(keys.UNITS)]
+
+        assert await left_by(Tail()) == done + waiting
+        monkeypatch.setattr("runner.writer.stream.TAIL_ENTRIES", 3)
+        tail = Tail()
+        for entry in done:
+            tail.note([Unit(entry, b"", [], 0, 0)])
+        assert await left_by(tail) == done[-4:] + waiting
+        monkeypatch.setattr("runner.writer.stream.TAIL_MS", -60_000)
+        assert await left_by(tail) == [done[-1], *waiting]
+        async with writing(e.candidate()):
+            await e.answered(waiting[-1])
+        assert await e.rows("SELECT n FROM total") == [(15,)]
 
 
 async def refused_to_lead(e: Engine, caplog: pytest.LogCaptureFixture, text: str) -> None:

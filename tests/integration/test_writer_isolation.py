@@ -70,6 +70,7 @@ NAIVE = dt.datetime(2026, 1, 1)  # noqa: DTZ001  naive on purpose
         (lambda u: u.execute("SELECT $1::int"), "", "expects 1 argument"),
         (lambda u: u.execute("SELECT pg_sleep(30)"), "57014", "statement timeout"),
         (lambda u: u.execute("SELECT frm"), "42703", "frm"),
+        (lambda u: u.execute("SELECT $1::timestamptz", NAIVE), "", "has no time zone"),
     ],
 )
 async def test_a_bad_unit_is_refused_alone(
