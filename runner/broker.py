@@ -104,6 +104,7 @@ class EnqueueEntry:
         run_at_ms: when it may start, Unix time in ms; None means now, by Redis's clock.
         lifetime_ms: how long its payload is kept if nobody runs it.
         may_exist: the id was chosen by the caller, so it may be there already.
+        max_length: how many jobs the queue may hold for this one to be taken; 0: any number.
     """
 
     job_id: str
@@ -111,6 +112,7 @@ class EnqueueEntry:
     run_at_ms: float | None
     lifetime_ms: int
     may_exist: bool
+    max_length: int = 0
 
 
 class Broker:
@@ -220,8 +222,6 @@ async def enqueue(
     redis: Redis,
     queue: str,
     entries: Sequence[EnqueueEntry],
-    *,
-    max_length: int = 0,
 ) -> list[bool | EnqueueError]:
     """Put jobs into one queue, `MAX_ENTRIES` a round trip, in order.
 
@@ -232,29 +232,48 @@ async def enqueue(
     queue_keys = [queue, keys.idle(queue), keys.wake(queue)]
     outcomes: list[bool | EnqueueError] = []
     for start in range(0, len(entries), MAX_ENTRIES):
-        args: list[Any] = [max_length]
-        for entry in entries[start : start + MAX_ENTRIES]:
+        part = entries[start : start + MAX_ENTRIES]
+        args: list[Any] = []
+        for entry in part:
             args += (
                 entry.job_id,
                 entry.payload,
                 "" if entry.run_at_ms is None else entry.run_at_ms,
                 entry.lifetime_ms,
                 "1" if entry.may_exist else "",
+                entry.max_length or "",
             )
         statuses = await script.call(redis, keys=queue_keys, args=args)
-        outcomes += [_enqueue_outcome(queue, status, max_length) for status in statuses]
+        outcomes += [
+            _enqueue_outcome(queue, entry, status)
+            for entry, status in zip(part, statuses, strict=True)
+        ]
     return outcomes
 
 
-def _enqueue_outcome(queue: str, status: int | bytes, max_length: int) -> bool | EnqueueError:
+def _enqueue_outcome(
+    queue: str,
+    entry: EnqueueEntry,
+    status: int | bytes,
+) -> bool | EnqueueError:
     if status == 1:
         return True
     if status == 0:
         return False
     if status == -1:
-        return QueueFull(f"queue {queue!r} holds its {max_length} jobs; try again later")
+        return queue_full(queue, entry.max_length)
     text = status.decode() if isinstance(status, bytes) else str(status)
     return EnqueueError(f"Redis refused the job: {text}")
+
+
+def queue_full(queue: str, max_length: int) -> QueueFull:
+    """Return the error that says so."""
+    return QueueFull(
+        f"queue {queue!r} has no room: it may hold {max_length} jobs; try again later, "
+        f'or wait with when_full="wait"',
+        queue=queue,
+        max_length=max_length,
+    )
 
 
 async def read_results(

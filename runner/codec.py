@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
+import pathlib
 import pickle
 import traceback as traceback_module
 from dataclasses import dataclass
@@ -20,7 +22,18 @@ logger = logging.getLogger("arq.jobs")
 
 _END_OF_CALENDAR_MS = 253_402_300_800_000  # the year 10000: no datetime goes so far
 _EXCEPTION = 1  # the msgpack extension type of an exception in a result
-_PYDANTIC_DUMP = "model_dump"
+_SIGNED = b"\xc1"  # begins signed bytes; neither msgpack nor a pickle can begin so
+_TEXTUAL: tuple[type, ...] = (
+    ipaddress.IPv4Address,
+    ipaddress.IPv6Address,
+    ipaddress.IPv4Network,
+    ipaddress.IPv6Network,
+    ipaddress.IPv4Interface,
+    ipaddress.IPv6Interface,
+    pathlib.PurePath,
+)
+"""Classes that travel as their text."""
+_PYDANTIC_TEXTUAL = ("pydantic.networks", "pydantic_core._pydantic_core")
 
 
 class Codec(Protocol):
@@ -89,7 +102,7 @@ class PickleCodec:
         try:
             fields = pickle.loads(data)  # noqa: S301  asked for by codec="pickle"
         except Exception as exc:
-            raise DecodeError(f"not a pickle: {exc}") from exc
+            raise DecodeError(f"not a pickle: {exc}{_why_not(data)}") from exc
         return _checked(fields)
 
 
@@ -119,7 +132,7 @@ class MsgpackCodec:
         try:
             fields = self._decoder.decode(data)
         except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as exc:
-            raise DecodeError(f"not a msgpack job or result: {exc}") from exc
+            raise DecodeError(f"not a msgpack job or result: {exc}{_why_not(data)}") from exc
         return _checked(fields)
 
 
@@ -166,6 +179,21 @@ class HookCodec:
         return _checked(fields)
 
 
+def codec_of(serializer: Any = None, deserializer: Any = None) -> Codec:
+    """Return the codec behind arq's two hooks: where they are a codec's own methods, that codec."""
+    owner = getattr(deserializer, "__self__", None)
+    if owner is not None and deserializer == getattr(owner, "loads", None):
+        dumps = getattr(owner, "dumps", None)
+        if dumps is not None and serializer in (dumps, None):
+            return cast(Codec, owner)
+    return HookCodec(serializer, deserializer)
+
+
+def signs(codec: Codec) -> bool:
+    """Tell whether a codec signs what it writes."""
+    return getattr(codec, "signs", False) is True
+
+
 def encode_job(codec: Codec, record: JobRecord) -> bytes:
     """Encode one job; raise `EncodeError`."""
     fields: Fields = {
@@ -180,9 +208,15 @@ def encode_job(codec: Codec, record: JobRecord) -> bytes:
     return codec.dumps(fields)
 
 
-def decode_job(codec: Codec, data: bytes) -> JobRecord:
-    """Decode one job of ours or of a stock client; raise `DecodeError`."""
-    fields = codec.loads(data)
+def decode_job(codec: Codec, data: bytes, *, job_id: str = "") -> JobRecord:
+    """Decode one job of ours or of a stock client; raise `DecodeError`.
+
+    With `job_id`, a job whose bytes name another id is refused: signed jobs of our clients
+    name theirs, so that nobody runs one again under another id.
+    """
+    fields = getattr(codec, "loads_job", codec.loads)(data)
+    if is_result(fields):
+        raise DecodeError("not a job: these are the fields of a result")
     try:
         task, args, kwargs = fields["f"], fields["a"], fields["k"]
         attempt, enqueued_ms = fields["t"], fields["et"]
@@ -193,6 +227,7 @@ def decode_job(codec: Codec, data: bytes) -> JobRecord:
         isinstance(task, str)
         and isinstance(args, (list, tuple))
         and isinstance(kwargs, dict)
+        and all(isinstance(name, str) for name in kwargs)
         and (attempt is None or isinstance(attempt, int))
         and isinstance(enqueued_ms, int)
         and 0 <= enqueued_ms < _END_OF_CALENDAR_MS
@@ -200,6 +235,8 @@ def decode_job(codec: Codec, data: bytes) -> JobRecord:
         and isinstance(options.get("exp", 0), int)
     ):
         raise DecodeError("not a job: a field has the wrong type, or no sensible value")
+    if job_id and options.get("id", job_id) != job_id:
+        raise DecodeError(f"this job was signed under another id: {options['id']!a}")
     return JobRecord(
         task=task,
         args=tuple(args),
@@ -238,12 +275,17 @@ def encode_result(codec: Codec, record: ResultRecord) -> bytes:
         return codec.dumps(fields)
 
 
-def decode_result(codec: Codec, data: bytes) -> ResultRecord:
-    """Decode one result of ours or of a stock worker; raise `DecodeError`."""
+def decode_result(codec: Codec, data: bytes, *, job_id: str = "") -> ResultRecord:
+    """Decode one result of ours or of a stock worker; raise `DecodeError`.
+
+    With `job_id`, a signed result of another job is refused.
+    """
     try:
-        fields = codec.loads(data)
+        fields = getattr(codec, "loads_result", codec.loads)(data)
     except DecodeError as exc:
         raise DecodeError(f"unable to deserialize job result: {exc}") from exc
+    if job_id and signs(codec) and fields.get("id", job_id) != job_id:
+        raise DecodeError(f"this result was signed for another job: {fields['id']!a}")
     try:
         return ResultRecord(
             job_id=str(fields.get("id", "<unknown>")),
@@ -349,6 +391,17 @@ def _restored_classes() -> dict[str, type[BaseException]]:
 _RESTORED = _restored_classes()
 
 
+def is_result(fields: Fields) -> bool:
+    """Tell the fields of a result from those of a job: only a result says how it went."""
+    return "s" in fields and "r" in fields
+
+
+def _why_not(data: Any) -> str:
+    """Return what there is to say about bytes of another codec."""
+    signed = isinstance(data, bytes) and data.startswith(_SIGNED)
+    return "; it is signed: give the signing_keys of the fleet" if signed else ""
+
+
 def _checked(fields: Any) -> Fields:
     if not isinstance(fields, dict):
         raise DecodeError(f"expected a dict of fields, got {type(fields).__name__}")
@@ -359,11 +412,15 @@ def _encode_other(value: Any) -> Any:
     """Give msgspec plain data for what it does not know; it calls this for the rest only."""
     if isinstance(value, BaseException):
         return msgspec.msgpack.Ext(_EXCEPTION, msgspec.msgpack.encode(describe(value)))
-    dump = getattr(value, _PYDANTIC_DUMP, None)
-    if dump is not None and hasattr(type(value), "model_validate"):
-        return dump(mode="json")
+    kind = type(value)
+    if _is_pydantic(kind):
+        # As objects, not as JSON: JSON has no bytes, and writes a secret as asterisks.
+        # By the fields' own names, and without what is computed from others.
+        return value.model_dump(mode="python", by_alias=False, round_trip=True)
+    if isinstance(value, _TEXTUAL) or kind.__module__ in _PYDANTIC_TEXTUAL:
+        return str(value)
     raise TypeError(
-        f"a {type(value).__qualname__} cannot travel; use plain data, a dataclass, "
+        f"a {kind.__qualname__} cannot travel; use plain data, a dataclass, "
         f"a msgspec Struct or a pydantic model",
     )
 
@@ -390,10 +447,29 @@ def convert(value: Any, annotation: Any) -> Any:
         raise DecodeError(str(exc)) from exc
 
 
-def _convert_other(kind: type, value: Any) -> Any:
-    validate = getattr(kind, "model_validate", None)
-    if validate is not None:
-        return validate(value)
+def converts_to(kind: type) -> bool:
+    """Tell whether `convert` makes instances of a class that msgspec does not know."""
+    return kind is object or _is_pydantic(kind) or issubclass(kind, _TEXTUAL)
+
+
+def _is_pydantic(kind: type) -> bool:
+    """Tell a pydantic model from its methods: pydantic need not be installed."""
+    return hasattr(kind, "model_validate") and hasattr(kind, "model_dump")
+
+
+def _convert_other(kind: Any, value: Any) -> Any:
+    if _is_pydantic(kind):
+        return _validate(kind, value)
     if isinstance(value, kind):
         return value
+    if issubclass(kind, _TEXTUAL) and isinstance(value, str):
+        return kind(value)
     raise NotImplementedError(f"no conversion to {kind!r}")
+
+
+def _validate(model: Any, value: Any) -> Any:
+    """Make a model of plain data, whose dates and sets arrive as text and lists: not strict."""
+    try:
+        return model.model_validate(value, strict=False, by_alias=True, by_name=True)
+    except TypeError:  # pydantic before 2.11 knows no such names
+        return model.model_validate(value, strict=False)

@@ -97,7 +97,26 @@ class TaskNotFound(TaskError, ArqCompatible):
 
 
 class ArgumentsError(TaskError):
-    """Raised at the caller when arguments do not fit the task's signature."""
+    """Raised at the caller when arguments do not fit the task's signature.
+
+    Attributes:
+        parameter: the parameter's name, "" when the number of arguments is wrong.
+        expected: its annotation.
+        given: the class of the argument.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        parameter: str = "",
+        expected: str = "",
+        given: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+        self.expected = expected
+        self.given = given
 
 
 class CodecError(RunnerError):
@@ -113,7 +132,23 @@ class DecodeError(CodecError, DeserializationError):
 
 
 class EnqueueError(RunnerError):
-    """Raised when a job could not be put into the queue."""
+    """Raised when a job could not be put into the queue.
+
+    Attributes:
+        queued: after `enqueue_many`, the ids of those of its jobs that are in their queues.
+        refused: the positions of the calls that are not, counted from 0.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        queued: tuple[str, ...] = (),
+        refused: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.queued = queued
+        self.refused = refused
 
 
 class PayloadTooLarge(EnqueueError):
@@ -121,7 +156,25 @@ class PayloadTooLarge(EnqueueError):
 
 
 class QueueFull(EnqueueError):
-    """Raised when a bounded queue has no room and the caller does not wait."""
+    """Raised when a bounded queue has no room, and had none for as long as the caller waits.
+
+    Attributes:
+        queue: the queue's name.
+        max_length: how many jobs it may hold, those that run or are deferred among them.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        queue: str = "",
+        max_length: int = 0,
+        queued: tuple[str, ...] = (),
+        refused: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(message, queued=queued, refused=refused)
+        self.queue = queue
+        self.max_length = max_length
 
 
 class JobFailed(RunnerError):

@@ -14,8 +14,9 @@ from redis.exceptions import RedisError
 
 from runner import broker, codec, keys
 from runner.batch import Gathered
-from runner.codec import Codec, HookCodec, ResultRecord
-from runner.errors import JobFailed
+from runner.codec import Codec, ResultRecord, codec_of
+from runner.errors import DecodeError, JobFailed
+from runner.shapes import ANYTHING, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -197,11 +198,11 @@ class Job(arq.jobs.Job, Generic[R]):
         _deserializer: Deserializer | None = None,
         *,
         results: Results | None = None,
-        returns: Any = Any,
+        returns: Shape = ANYTHING,
         is_new: bool = True,
     ) -> None:
         super().__init__(job_id, redis, _queue_name, _deserializer)
-        self._codec: Codec = HookCodec(None, _deserializer)
+        self._codec: Codec = codec_of(None, _deserializer)
         self._results = results
         self._returns = returns
         self.is_new = is_new
@@ -241,13 +242,16 @@ class Job(arq.jobs.Job, Generic[R]):
                 "Not waiting for job result because the job is not in queue. "
                 "Is the worker function configured to keep result?",
             )
-        return self._unwrap(codec.decode_result(self._codec, blob))
+        return self._unwrap(codec.decode_result(self._codec, blob, job_id=self.job_id))
 
     def _unwrap(self, record: ResultRecord) -> R:
         if record.success:
-            if self._returns is Any:
-                return cast(R, record.result)
-            return cast(R, codec.convert(record.result, self._returns))
+            try:
+                return cast(R, self._returns.convert(record.result))
+            except DecodeError as exc:
+                raise DecodeError(
+                    f"the result of {record.task} does not fit {self._returns}: {exc}",
+                ) from exc
         if isinstance(record.result, (Exception, asyncio.CancelledError)):
             raise record.result
         raise arq.jobs.SerializationError(record.result)

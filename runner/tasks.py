@@ -14,12 +14,11 @@ from typing import (
     Generic,
     ParamSpec,
     TypeVar,
-    get_type_hints,
     overload,
 )
 
-from runner import codec
-from runner.errors import ArgumentsError, DecodeError, SettingsError
+from runner.arguments import Signature
+from runner.errors import ArgumentsError, SettingsError
 from runner.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -109,85 +108,6 @@ class Call(Generic[R]):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     options: EnqueueOptions
-
-
-class Signature:
-    """A task's parameters behind the context: checked at enqueue, converted in the worker."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        signature = inspect.signature(function)
-        self._parameters = list(signature.parameters.values())[1:]
-        self._signature = signature.replace(parameters=self._parameters)
-        positional = (
-            inspect.Parameter.POSITIONAL_ONLY,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        )
-        plain = [p for p in self._parameters if p.kind in positional]
-        self._required = sum(p.default is inspect.Parameter.empty for p in plain)
-        self._most = len(plain)
-        self._only_plain = len(plain) == len(self._parameters)
-        hints = _hints(function)
-        self._annotations = {p.name: hints.get(p.name, Any) for p in self._parameters}
-        self._converted = [
-            None if self._annotations[p.name] in _AS_THEY_ARE else self._annotations[p.name]
-            for p in plain
-        ]
-        self._converts = any(a not in _AS_THEY_ARE for a in self._annotations.values())
-        self.returns = hints.get("return", Any)
-
-    def check(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise `ArgumentsError`, naming the parameter, unless a call would bind."""
-        if self._only_plain and not kwargs and self._required <= len(args) <= self._most:
-            return
-        try:
-            self._signature.bind(*args, **kwargs)
-        except TypeError as exc:
-            raise ArgumentsError(f"{name}{self._signature}: {exc}") from None
-
-    def convert(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Turn decoded plain data into what the annotations say; raise `DecodeError`."""
-        if not self._converts:
-            return args, kwargs
-        kinds = self._converted
-        converted = [
-            value
-            if index >= len(kinds) or kinds[index] is None
-            else self._convert_one(self._parameters[index].name, value)
-            for index, value in enumerate(args)
-        ]
-        named = {name: self._convert_one(name, value) for name, value in kwargs.items()}
-        return tuple(converted), named
-
-    def _convert_one(self, name: str, value: Any) -> Any:
-        annotation = self._annotations.get(name, Any)
-        if annotation in _AS_THEY_ARE:
-            return value
-        try:
-            return codec.convert(value, annotation)
-        except DecodeError as exc:
-            raise DecodeError(f"parameter {name!r}: {exc}") from exc
-
-
-_AS_THEY_ARE: tuple[Any, ...] = (Any, object, inspect.Parameter.empty)
-
-
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the resolved annotations; a name that exists for type checkers only means Any."""
-    try:
-        return get_type_hints(function, include_extras=True)
-    except NameError:
-        hints = {}
-        for name, annotation in getattr(function, "__annotations__", {}).items():
-            try:
-                holder = type("_", (), {"__annotations__": {name: annotation}})
-                hints.update(get_type_hints(holder, getattr(function, "__globals__", {})))
-            except NameError:
-                hints[name] = Any
-        return hints
 
 
 class Task(Generic[P, R]):

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from arq.connections import ArqRedis, RedisSettings, create_pool
 from redis.asyncio import Redis
 
-import runner
 from runner import keys
 from runner.broker import Broker, Claimed, EnqueueEntry, Settlement
 from runner.broker import enqueue as put
 from runner.codec import JobRecord, MsgpackCodec, ResultRecord, decode_result, encode_job
 from runner.scripts import load
 from runner.worker import Worker
+from tests.support import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -51,18 +51,16 @@ async def started(worker: Any) -> AsyncIterator[Any]:
     finally:
         await worker.close()
         with contextlib.suppress(asyncio.CancelledError):
-            await main
+            async with asyncio.timeout(10):
+                await main
 
 
 async def drain(url: str, functions: Sequence[Any], **settings: Any) -> Worker:
     """Run a burst worker of ours until the queue is empty, and close it."""
-    async with asyncio.timeout(30):
-        async with serving(url, functions, burst=True, **settings) as worker:
-            assert worker.main_task is None or not worker.main_task.done()
-            while worker.main_task is None:
-                await asyncio.sleep(0)
-            await asyncio.wait([worker.main_task])
-            worker.main_task.result()
+    async with asyncio.timeout(30), serving(url, functions, burst=True, **settings) as worker:
+        await wait_until(lambda: worker.main_task, description="the worker has started")
+        assert worker.main_task is not None
+        await worker.main_task
     return worker
 
 
@@ -197,7 +195,6 @@ __all__ = [
     "payload",
     "raw",
     "result_of",
-    "runner",
     "serving",
     "started",
     "stock_client",

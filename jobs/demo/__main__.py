@@ -60,7 +60,9 @@ def _run(options: Options) -> int:
     console = Console()
     try:
         work = load(options)
-        console.print(f"{len(work.flights):,} flights read. Starting Valkey and Postgres ...")
+        console.print(
+            f"{len(work.flights):,} flights read and added up. Starting Valkey and Postgres ..."
+        )
         with (
             # Both servers keep what they have acknowledged, as they would in production.
             embedded.start(redis_settings={"appendonly": True}) as servers,

@@ -84,11 +84,12 @@ class Fleet:
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def plan(self, workers: int) -> None:
-        """Plan so many workers and one writer; `keep_running` starts them."""
+        """Plan so many workers and one writer, or nothing; `keep_running` starts them."""
         self.logs.mkdir(parents=True, exist_ok=True)
         for number in range(1, workers + 1):
             self._add(f"worker-{number}", "arq", SETTINGS)
-        self._add(WRITER, "runner.cli", "writer", SETTINGS)
+        if workers:
+            self._add(WRITER, "runner.cli", "writer", SETTINGS)
 
     def _add(self, name: str, *command: str) -> None:
         log = self.logs / f"{name}.log"

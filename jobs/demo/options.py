@@ -32,7 +32,7 @@ class Options:
     Attributes:
         rows: how many departures, None for all of them.
         bad: how many damaged lines to mix in.
-        workers: how many worker processes.
+        workers: how many worker processes; 0: workers and writer run elsewhere already.
         kill: whether to kill a process with SIGKILL every few seconds.
         direct: whether to do the same work the old way afterwards, for comparison.
         seed: of everything random: the damage, and who is killed.
@@ -62,10 +62,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     } | {name: text for name, text in vars(_parser().parse_args(arguments)).items() if text}
     direct = _yes_or_no("DIRECT", given.get("direct", "0"))
     rows = given.get("rows")
+    if given.get("workers") == "0" and given.get("kill", "0").lower() in _YES:
+        raise OptionError("KILL=1 kills processes of the demo: it needs WORKERS of at least 1")
     return Options(
         rows=_whole("ROWS", rows, 1) if rows else (DIRECT_ROWS if direct else None),
         bad=_whole("BAD", given.get("bad", "8"), 0),
-        workers=_whole("WORKERS", given.get("workers", "2"), 1),
+        workers=_whole("WORKERS", given.get("workers", "2"), 0),
         kill=_yes_or_no("KILL", given.get("kill", "0")),
         direct=direct,
         seed=_whole("SEED", given.get("seed", "2013"), 0),
@@ -92,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rows", metavar="N", help="departures to record (default: all)")
     parser.add_argument("--bad", metavar="N", help="damaged lines to mix in (default: 8)")
-    parser.add_argument("--workers", metavar="N", help="worker processes (default: 2)")
+    parser.add_argument(
+        "--workers", metavar="N", help="worker processes (default: 2; 0: they run elsewhere)"
+    )
     parser.add_argument("--seed", metavar="N", help="of everything random (default: 2013)")
     parser.add_argument("--plot", metavar="0|1", help="draw the run (default: 1)")
     parser.add_argument("--folder", metavar="DIR", help="for logs and plots (default: .runner)")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from jobs.demo.check import Difference, Expected
+    from jobs.demo.check import Difference
     from jobs.demo.options import Options
     from jobs.demo.queued import Finished
     from jobs.demo.report import Account
@@ -67,19 +67,18 @@ class Demo:
 
     async def run(self) -> bool:
         """Do everything and say everything; return whether every total is right."""
-        expected = check.expect(self.work.flights)
-        finished, wrong = await self._queued(expected)
+        finished, wrong = await self._queued()
         accounts = [finished.account]
         if self.options.direct:
             for same_order in (False, True):
                 self.console.print()
-                account, off = await self._direct(expected, same_order=same_order)
+                account, off = await self._direct(same_order=same_order)
                 accounts.append(account)
                 wrong += off
         self._report(finished, accounts)
-        return self._verdict(expected, wrong)
+        return self._verdict(wrong)
 
-    async def _queued(self, expected: Expected) -> tuple[Finished, list[Difference]]:
+    async def _queued(self) -> tuple[Finished, list[Difference]]:
         async with (
             self._monitor() as connection,
             self._client() as client,
@@ -95,12 +94,11 @@ class Demo:
             ).run(self.console)
             routes = finished.routes
             wrong = finished.wrong
-            wrong += check.wrong_routes(routes, expected, limit=ROUTES, at_least=AT_LEAST)
-            return finished, wrong + await check.differences(connection, expected)
+            wrong += check.wrong_routes(routes, self.work.expected, limit=ROUTES, at_least=AT_LEAST)
+            return finished, wrong + await check.differences(connection, self.work.expected)
 
     async def _direct(
         self,
-        expected: Expected,
         *,
         same_order: bool,
     ) -> tuple[Account, list[Difference]]:
@@ -116,16 +114,18 @@ class Demo:
             view = services.view(self.work.names, self.work.totals)
             with open_screen(self.console, view) as screen:
                 account = await services.run(connection, screen)
-            return account, await check.differences(connection, expected, WRITTEN_DIRECTLY)
+            return account, await check.differences(
+                connection, self.work.expected, WRITTEN_DIRECTLY
+            )
 
     @contextlib.asynccontextmanager
     async def _client(self) -> AsyncIterator[Client]:
-        try:
-            client = await runner.connect(self.redis_url)
-            await client.queue_stats()
-        except RedisError as exc:
-            raise ServersError(f"Redis does not answer: {exc}") from exc
-        async with client:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                client = await stack.enter_async_context(runner.connect(self.redis_url))
+                await client.queue_stats()
+            except RedisError as exc:
+                raise ServersError(f"Redis does not answer: {exc}") from exc
             yield client
 
     @contextlib.asynccontextmanager
@@ -171,13 +171,13 @@ class Demo:
             except plots.NoMatplotlibError as exc:
                 report.say(self.console, f"No picture of the run: {exc}")
 
-    def _verdict(self, expected: Expected, wrong: list[Difference]) -> bool:
+    def _verdict(self, wrong: list[Difference]) -> bool:
         if wrong:
             report.print_differences(self.console, wrong)
             logs = self.options.folder / "demo-logs"
             report.say(self.console, f"The logs of the processes: {report.place(logs)}")
             return False
-        rows = {table: len(expected.tables[table]) for table in expected.tables}
+        rows = {table: len(rows) for table, rows in self.work.expected.tables.items()}
         report.say(
             self.console,
             f"Exact: all {rows['departures']:,} departures, {rows['airlines']} airlines, "

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jobs.demo.check import expect
 from jobs.demo.damage import damage, mix
 from jobs.flights import by_carrier, load_airlines, load_flights
 
 if TYPE_CHECKING:
+    from jobs.demo.check import Expected
     from jobs.demo.damage import Damaged
     from jobs.demo.options import Options
     from jobs.flights import Flight
@@ -23,12 +25,14 @@ class Work:
         damaged: the bad lines.
         mixed: both, by the airline whose service sends them.
         names: the airlines and their names.
+        expected: what the database has to hold in the end.
     """
 
     flights: list[Flight]
     damaged: list[Damaged]
     mixed: dict[str, list[Flight]]
     names: dict[str, str]
+    expected: Expected
 
     @property
     def lines(self) -> int:
@@ -42,7 +46,7 @@ class Work:
 
 
 def load(options: Options) -> Work:
-    """Read the file and damage some lines."""
+    """Read the file, add it up, and damage some lines."""
     flights = load_flights(options.rows)
     damaged = damage(flights, options.bad, options.seed)
     return Work(
@@ -50,4 +54,5 @@ def load(options: Options) -> Work:
         damaged=damaged,
         mixed=mix(by_carrier(flights), damaged, options.seed),
         names=load_airlines(),
+        expected=expect(flights),
     )

@@ -14,39 +14,73 @@ from runner.cli.load import load_settings
 from runner.client import open_client
 from runner.codec import codec_named
 from runner.errors import SettingsError
-from runner.writer import Candidate
+from runner.writer import Candidate, adopt_database
 
 if TYPE_CHECKING:
+    from runner.client import Client
+    from runner.codec import Codec
     from runner.settings import WorkerSettings
 
 
 @click.command()
 @click.argument("settings", default="settings.WorkerSettings")
-def writer(settings: str) -> None:
+@click.option(
+    "--adopt",
+    "adopts",
+    is_flag=True,
+    help="Declare that this Redis and this database belong together, and end. For a cloned "
+    "database or a Redis that was emptied; units in the stream count as applied.",
+)
+def writer(settings: str, *, adopts: bool) -> None:
     """Run a candidate for the writer until it is told to stop.
 
     SETTINGS is the class that the workers use, for its redis_settings, database_url and codec.
     """
     logs.configure()
-    uvloop.run(serve(load_settings(settings)))
+    found = load_settings(settings)
+    if adopts:
+        click.echo(f"adopted: identity {uvloop.run(declare(found))}")
+    else:
+        uvloop.run(serve(found))
+
+
+async def declare(settings: type[WorkerSettings]) -> str:
+    """Give the Redis and the database of these settings one new identity; return it."""
+    redis = await _connect(settings)
+    try:
+        return await adopt_database(redis, _database_url(settings))
+    finally:
+        await redis.aclose()
+
+
+def _database_url(settings: type[WorkerSettings]) -> str:
+    if settings.database_url is None:
+        raise SettingsError(f"{settings.__name__}.database_url is not set: nothing to write to")
+    return settings.database_url
+
+
+def _codec(settings: type[WorkerSettings]) -> Codec:
+    return settings.codec if not isinstance(settings.codec, str) else codec_named(settings.codec)
+
+
+async def _connect(settings: type[WorkerSettings]) -> Client:
+    return await open_client(
+        settings.redis_settings,
+        codec=_codec(settings),
+        queue=settings.queue_name,
+        expires_extra_ms=settings.expires_extra_ms,
+    )
 
 
 async def serve(settings: type[WorkerSettings]) -> None:
     """Stand for election and write, until SIGINT or SIGTERM."""
-    if settings.database_url is None:
-        raise SettingsError(f"{settings.__name__}.database_url is not set: nothing to write to")
-    codec = settings.codec if not isinstance(settings.codec, str) else codec_named(settings.codec)
+    database_url = _database_url(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
-    redis = await open_client(
-        settings.redis_settings,
-        codec=codec,
-        queue=settings.queue_name,
-        expires_extra_ms=settings.expires_extra_ms,
-    )
-    candidate = Candidate(redis=redis, database_url=settings.database_url, codec=codec)
+    redis = await _connect(settings)
+    candidate = Candidate(redis=redis, database_url=database_url, codec=_codec(settings))
     await candidate.start()
     try:
         await stop.wait()

@@ -80,7 +80,7 @@ def load(host: Host, attempt: Attempt) -> Ending | None:
     if payload is None:
         return Ending(Outcome.EXPIRED, errors.JobExpired("job expired"))
     try:
-        attempt.record = codec.decode_job(host.codec, payload)
+        attempt.record = codec.decode_job(host.codec, payload, job_id=attempt.claimed.job_id)
     except DecodeError as exc:
         failure = DeserializationError("unable to deserialize job")
         failure.__cause__ = exc
@@ -173,7 +173,7 @@ def arguments(attempt: Attempt) -> tuple[tuple[Any, ...], dict[str, Any]]:
     record = attempt.record
     if attempt.task is None:
         return record.args, record.kwargs
-    attempt.task.signature.check(record.task, record.args, record.kwargs)
+    attempt.task.signature.bind(record.task, record.args, record.kwargs)
     return attempt.task.signature.convert(record.args, record.kwargs)
 
 

@@ -1,22 +1,31 @@
 -- Put jobs into one queue; each entry succeeds or fails alone.
 -- KEYS: queue idle wake
--- ARGV: max_length:int entries...
+-- ARGV: entries...
 -- Uses: clock wake
 -- Returns: for each entry 1 (queued), 0 (the id exists), -1 (the queue is full), or an error text
 --
--- An entry is five values: id, payload, run-at in ms ('' for now), lifetime of the payload in
--- ms, and '1' when the id may exist already. max_length 0 means no bound.
+-- An entry is six values: id, payload, run-at in ms ('' for now), lifetime of the payload in
+-- ms, '1' when the id may exist already, and how many ids the queue may hold for this entry to
+-- be taken ('' for any number).
 -- An immediate job gets Redis's time, less two ms so that no clock a little behind calls it
 -- deferred, and a fraction that keeps the order of the call.
 
-local FIELDS = 5
+local FIELDS = 6
 local SOON_MS = 5000
 local statuses = {}
 local due = 0
 local soon = false
-local room = math.huge
-if max_length > 0 then
-  room = max_length - redis.call('ZCARD', queue)
+local length  -- ids in the queue, asked for when the first entry with a bound comes
+
+local function is_full(max_length)
+  if max_length == '' then
+    return false
+  end
+  if not length then
+    local counted = redis.pcall('ZCARD', queue)
+    length = type(counted) == 'number' and counted or 0  -- no set: the ZADD will say so
+  end
+  return length >= tonumber(max_length)
 end
 
 local function put(index, id, payload, run_at, lifetime)
@@ -35,7 +44,9 @@ local function put(index, id, payload, run_at, lifetime)
   elseif score < now + SOON_MS then
     soon = true
   end
-  room = room - 1
+  if length then
+    length = length + added
+  end
   return 1
 end
 
@@ -46,7 +57,7 @@ for at = entries_at, #ARGV, FIELDS do
   local index = #statuses
   if known then
     statuses[index + 1] = 0
-  elseif room < 1 then
+  elseif is_full(ARGV[at + 5]) then
     statuses[index + 1] = -1
   else
     statuses[index + 1] = put(index % 1000, id, ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])

@@ -8,8 +8,16 @@ from __future__ import annotations
 
 from runner.writer.candidate import Candidate
 from runner.writer.database import JobDatabase, ReadPool
-from runner.writer.office import adopt
+from runner.writer.office import adopt, adopt_database
 from runner.writer.status import writer_status
 from runner.writer.units import UnitBuilder
 
-__all__ = ["Candidate", "JobDatabase", "ReadPool", "UnitBuilder", "adopt", "writer_status"]
+__all__ = [
+    "Candidate",
+    "JobDatabase",
+    "ReadPool",
+    "UnitBuilder",
+    "adopt",
+    "adopt_database",
+    "writer_status",
+]

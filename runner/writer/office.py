@@ -12,21 +12,21 @@ from redis.exceptions import ResponseError
 from runner import keys
 from runner.errors import StoreWentBack, WriterUnavailable
 from runner.writer.apply import Office
-from runner.writer.queries import query
-from runner.writer.session import LOCK
+from runner.writer.queries import migrate, query
+from runner.writer.session import LOCK, close, connect
 from runner.writer.status import ZERO, exceeds, split_id
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
     from redis.asyncio import Redis
 
-__all__ = ["adopt", "check_eviction", "note_loss", "take_office"]
+__all__ = ["adopt", "adopt_database", "check_eviction", "note_loss", "take_office"]
 
 logger = logging.getLogger("runner.writer")
 
 _ADOPT = (
-    "If they shall belong together from now on, adopt the database by "
-    "runner.writer.adopt(redis, database_url): units up to the stream's end count as applied"
+    "If they shall belong together from now on, stop the workers and run `runner writer --adopt` "
+    "with their settings: units that are in the stream by then count as applied"
 )
 
 
@@ -114,6 +114,16 @@ async def adopt(redis: Redis, connection: Connection[Record]) -> str:
     )
     await cast(Any, redis.hdel(keys.WRITER, "trimmed"))
     return identity
+
+
+async def adopt_database(redis: Redis, database_url: str) -> str:
+    """Do the same with a connection of its own, and with the writer's tables up to date."""
+    connection = await connect(database_url)
+    try:
+        await migrate(connection)
+        return await adopt(redis, connection)
+    finally:
+        await close(connection)
 
 
 async def _agree(

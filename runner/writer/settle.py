@@ -75,9 +75,11 @@ class Settler:
             queue, entry = self._entry(unit, letters)
             if entry is not None:
                 by_queue[queue].append(entry)
-        counts = (*_counts(units, refused, batches), len(units))
-        last = units[-1].entry
-        await self._send(by_queue, last if exceeds(last, self.answered) else "", counts)
+        fresh = units
+        if not exceeds(units[0].entry, self.answered):
+            fresh = [unit for unit in units if exceeds(unit.entry, self.answered)]
+        counts = (*_counts(fresh, refused, batches), len(fresh))
+        await self._send(by_queue, fresh[-1].entry if fresh else "", counts)
 
     def _entry(
         self, unit: Unit, letters: Mapping[str, tuple[bytes, bytes]]
@@ -178,11 +180,12 @@ class Settler:
 
 
 def _counts(
-    units: Iterable[Unit], refused: Mapping[str, WriteRejected], batches: int
+    units: Sequence[Unit], refused: Mapping[str, WriteRejected], batches: int
 ) -> tuple[int, int, int, int]:
     committed = [unit for unit in units if unit.key and unit.entry not in refused]
     operations = sum(unit.count for unit in committed)
-    return len(committed), operations, batches, len(refused)
+    rejected = sum(unit.entry in refused for unit in units) if refused else 0
+    return len(committed), operations, batches, rejected
 
 
 def _parts(entries: list[_Entry]) -> Iterable[list[_Entry]]:

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.timeout(60), pytest.mark.lasting_keys("runner:held:*")
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 30
-SETTINGS = '''
+SETTINGS = """
 import os
 import runner
 from runner import Context, RedisSettings, task
@@ -52,7 +52,7 @@ class WorkerSettings(runner.WorkerSettings):
     redis_settings = RedisSettings.from_dsn(os.environ["REDIS_URL"])
     codec = os.environ.get("RUNNER_CODEC", "msgpack")
     health_check_interval = 1
-'''
+"""
 
 
 @pytest.fixture

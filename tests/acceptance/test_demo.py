@@ -10,8 +10,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 
+from jobs.demo import check
+from jobs.demo.fleet import Fleet, FleetError
+from jobs.departures import schema
+from jobs.flights import load_flights
 from tests.support import wait_until
 
 if TYPE_CHECKING:
@@ -105,6 +110,45 @@ async def test_every_total_is_exact_when_workers_and_the_writer_are_killed(tmp_p
     assert "Exact: all 2,000 departures" in output
     assert re.search(r"SIGKILL to worker-\d", output)
     assert output.count("SIGKILL to ") >= 2
+
+
+async def test_the_old_way_is_put_beside_ours(tmp_path: Path) -> None:
+    code, output = await run(tmp_path, "--rows=200", "--direct", "--bad=0", "--plot=0")
+    assert code == 0, output
+    assert re.search(r"│ one writer │ +direct │ direct, one order │", output), output
+    assert re.search(r"│ departures +│ +200 │ +200 │ +200 │", output), output
+
+
+async def test_what_is_off_is_named(empty_database_url: str) -> None:
+    flights = load_flights(3)
+    expected = check.expect(flights)
+    connection = await asyncpg.connect(empty_database_url)
+    try:
+        await connection.execute(schema())
+        await connection.execute("UPDATE airlines SET flights = 7 WHERE carrier = 'WN'")
+        await connection.execute("INSERT INTO aeroplanes VALUES ('N0', 1, 0, 0, 0)")
+        found = [str(d) for d in await check.differences(connection, expected)]
+    finally:
+        await connection.close()
+    assert "airlines WN: the row is there, not absent" in found
+    assert "aeroplanes N0: the row is there, not absent" in found
+    assert f"departures {flights[0].row}: the row is missing, not there" in found
+    carrier = flights[0].fields.carrier
+    sent = expected.tables["airlines"][carrier,][0]
+    assert f"airlines {carrier}: flights is 0, not {sent}" in found
+
+
+async def test_a_process_that_keeps_ending_ends_the_run(tmp_path: Path) -> None:
+    said: list[str] = []
+    fleet = Fleet(environment={}, logs=tmp_path, say=said.append)
+    fleet.plan(1)
+    worker = fleet.members[0]
+    worker.command = ("no_such_module",)
+    with pytest.raises(FleetError, match="No module named no_such_module"):
+        await fleet.keep_running(worker)
+    await fleet.stop()
+    assert len(said) == 3
+    assert said[0].startswith("worker-1 ended by itself with exit code 1; starting it again")
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ async def test_arqs_own_call_arrives(redis_url: str, client: Client) -> None:
     assert await job.result(timeout=1) == 6
 
 
-async def test_many_calls_arrive_in_order(redis_url: str, client: Client) -> None:
+async def test_many_calls_arrive_in_order(client: Client) -> None:
     jobs = await client.enqueue_many([count.call(n) for n in range(1200)])
     claims = [claimed for _ in range(3) for claimed in await Rig(client).claim(500)]
     assert [job.job_id for job in jobs] == [claimed.job_id for claimed in claims]
@@ -153,9 +153,7 @@ async def test_payload_lives_longer_than_its_delay(client: Client) -> None:
 
 async def script_calls(client: Client) -> int:
     stats: dict[str, Any] = await client.info("commandstats")
-    return sum(
-        stats.get(name, {}).get("calls", 0) for name in ("cmdstat_evalsha", "cmdstat_eval")
-    )
+    return sum(stats.get(name, {}).get("calls", 0) for name in ("cmdstat_evalsha", "cmdstat_eval"))
 
 
 async def test_calls_of_one_tick_share_a_round_trip(chaos_servers: ChaosServers) -> None:

@@ -90,7 +90,9 @@ async def test_enqueue_refuses_an_id_whose_result_is_kept(rig: Rig, redis: Redis
 
 async def test_enqueue_stops_at_the_queues_bound(rig: Rig, redis: Redis) -> None:
     entries = [EnqueueEntry(i, payload(i), None, LIFETIME_MS, False) for i in "abc"]
-    outcomes = await broker.enqueue(redis, QUEUE, entries, max_length=2)
+    outcomes = await broker.enqueue(
+        redis, QUEUE, [replace(entry, max_length=2) for entry in entries]
+    )
     assert outcomes[:2] == [True, True]
     assert isinstance(outcomes[2], QueueFull)
     assert await rig.ids() == {"a", "b"}
@@ -204,9 +206,7 @@ async def test_claim_looks_ahead_within_a_bound(rig: Rig, redis: Redis) -> None:
     assert await rig.claim(10) == []
 
 
-async def test_claim_puts_the_score_of_an_aborted_running_job_right(
-    rig: Rig, redis: Redis
-) -> None:
+async def test_claim_puts_the_score_of_an_aborted_running_job_right(rig: Rig, redis: Redis) -> None:
     await rig.claim_one("running")
     await rig.due("running")
     await rig.put("next")
@@ -319,9 +319,7 @@ async def test_claim_out_of_memory_takes_nothing(chaos_servers: ChaosServers) ->
         assert (claimed.attempt, claimed.crashes) == (1, 0)
 
 
-async def test_claim_registers_an_idle_worker_while_slots_are_free(
-    rig: Rig, redis: Redis
-) -> None:
+async def test_claim_registers_an_idle_worker_while_slots_are_free(rig: Rig, redis: Redis) -> None:
     async def cycle(limit: int) -> None:
         await rig.broker.cycle(
             redis, token=f"r:t:{limit}", settlements=[], limit=limit, worker="w", idle_ms=2000
@@ -340,9 +338,7 @@ async def test_claim_that_leaves_due_jobs_wakes_the_next_worker(rig: Rig, redis:
     now = await rig.server_ms()
     await redis.zadd(keys.idle(QUEUE), {"other": now + 60_000})
     await redis.pexpire(keys.idle(QUEUE), 60_000)
-    await rig.broker.cycle(
-        redis, token="r:t:1", settlements=[], limit=1, worker="w", idle_ms=2000
-    )
+    await rig.broker.cycle(redis, token="r:t:1", settlements=[], limit=1, worker="w", idle_ms=2000)
     assert await redis.llen(keys.wake(QUEUE)) == 1
 
 

@@ -9,9 +9,8 @@ import pytest
 from arq.connections import RedisSettings
 from arq.jobs import Job as StockJob
 from arq.jobs import JobStatus, ResultNotFound
-from arq.worker import JobExecutionFailed
+from arq.worker import JobExecutionFailed, func
 from arq.worker import Retry as StockRetry
-from arq.worker import func
 
 import runner
 from runner import keys
@@ -132,9 +131,7 @@ async def test_stock_client_reads_our_clients_jobs(redis_url: str, stock: ArqRed
     assert queued.job_id == ours.job_id
 
 
-async def test_stock_client_aborts_a_job_that_runs_with_us(
-    redis_url: str, stock: ArqRedis
-) -> None:
+async def test_stock_client_aborts_a_job_that_runs_with_us(redis_url: str, stock: ArqRedis) -> None:
     gate = Gate()
     job = await enqueued(stock, "wait_at")
     settings = {"codec": "pickle", "allow_abort_jobs": True, "ctx": {"gate": gate}}

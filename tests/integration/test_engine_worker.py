@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import logging
 import os
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -109,9 +109,7 @@ async def test_job_that_raises_is_a_failure_with_a_dead_letter(
     assert (await client.queue_stats()).failed == 1
 
 
-async def test_dead_letter_holds_the_job_as_it_was_enqueued(
-    redis_url: str, client: Client
-) -> None:
+async def test_dead_letter_holds_the_job_as_it_was_enqueued(redis_url: str, client: Client) -> None:
     job = await client.enqueue(fail, "again")
     enqueued = await client.get(keys.job(job.job_id))
     await drain(redis_url, [fail])
@@ -143,7 +141,7 @@ async def test_retry_with_a_delay_waits_for_it(redis_url: str, client: Client) -
         await wait_until(lambda: not worker.tasks, description="and settled")
         assert await job.status() is JobStatus.deferred
         score = await client.zscore(QUEUE, job.job_id)
-    assert score == pytest.approx(datetime.datetime.now().timestamp() * 1000 + 60_000, abs=10_000)  # noqa: DTZ005
+    assert score == pytest.approx(datetime.now(tz=UTC).timestamp() * 1000 + 60_000, abs=10_000)
 
 
 @task
@@ -269,7 +267,7 @@ async def test_job_that_expired_is_not_run(redis_url: str, client: Client) -> No
 
 async def expired(client: Client, job_id: str) -> bool:
     fields = MsgpackCodec().loads(await client.get(keys.job(job_id)))
-    return bool(datetime.datetime.now(tz=datetime.UTC).timestamp() * 1000 > fields["x"]["exp"] + 1)
+    return bool(datetime.now(tz=UTC).timestamp() * 1000 > fields["x"]["exp"] + 1)
 
 
 async def test_job_whose_payload_is_gone_is_expired(redis_url: str, client: Client) -> None:
@@ -360,25 +358,25 @@ async def test_score_without_end_does_not_stop_a_job(redis_url: str, client: Cli
 # What users' objects may do wrong
 
 
-class Unspeakable(Exception):
+class UnspeakableError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("I will not say")
 
 
-class ExtraRaises(Exception):
+class ExtraRaisesError(Exception):
     def extra(self) -> str:
         raise RuntimeError("no extra")
 
 
 @task
-async def misbehave(_ctx: Context, how: str) -> Any:  # noqa: PLR0911
+async def misbehave(_ctx: Context, how: str) -> Any:
     match how:
         case "message is no text":
             raise OSError("/tmp/\udcff")
         case "message raises":
-            raise Unspeakable
+            raise UnspeakableError
         case "extra raises":
-            raise ExtraRaises
+            raise ExtraRaisesError
         case "snooze without a time":
             raise Snooze(float("nan"))
         case "snooze by text":
@@ -455,9 +453,7 @@ async def test_result_is_kept_as_the_worker_is_told(
     assert left == pytest.approx(ttl, abs=5000 if ttl > 0 else 0)
 
 
-async def test_task_says_itself_how_long_its_result_is_kept(
-    redis_url: str, client: Client
-) -> None:
+async def test_task_says_itself_how_long_its_result_is_kept(redis_url: str, client: Client) -> None:
     @task(keep_result=7)
     async def brief(_ctx: Context) -> None: ...
 
@@ -470,9 +466,7 @@ async def test_task_says_itself_how_long_its_result_is_kept(
     assert await client.pttl(keys.result(forever.job_id)) == -1
 
 
-async def test_failure_is_kept_as_long_as_a_result_would_be(
-    redis_url: str, client: Client
-) -> None:
+async def test_failure_is_kept_as_long_as_a_result_would_be(redis_url: str, client: Client) -> None:
     job = await client.enqueue(fail)
     await drain(redis_url, [fail], keep_result=0)
     with pytest.raises(ResultNotFound):
@@ -524,7 +518,7 @@ async def test_abort_that_came_too_late_does_not_hit_the_next_job_of_that_key(
     settings = {"allow_abort_jobs": True, "poll_delay": 20, "keep_result": 0}
     async with serving(redis_url, [wait_at], ctx={"gate": gate}, **settings) as worker:
         await gate.runs.wait()
-        await client.zadd(keys.ABORT, {"the one": datetime.datetime.now().timestamp() * 1000})  # noqa: DTZ005
+        await client.zadd(keys.ABORT, {"the one": datetime.now(tz=UTC).timestamp() * 1000})
         gate.opens.set()
         await wait_until(lambda: not worker.tasks, description="the first has ended")
         await client.enqueue(once)
@@ -691,7 +685,7 @@ async def test_plain_function_keeps_its_arguments_as_they_travel(
     async def plain(_ctx: dict[str, Any], *args: Any, **kwargs: Any) -> list[Any]:
         return [type(args[0]).__name__, args[0], kwargs]
 
-    job = await client.enqueue(plain.__qualname__, datetime.date(2024, 5, 1), mode="fast")
+    job = await client.enqueue(plain.__qualname__, date(2024, 5, 1), mode="fast")
     await drain(redis_url, [plain])
     assert await job.result(timeout=1) == ["str", "2024-05-01", {"mode": "fast"}]
 
@@ -927,14 +921,10 @@ async def test_claim_under_way_when_a_worker_stops_is_handed_back(
         assert await redis.zscore(QUEUE, "j") == 1
 
 
-async def test_stopping_worker_lets_jobs_finish_for_a_while(
-    redis_url: str, client: Client
-) -> None:
+async def test_stopping_worker_lets_jobs_finish_for_a_while(redis_url: str, client: Client) -> None:
     gate = Gate()
     job = await client.enqueue(wait_at, "finished")
-    worker = Worker(
-        [wait_at], **settings_of(redis_url, ctx={"gate": gate}, job_completion_wait=20)
-    )
+    worker = Worker([wait_at], **settings_of(redis_url, ctx={"gate": gate}, job_completion_wait=20))
     main = asyncio.create_task(worker.async_run())
     await gate.runs.wait()
     import signal  # noqa: PLC0415

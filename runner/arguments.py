@@ -1,0 +1,234 @@
+"""A task's signature: calls are checked at the caller, arguments converted in the worker."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from runner.errors import ArgumentsError, DecodeError, did_you_mean
+from runner.shapes import ANYTHING, Shape, shape_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shapes:
+    """The shapes of one signature.
+
+    Attributes:
+        places: name and shape of each parameter that has a place.
+        accepts: the classes that `places` accept, for the quick look.
+        rest: name and shape of ``*args``; None: there is none.
+        named: the shape of each parameter that takes a keyword.
+        others: the shape of ``**kwargs``.
+        converts: whether the worker has anything to convert.
+    """
+
+    places: list[tuple[str, Shape]]
+    accepts: list[tuple[type, ...]]
+    rest: tuple[str, Shape] | None
+    named: dict[str, Shape]
+    others: Shape
+    returns: Shape
+    converts: bool
+
+
+class Signature:
+    """A task's parameters behind the context, and what it returns.
+
+    How many arguments it takes is known at once. The annotations are resolved when they are
+    first needed, so that they may name what is defined further down in the module.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        signature = inspect.signature(function)
+        parameters = list(signature.parameters.values())[1:]
+        self._function = function
+        self._signature = signature.replace(parameters=parameters)
+        self._parameters = parameters
+        plain = [p for p in parameters if p.kind in _PLAIN]
+        only_named = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        self._most = len(plain)
+        self._rest = _first_of_kind(parameters, inspect.Parameter.VAR_POSITIONAL)
+        self._others = _first_of_kind(parameters, inspect.Parameter.VAR_KEYWORD)
+        required = [p for p in (*plain, *only_named) if p.default is inspect.Parameter.empty]
+        self._required = frozenset(p.name for p in required)
+        self._required_plain = sum(p in plain for p in required)
+        # Where a parameter that takes a keyword stands: arguments by position fill it first.
+        self._places = dict.fromkeys((p.name for p in only_named), sys.maxsize)
+        for place, parameter in enumerate(plain):
+            if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+                self._places[parameter.name] = place
+        self._compiled: _Shapes | None = None
+
+    @property
+    def returns(self) -> Shape:
+        """The shape of the task's result."""
+        return self._shapes().returns
+
+    def check(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise `ArgumentsError`, naming the parameter, for a call that cannot be right.
+
+        The classes of the arguments are looked at, no deeper: a list with wrong items is
+        found by the worker's conversion.
+
+        Args:
+            name: the task's name, for the message.
+            args: the arguments behind the context.
+            kwargs: the same, by name.
+        """
+        self.bind(name, args, kwargs)
+        shapes = self._compiled or self._shapes()
+        fits = len(args) <= self._most
+        for value, classes in zip(args, shapes.accepts, strict=False):
+            if not isinstance(value, classes):
+                fits = False
+        for key, value in kwargs.items():
+            if not isinstance(value, shapes.named.get(key, shapes.others).accepts):
+                fits = False
+        if not fits:
+            self._look_closer(name, args, kwargs)
+
+    def bind(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise `ArgumentsError` unless every parameter gets one argument, and none is left."""
+        if self._binds(len(args), kwargs):
+            return
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError as exc:
+            unknown = [key for key in kwargs if isinstance(key, str) and key not in self._places]
+            hint = did_you_mean(unknown[0], self._places) if unknown else ""
+            raise ArgumentsError(f"{name}{self._signature}: {exc}{hint}") from None
+
+    def convert(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Turn decoded plain data into what the annotations say; raise `DecodeError`.
+
+        The arguments must have passed `bind`.
+        """
+        shapes = self._compiled or self._shapes()
+        if not shapes.converts:
+            return args, kwargs
+        places = shapes.places
+        if shapes.rest is not None and len(args) > len(places):
+            places = places + [shapes.rest] * (len(args) - len(places))
+        converted = [
+            value if isinstance(value, shape.passes) else _convert(name, shape, value)
+            for value, (name, shape) in zip(args, places, strict=False)
+        ]
+        named = {
+            name: _convert(name, shapes.named.get(name, shapes.others), value)
+            for name, value in kwargs.items()
+        }
+        return tuple(converted), named
+
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Give each argument of a call with the name of its parameter."""
+        for index, value in enumerate(args):
+            if index < self._most:
+                yield self._parameters[index].name, value
+            else:
+                yield f"*{self._rest}", value
+        yield from kwargs.items()
+
+    def _binds(self, given: int, kwargs: dict[str, Any]) -> bool:
+        """Tell at once that a call is right, as nearly all are; what is not goes a longer way."""
+        if given > self._most and self._rest is None:
+            return False
+        filled = min(given, self._required_plain)
+        for name in kwargs:
+            place = self._places.get(name)
+            if place is None:
+                if self._others is None:
+                    return False
+            elif place < given:
+                return False
+            elif name in self._required:
+                filled += 1
+        return filled == len(self._required)
+
+    def _look_closer(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shapes = self._shapes()
+        at_places = [shape for _, shape in shapes.places]
+        rest = ANYTHING if shapes.rest is None else shapes.rest[1]
+        by_place = [*at_places[: len(args)], *[rest] * (len(args) - len(at_places))]
+        by_name = [shapes.named.get(key, shapes.others) for key in kwargs]
+        arguments = self.named(args, kwargs)
+        for (parameter, value), shape in zip(arguments, (*by_place, *by_name), strict=True):
+            reason = shape.refusal(value)
+            if reason is not None:
+                given = type(value).__qualname__
+                raise ArgumentsError(
+                    f"{name}: parameter {parameter!r} takes {shape}, not {given}: {reason}",
+                    parameter=parameter,
+                    expected=str(shape),
+                    given=given,
+                )
+
+    def _shapes(self) -> _Shapes:
+        if self._compiled is None:
+            hints = _hints(self._function)
+            shapes = {p.name: _shape_of(p, hints) for p in self._parameters}
+            places = [(p.name, shapes[p.name]) for p in self._parameters[: self._most]]
+            self._compiled = _Shapes(
+                places=places,
+                accepts=[shape.accepts for _, shape in places],
+                rest=None if self._rest is None else (f"*{self._rest}", shapes[self._rest]),
+                named={name: shapes[name] for name in self._places},
+                others=ANYTHING if self._others is None else shapes[self._others],
+                returns=shape_of(hints.get("return", Any)),
+                converts=any(shape is not ANYTHING for shape in shapes.values()),
+            )
+        return self._compiled
+
+
+def _first_of_kind(parameters: list[inspect.Parameter], kind: object) -> str | None:
+    return next((p.name for p in parameters if p.kind is kind), None)
+
+
+def _shape_of(parameter: inspect.Parameter, hints: dict[str, Any]) -> Shape:
+    shape = shape_of(hints.get(parameter.name, Any))
+    # `limit: int = None` says in the old way that None is welcome.
+    if parameter.default is None and shape is not ANYTHING:
+        return shape.or_none()
+    return shape
+
+
+def _convert(name: str, shape: Shape, value: Any) -> Any:
+    try:
+        return shape.convert(value)
+    except DecodeError as exc:
+        raise DecodeError(f"parameter {name!r}: {exc}") from exc
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the resolved annotations; one that cannot be resolved means Any.
+
+    It may name what exists for type checkers only, or a class inside a function.
+    """
+    try:
+        return get_type_hints(function, include_extras=True)
+    except Exception:  # noqa: BLE001  resolving runs the annotation, which may raise anything
+        hints: dict[str, Any] = {}
+        for name, annotation in getattr(function, "__annotations__", {}).items():
+            hints.update(_hint(name, annotation, getattr(function, "__globals__", {})))
+        return hints
+
+
+def _hint(name: str, annotation: Any, known: dict[str, Any]) -> dict[str, Any]:
+    holder = type("_", (), {"__annotations__": {name: annotation}})
+    try:
+        return get_type_hints(holder, known, include_extras=True)
+    except Exception:  # noqa: BLE001  the same, for one of them
+        return {name: Any}
+
+
+__all__ = ["Signature"]

@@ -1,0 +1,234 @@
+"""Send jobs on their way: the calls of one tick together, and those that wait for room in line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from runner import broker
+from runner.batch import Gathered
+from runner.errors import EnqueueError, QueueFull
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis.asyncio import Redis
+
+    from runner.broker import EnqueueEntry
+
+SOONEST_LOOK_S, LATEST_LOOK_S = 0.005, 0.25
+LOOK_TIMEOUT_S = 10.0
+
+Until: TypeAlias = "float | None"
+"""How long to wait for room, in the loop's time: None not at all, infinity without end."""
+
+
+@dataclass(slots=True)
+class _Sent:
+    """An entry that somebody waits for."""
+
+    queue: str
+    entry: EnqueueEntry
+    until: Until
+    future: asyncio.Future[bool]
+
+    def answer(self, outcome: bool | BaseException) -> None:
+        if self.future.done():
+            return  # its caller was cancelled
+        if isinstance(outcome, BaseException):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+
+
+class Outbox:
+    """Join the enqueues of one tick into one script call for each queue.
+
+    An entry that finds its queue full and may wait joins the line of that queue and bound.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._gathered = Gathered(self._send, "runner outbox")
+        self._lines: dict[tuple[str, int], Line] = {}
+
+    async def send(self, queue: str, entry: EnqueueEntry, until: Until = None) -> bool:
+        """Return True when the job is queued, False when its id is there already.
+
+        Raises:
+            QueueFull: the queue had no room, or none in time; the job is not queued.
+        """
+        return await self._hand_over(queue, entry, until)
+
+    async def send_many(
+        self,
+        queue: str,
+        entries: Sequence[EnqueueEntry],
+        until: Until = None,
+    ) -> list[bool | BaseException]:
+        """Send any number of entries in order; return for each what `send` returns or raises.
+
+        Once one has found the queue full and may not wait, those behind it are not sent.
+        """
+        outcomes: list[bool | BaseException] = []
+        for start in range(0, len(entries), broker.MAX_ENTRIES):
+            part = entries[start : start + broker.MAX_ENTRIES]
+            if until is not None:
+                waiting = [self._hand_over(queue, entry, until) for entry in part]
+                outcomes += await asyncio.gather(*waiting, return_exceptions=True)
+                continue
+            outcomes += await broker.enqueue(self._redis, queue, part)
+            full = next((o for o in outcomes if isinstance(o, QueueFull)), None)
+            if full is not None:
+                return outcomes + [full] * (len(entries) - len(outcomes))
+        return outcomes
+
+    async def close(self) -> None:
+        """Send what was handed over; who waits for room hears that there was none. Idempotent."""
+        await self._gathered.drain()
+        for line in list(self._lines.values()):
+            await line.close()
+        self._lines.clear()
+
+    def _hand_over(self, queue: str, entry: EnqueueEntry, until: Until) -> asyncio.Future[bool]:
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        sent = _Sent(queue, entry, until, future)
+        line = None if until is None else self._lines.get((queue, entry.max_length))
+        if line is not None and line.is_open:
+            line.join(sent)  # behind those who came before
+        else:
+            self._gathered.add(sent)
+        return future
+
+    async def _send(self, batch: list[_Sent]) -> None:
+        by_queue: dict[str, list[_Sent]] = {}
+        for sent in batch:
+            by_queue.setdefault(sent.queue, []).append(sent)
+        for queue, part in by_queue.items():
+            await self._send_queue(queue, part)
+
+    async def _send_queue(self, queue: str, part: list[_Sent]) -> None:
+        outcomes: Sequence[bool | BaseException]
+        try:
+            outcomes = await broker.enqueue(self._redis, queue, [sent.entry for sent in part])
+        except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the callers
+            outcomes = [exc] * len(part)
+        for sent, outcome in zip(part, outcomes, strict=True):
+            if isinstance(outcome, QueueFull) and sent.until is not None:
+                self._line_of(sent).join(sent)
+            else:
+                sent.answer(outcome)
+
+    def _line_of(self, sent: _Sent) -> Line:
+        key = (sent.queue, sent.entry.max_length)
+        line = self._lines.get(key)
+        if line is None:
+            # Lines that are over go when a new one is made: their number stays small.
+            self._lines = {k: other for k, other in self._lines.items() if other.is_open}
+            line = self._lines[key] = Line(self._redis, *key)
+        return line
+
+
+class Line:
+    """Those who wait for room in one queue: first come, first served.
+
+    One task asks for the queue's length, more and more seldom while nothing moves, and
+    sends as many as there is room for. An entry is either in the line or under way, never
+    both, so one that gives up in the line is not queued, and none is sent twice.
+    """
+
+    def __init__(self, redis: Redis, queue: str, max_length: int) -> None:
+        self._redis = redis
+        self._queue = queue
+        self._max_length = max_length
+        self._waiting: deque[_Sent] = deque()
+        self._closing = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody stands in the line, or is under way from it."""
+        return self._task is not None and not self._task.done()
+
+    def join(self, sent: _Sent) -> None:
+        """Wait at the end of the line."""
+        self._waiting.append(sent)
+        if not self.is_open:
+            self._task = asyncio.create_task(self._serve(), name=f"runner line of {self._queue}")
+
+    async def close(self) -> None:
+        """Finish what is under way, and send those who wait away. Idempotent."""
+        self._closing.set()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _serve(self) -> None:
+        delay_s = SOONEST_LOOK_S
+        try:
+            while self._thin_out():
+                await self._pause(delay_s)
+                delay_s = min(delay_s * 2, LATEST_LOOK_S)
+                if self._thin_out() and await self._move():
+                    delay_s = SOONEST_LOOK_S
+        except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the callers
+            self._dismiss(exc)
+
+    async def _pause(self, delay_s: float) -> None:
+        now = asyncio.get_running_loop().time()
+        soonest = min(sent.until or math.inf for sent in self._waiting)
+        jittered_s = delay_s * random.uniform(0.5, 1)  # noqa: S311  jitter
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(min(jittered_s, soonest - now), 0)):
+                await self._closing.wait()
+
+    def _thin_out(self) -> bool:
+        """Let go who was cancelled or has waited long enough; tell whether anybody is left."""
+        if self._closing.is_set():
+            self._dismiss(EnqueueError("the client was closed before the queue had room"))
+        now = asyncio.get_running_loop().time()
+        full = broker.queue_full(self._queue, self._max_length)
+        staying: deque[_Sent] = deque()
+        for sent in self._waiting:
+            if sent.until is not None and sent.until <= now:
+                sent.answer(full)
+            elif not sent.future.done():
+                staying.append(sent)
+        self._waiting = staying
+        return bool(staying)
+
+    async def _move(self) -> bool:
+        """Send as many as there is room for; tell whether any was taken."""
+        async with asyncio.timeout(LOOK_TIMEOUT_S):
+            length = await self._redis.zcard(self._queue)
+        room = min(self._max_length - length, broker.MAX_ENTRIES, len(self._waiting))
+        if room < 1:
+            return False
+        moving = [self._waiting.popleft() for _ in range(room)]
+        try:
+            outcomes = await broker.enqueue(
+                self._redis, self._queue, [sent.entry for sent in moving]
+            )
+        except Exception as exc:
+            for sent in moving:
+                sent.answer(exc)
+            raise
+        refused = []
+        for sent, outcome in zip(moving, outcomes, strict=True):
+            if isinstance(outcome, QueueFull):
+                refused.append(sent)
+            else:
+                sent.answer(outcome)
+        self._waiting.extendleft(reversed(refused))
+        return len(refused) < len(moving)
+
+    def _dismiss(self, why: BaseException) -> None:
+        while self._waiting:
+            self._waiting.popleft().answer(why)
+
+
+__all__ = ["Outbox", "Until"]

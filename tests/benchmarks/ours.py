@@ -1,0 +1,101 @@
+# /// script
+# dependencies = []
+# [tool.bench]
+# title = "arq-runner"
+# shows = ["arq", "redis", "hiredis", "uvloop", "msgspec"]
+# worker = ["arq", "tests.benchmarks.ours.WorkerSettings"]
+# left = ["ZCARD arq:queue"]
+# naps = true
+# guarantee = "at least once"
+# note = "defaults of runner.WorkerSettings: msgpack, leases, counters; max_jobs 100, results kept for an hour"
+# ///
+"""Ours: `arq tests.benchmarks.ours.WorkerSettings`, with the defaults that a user gets."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from redis.asyncio import Redis
+
+import runner
+from runner import Client, Context, Job, RedisSettings, connect, task
+from tests.benchmarks import stage
+
+stage.quiet()
+
+
+@task
+async def noop(_ctx: Context) -> None:
+    """Do nothing."""
+
+
+@task
+async def nap(_ctx: Context) -> None:
+    """Sleep for 10 ms."""
+    await asyncio.sleep(stage.NAP_S)
+
+
+@task
+async def stamp(_ctx: Context, sent_ns: int) -> None:
+    """Note when it started."""
+    stage.record_start(sent_ns)
+
+
+async def say_ready(_ctx: Any) -> None:
+    """Tell the benchmark that this worker is up."""
+    stage.record_ready()
+
+
+class WorkerSettings(runner.WorkerSettings):
+    """The worker."""
+
+    functions = (noop, nap, stamp)
+    redis_settings = RedisSettings.from_dsn(stage.REDIS_URL)
+    max_jobs = stage.CONCURRENCY
+    keep_result = stage.KEEP_RESULT_S
+    on_startup = say_ready
+
+
+TASKS = {"noop": noop, "nap": nap, "stamp": stamp}
+_clients: list[Client] = []
+_plain: list[Redis] = []
+
+
+async def _client() -> Client:
+    if not _clients:
+        _clients.append(await connect(stage.REDIS_URL))
+    return _clients[0]
+
+
+async def enqueue(task_name: str, **arguments: int) -> Job[Any]:
+    """Enqueue one job."""
+    client = await _client()
+    return await client.enqueue(TASKS[task_name], **arguments)
+
+
+async def enqueue_many(task_name: str, count: int) -> None:
+    """Enqueue many jobs in one call."""
+    client = await _client()
+    declared: Any = TASKS[task_name]
+    await client.enqueue_many([declared.call() for _ in range(count)])
+
+
+async def result(job: Job[Any]) -> None:
+    """Wait for a job's result."""
+    await job.result(timeout=30)
+
+
+async def round_trip() -> None:
+    """Make one bare round trip of redis-py: what nobody on it can be quicker than."""
+    if not _plain:
+        _plain.append(Redis.from_url(stage.REDIS_URL))
+    await _plain[0].set("bench:set", b"x" * 100)
+
+
+async def close() -> None:
+    """Disconnect."""
+    for client in _clients:
+        await client.aclose()
+    for plain in _plain:
+        await plain.aclose()

@@ -1,0 +1,61 @@
+# /// script
+# dependencies = ["saq[redis,hiredis]==0.26.4", "uvloop==0.23.0"]
+# [tool.bench]
+# title = "SAQ"
+# shows = ["saq", "redis", "hiredis", "uvloop"]
+# worker = ["saq", "tests.benchmarks.peers.saq.settings"]
+# left = ["ZCARD saq:default:incomplete"]
+# naps = true
+# guarantee = "at least once"
+# note = "concurrency 100, uvloop; no bulk enqueue"
+# ///
+"""SAQ."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import saq  # type: ignore[import-not-found]  # it lives in an environment of its own
+
+from tests.benchmarks import stage
+
+stage.quiet()
+stage.use_uvloop()
+queue = saq.Queue.from_url(stage.REDIS_URL)
+
+
+async def noop(_ctx: Any) -> None:
+    """Do nothing."""
+
+
+async def nap(_ctx: Any) -> None:
+    """Sleep for 10 ms."""
+    await asyncio.sleep(stage.NAP_S)
+
+
+async def stamp(_ctx: Any, *, sent_ns: int) -> None:
+    """Note when it started."""
+    stage.record_start(sent_ns)
+
+
+settings = {
+    "queue": queue,
+    "functions": [noop, nap, stamp],
+    "concurrency": stage.CONCURRENCY,
+}
+
+
+async def enqueue(task: str, **arguments: int) -> Any:
+    """Enqueue one job."""
+    return await queue.enqueue(task, ttl=stage.KEEP_RESULT_S, **arguments)
+
+
+async def result(job: Any) -> None:
+    """Wait for a job's result."""
+    await job.refresh(until_complete=30)
+
+
+async def close() -> None:
+    """Disconnect."""
+    await queue.disconnect()

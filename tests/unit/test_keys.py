@@ -1,0 +1,104 @@
+"""The names and numbers that stand in the Lua scripts are those of `keys.py`."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+import pytest
+
+from runner import broker, keys
+
+PREFIXES = {
+    keys.JOB,
+    keys.IN_PROGRESS,
+    keys.RETRY,
+    keys.RESULT,
+    keys.WAITERS,
+    keys.DEAD_LETTER,
+    keys.FAILED_UNIT,
+}
+NAMES = PREFIXES | {keys.ABORT, keys.COMMITS_CHANNEL, keys.UNITS, keys.WRITER, keys.LEADER}
+
+
+def scripts() -> dict[str, str]:
+    folder = resources.files("runner").joinpath("lua")
+    return {entry.name: entry.read_text("utf-8") for entry in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", sorted(scripts()))
+def test_every_key_in_a_script_is_one_of_ours_or_arqs(name: str) -> None:
+    literals = re.findall(r"'((?:arq|runner):[^']*)'", scripts()[name])
+    assert set(literals) <= NAMES
+
+
+def test_every_prefix_is_used_as_a_prefix() -> None:
+    assert all(prefix.endswith(":") for prefix in PREFIXES)
+
+
+@pytest.mark.parametrize(
+    ("constant", "value"),
+    [
+        ("FAR_OFF_MS", keys.FAR_OFF_MS),
+        ("RETRY_TTL_S", keys.RETRY_TTL_S),
+        ("COUNTERS_MS", keys.KEEP_MS),
+        ("DEAD_MS", keys.KEEP_MS),
+        ("CLOCK_MS", 3_600_000),
+    ],
+)
+def test_numbers_in_the_scripts_are_those_of_the_module(constant: str, value: int) -> None:
+    given = [
+        int(number)
+        for text in scripts().values()
+        for number in re.findall(rf"local {constant} = (\d+)", text)
+    ]
+    assert given
+    assert set(given) == {value}
+
+
+def test_marker_of_a_committing_job_is_the_same_everywhere() -> None:
+    texts = [text for text in scripts().values() if "'committing:" in text]
+    assert texts
+    assert len(keys.COMMITTING) == 11, "cycle.lua compares so many letters"
+    assert all(f"'{keys.COMMITTING}'" in text for text in texts)
+
+
+def test_number_of_fields_of_an_entry_fits_the_script() -> None:
+    claimed = broker.Claimed(
+        queue="q", job_id="j", token="t", run_at_ms=0, payload=None, attempt=1, crashes=0
+    )
+    done = broker.Settlement(claimed=claimed, mode="done")
+    submit = broker.Settlement(claimed=claimed, mode="submit")
+    (fields,) = re.findall(r"local FIELDS = (\d+)", scripts()["cycle.lua"])
+    assert len(broker._settlement_fields(done)) == int(fields)
+    assert len(broker._settlement_fields(submit)) == int(fields) + 2
+
+
+@pytest.mark.parametrize(
+    ("made", "key"),
+    [
+        (keys.job("x"), "arq:job:x"),
+        (keys.in_progress("x"), "arq:in-progress:x"),
+        (keys.retry("x"), "arq:retry:x"),
+        (keys.result("x"), "arq:result:x"),
+        (keys.health("arq:queue"), "arq:queue:health-check"),
+        (keys.held("q"), "runner:held:q"),
+        (keys.clock("q"), "runner:clock:q"),
+        (keys.idle("q"), "runner:idle:q"),
+        (keys.wake("q"), "runner:wake:q"),
+        (keys.counters("q"), "runner:counters:q"),
+        (keys.dead("q"), "runner:dead:q"),
+        (keys.dead_letter("x"), "runner:dead-letter:x"),
+        (keys.waiters("x"), "runner:waiters:x"),
+        (keys.reply_channel("c"), "runner:reply:c"),
+    ],
+)
+def test_key_is_named_as_documented(made: str, key: str) -> None:
+    assert made == key
+
+
+def test_every_key_is_documented() -> None:
+    table = keys.__doc__ or ""
+    made = [keys.held(""), keys.clock(""), keys.idle(""), keys.wake(""), keys.counters("")]
+    made += [keys.dead(""), keys.ABORT, keys.UNITS, keys.WRITER, keys.LEADER, *PREFIXES]
+    assert [key for key in made if key not in table] == []

@@ -1,0 +1,200 @@
+"""Settings are checked when the class is made, and arq sees every one of them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import arq.worker
+import pytest
+from arq.worker import get_kwargs
+
+import runner
+from runner import RedisSettings, settings, task
+from runner.errors import SettingsError
+from runner.settings import SettingsWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+StockWorker = runner.Worker.__mro__[1]
+
+
+@task
+async def work(_ctx: Any) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _arq_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo what a settings class does to arq's command line."""
+    monkeypatch.setattr(arq.worker, "Worker", arq.worker.Worker)
+    return
+
+
+def made(**given: Any) -> type[runner.WorkerSettings]:
+    return type("Settings", (runner.WorkerSettings,), {"functions": [work], **given})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("max_job", "max_jobs"),
+        ("function", "functions"),
+        ("on_start_up", "on_startup"),
+        ("redis_setting", "redis_settings"),
+        ("keep_results", "keep_result"),
+        ("job_timeouts", "job_timeout"),
+        ("queuename", "queue_name"),
+        ("cronjobs", "cron_jobs"),
+        ("databaseurl", "database_url"),
+        ("max_trys", "max_tries"),
+        ("leases", "lease"),
+    ],
+)
+def test_name_near_a_setting_is_refused(name: str, meant: str) -> None:
+    with pytest.raises(SettingsError, match=f"unknown setting '{name}'; did you mean '{meant}'"):
+        made(**{name: 1})
+
+
+def test_other_names_are_left_alone() -> None:
+    cls = made(SHOP_URL="https://shop", helper=print, _private=1)
+    assert cls.__dict__["SHOP_URL"] == "https://shop"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_jobs", "10"),
+        ("max_jobs", 0),
+        ("max_jobs", 2.5),
+        ("max_jobs", True),
+        ("max_tries", 0),
+        ("lanes", 0),
+        ("max_crashes", 0),
+        ("read_pool_size", -1),
+        ("job_timeout", "30"),
+        ("job_timeout", -1),
+        ("job_timeout", timedelta(seconds=-1)),
+        ("job_timeout", float("nan")),
+        ("keep_result", float("inf")),
+        ("poll_delay", None),
+        ("health_check_interval", "5"),
+        ("lease", 0.5),
+        ("lease", "15"),
+        ("history", 1),
+        ("writer", "yes"),
+        ("use_uvloop", None),
+        ("keep_result_forever", 0),
+        ("allow_abort_jobs", "true"),
+        ("queue_name", ""),
+        ("queue_name", 5),
+        ("redis_settings", "redis://localhost"),
+        ("database_url", "mysql://localhost/x"),
+        ("database_url", 5),
+        ("on_startup", print),
+        ("on_job_end", "hook"),
+        ("after_job_end", lambda _ctx: None),
+        ("codec", "json"),
+    ],
+)
+def test_value_of_the_wrong_kind_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(SettingsError, match=name if name != "codec" else "unknown codec"):
+        made(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("job_timeout", timedelta(minutes=1)),
+        ("keep_result", 0),
+        ("lease", 1),
+        ("codec", "pickle"),
+        ("database_url", None),
+        ("database_url", "postgresql://localhost/x"),
+        ("read_pool_size", 0),
+        ("on_startup", None),
+    ],
+)
+def test_value_at_the_edge_is_taken(name: str, value: Any) -> None:
+    assert made(**{name: value}).__dict__[name] == value
+
+
+def test_arq_sees_every_default() -> None:
+    seen = get_kwargs(made())
+    assert seen["functions"] == [work]
+    assert (seen["max_jobs"], seen["codec"], seen["history"]) == (100, "msgpack", True)
+    assert seen["health_check_interval"] == 5
+    offered = {n for n in vars(runner.WorkerSettings) if not n.startswith("_")}
+    assert offered <= set(seen)
+
+
+def test_subclass_of_a_subclass_inherits_into_its_own_dict() -> None:
+    class Base(runner.WorkerSettings):
+        functions: ClassVar = [work]
+        max_jobs = 7
+        redis_settings = RedisSettings(port=1234)
+
+    class Child(Base):
+        queue_name = "slow"
+
+    class Grandchild(Child):
+        max_jobs = 9
+
+    seen = get_kwargs(Grandchild)
+    assert (seen["max_jobs"], seen["queue_name"]) == (9, "slow")
+    assert seen["redis_settings"].port == 1234
+    assert get_kwargs(Child)["max_jobs"] == 7
+
+
+def test_setting_of_a_mixin_counts() -> None:
+    class Big:
+        max_jobs = 500
+
+    class Settings(Big, runner.WorkerSettings):
+        functions: ClassVar = [work]
+
+    assert get_kwargs(Settings)["max_jobs"] == 500
+
+
+async def test_hooks_may_be_functions_static_or_class_methods() -> None:
+    called: list[str] = []
+
+    class Settings(runner.WorkerSettings):
+        functions: ClassVar = [work]
+
+        async def on_startup(ctx: Any) -> None:  # type: ignore[override,misc]  # noqa: N805
+            called.append(f"plain {ctx}")
+
+        @staticmethod
+        async def on_shutdown(ctx: Any) -> None:  # type: ignore[override]
+            called.append(f"static {ctx}")
+
+        @classmethod
+        async def on_job_start(cls, ctx: Any) -> None:  # type: ignore[override]
+            called.append(f"class {cls.__name__} {ctx}")
+
+    seen: dict[str, Any] = get_kwargs(Settings)
+    for name in ("on_startup", "on_shutdown", "on_job_start"):
+        await seen[name]("ctx")
+    assert called == ["plain ctx", "static ctx", "class Settings ctx"]
+
+
+def test_settings_class_lets_arqs_command_start_our_worker() -> None:
+    made()
+    assert arq.worker.Worker is SettingsWorker  # type: ignore[comparison-overlap]
+    assert issubclass(SettingsWorker, StockWorker)
+
+
+def test_own_serializer_takes_the_place_of_the_codec() -> None:
+    def dumps(_fields: Any) -> bytes:
+        return b""
+
+    seen = get_kwargs(made(job_serializer=dumps))
+    assert seen["codec"] is None  # type: ignore[comparison-overlap]
+    assert seen["job_serializer"] is dumps  # type: ignore[comparison-overlap]
+
+
+def test_every_rule_is_about_a_setting_that_exists() -> None:
+    known = set(settings._parameters())
+    assert set(settings._RULES) <= known
+    assert set(settings._LEAST) <= known
