@@ -101,7 +101,7 @@ class Signature:
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as exc:
-            unknown = [key for key in kwargs if isinstance(key, str) and key not in self._places]
+            unknown = [key for key in kwargs if key not in self._places]
             hint = did_you_mean(unknown[0], self._places) if unknown else ""
             raise ArgumentsError(f"{name}{self._signature}: {exc}{hint}") from None
 

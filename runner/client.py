@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
@@ -14,12 +15,14 @@ from arq.connections import create_pool as arq_create_pool
 from arq.utils import to_ms, to_unix_ms
 
 from runner import broker, codec, keys
-from runner.batch import Gathered
 from runner.broker import EnqueueEntry
-from runner.codec import Codec, HookCodec, JobRecord
-from runner.errors import ArgumentsError, EncodeError, EnqueueError, PayloadTooLarge
+from runner.codec import Codec, JobRecord
+from runner.errors import ArgumentsError, EncodeError, EnqueueError, PayloadTooLarge, QueueFull
 from runner.job import Job, Results
-from runner.tasks import BoundTask, Call, EnqueueOptions, Task, checked_id
+from runner.outbox import Outbox, Until
+from runner.shapes import ANYTHING, Shape
+from runner.signing import SigningKeys, chosen_codec
+from runner.tasks import BoundTask, Call, EnqueueOptions, Task, WhenFull, checked_id, seconds
 from runner.types import DeadLetter, QueueStats, WriterStatus
 from runner.writer import writer_status
 
@@ -32,6 +35,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
+
+_NO_OPTIONS = EnqueueOptions()
 
 
 class Client(ArqRedis):
@@ -49,13 +54,15 @@ class Client(ArqRedis):
         super().__init__(*args, **kwargs)
         self._reply_to = uuid4().hex
         self.max_payload_bytes = MAX_PAYLOAD_BYTES
+        self.bound = EnqueueOptions()
+        """The bound of queues for calls that name none: three of the options count."""
         self._results: Results | None = None
         self._outbox = Outbox(self)
 
     @property
     def codec(self) -> Codec:
-        """The codec of jobs and results, made of arq's two hooks."""
-        return HookCodec(self.job_serializer, self.job_deserializer)
+        """The codec of jobs and results, behind arq's two hooks."""
+        return codec.codec_of(self.job_serializer, self.job_deserializer)
 
     @overload
     async def enqueue(
@@ -83,13 +90,15 @@ class Client(ArqRedis):
             ArgumentsError: the arguments do not fit the task's signature.
             EncodeError: an argument cannot travel.
             PayloadTooLarge: the encoded job exceeds ``max_payload_bytes``.
+            QueueFull: the queue holds its ``max_length``; the job is not queued.
             EnqueueError: Redis refused the job.
 
-        If the caller is cancelled while it waits, its job may be queued all the same.
+        If the caller is cancelled while it waits, its job may be queued all the same; while
+        it waits for room in a full queue, it is not.
         """
         if isinstance(task, str) and task:
-            entry, queue = self._entry(task, args, kwargs, EnqueueOptions(), None)
-            is_new = await self._outbox.send(queue, entry)
+            entry, queue = self._entry(task, args, kwargs, _NO_OPTIONS, None)
+            is_new = await self._outbox.send(queue, entry, self._until(_NO_OPTIONS))
             return self._job(entry.job_id, queue, is_new=is_new)
         if not isinstance(task, Task | BoundTask):
             raise ArgumentsError(
@@ -97,7 +106,7 @@ class Client(ArqRedis):
             )
         call: Call[Any] = task.call(*args, **kwargs)
         entry, queue = self._entry_of(call)
-        is_new = await self._outbox.send(queue, entry)
+        is_new = await self._outbox.send(queue, entry, self._until(call.options))
         return self._job(
             entry.job_id,
             queue,
@@ -109,22 +118,41 @@ class Client(ArqRedis):
         """Enqueue any number of calls in few round trips (500 jobs each), in order.
 
         Everything is encoded before anything is sent, so a bad argument enqueues nothing.
+        In a bounded queue the first calls get the room there is. With ``when_full="wait"``
+        the rest follows as room comes; a job that waits for its own queue may wait for itself.
 
         Raises:
-            EnqueueError: Redis refused a job; the others are queued.
+            QueueFull: a queue had no room for all, and ``queued`` and ``refused`` say which
+                got in: of one queue's calls always the first ones.
+            EnqueueError: Redis refused a job; the same two say which.
+
+        When Redis goes away in the middle, its own error is raised, and what became of the
+        jobs that were under way is unknown.
         """
         jobs: list[Job[R]] = []
-        by_queue: dict[str, list[tuple[int, EnqueueEntry]]] = {}
+        parts: dict[tuple[str, Until], list[tuple[int, EnqueueEntry]]] = {}
+        now = asyncio.get_running_loop().time()
         for index, call in enumerate(calls):
             entry, queue = self._entry_of(call)
-            by_queue.setdefault(queue, []).append((index, entry))
+            until = self._until(call.options, now)
+            parts.setdefault((queue, until), []).append((index, entry))
             jobs.append(self._job(entry.job_id, queue, returns=call.task.signature.returns))
-        for queue, indexed in by_queue.items():
-            outcomes = await broker.enqueue(self, queue, [entry for _, entry in indexed])
-            for (index, _), outcome in zip(indexed, outcomes, strict=True):
-                if isinstance(outcome, EnqueueError):
-                    raise outcome
-                jobs[index].is_new = outcome
+        sent = [
+            self._outbox.send_many(queue, [entry for _, entry in part], until)
+            for (queue, until), part in parts.items()
+        ]
+        failures: dict[int, BaseException] = {}
+        answers = await asyncio.gather(*sent, return_exceptions=True)
+        for part, answer in zip(parts.values(), answers, strict=True):
+            lost = isinstance(answer, BaseException)
+            outcomes = [answer] * len(part) if lost else answer
+            for (index, _), outcome in zip(part, outcomes, strict=True):
+                if isinstance(outcome, BaseException):
+                    failures[index] = outcome
+                else:
+                    jobs[index].is_new = outcome
+        if failures:
+            raise _partly(jobs, failures)
         return jobs
 
     async def enqueue_job(
@@ -143,6 +171,9 @@ class Client(ArqRedis):
 
         Returns:
             The job, or None when a job with this id is there already.
+
+        Raises:
+            QueueFull: this client's bound leaves no room; arq knows no bounds.
         """
         queue = _queue_name or self.default_queue_name
         job_id = checked_id(_job_id) if _job_id else uuid4().hex
@@ -155,9 +186,24 @@ class Client(ArqRedis):
         elif _defer_by:
             run_at = now_ms + to_ms(_defer_by)
         lifetime = to_ms(_expires) or int((run_at or now_ms) - now_ms) + self.expires_extra_ms
-        payload = self._encode(function, args, kwargs, now_ms, {}, attempt=_job_try)
-        entry = EnqueueEntry(job_id, payload, run_at, max(lifetime, 1), _job_id is not None)
-        is_new = await self._outbox.send(queue, entry)
+        payload = self._encode(
+            function,
+            job_id,
+            args,
+            kwargs,
+            now_ms=now_ms,
+            extra={},
+            attempt=_job_try,
+        )
+        entry = EnqueueEntry(
+            job_id,
+            payload,
+            run_at,
+            max(lifetime, 1),
+            _job_id is not None,
+            self.bound.max_length or 0,
+        )
+        is_new = await self._outbox.send(queue, entry, self._until(_NO_OPTIONS))
         return self._job(job_id, queue) if is_new else None
 
     def job(self, job_id: str, queue: str | None = None) -> Job[Any]:
@@ -189,7 +235,7 @@ class Client(ArqRedis):
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Send what waits to be sent, stop listening, close the connections. Idempotent."""
-        await self._outbox.drain()
+        await self._outbox.close()
         if self._results is not None:
             await self._results.close()
             self._results = None
@@ -205,7 +251,7 @@ class Client(ArqRedis):
         queue: str,
         *,
         is_new: bool = True,
-        returns: Any = Any,
+        returns: Shape = ANYTHING,
     ) -> Job[Any]:
         if self._results is None:
             self._results = Results(self, self._reply_to)
@@ -245,22 +291,48 @@ class Client(ArqRedis):
             run_at = options.at.timestamp() * 1000
         expires = options.expires or (declared.expires if declared else None)
         extra = {"exp": int((run_at or now_ms) + expires * 1000)} if expires else {}
-        payload = self._encode(name, args, kwargs, now_ms, extra)
+        job_id = options.key or uuid4().hex
+        payload = self._encode(
+            name,
+            job_id,
+            args,
+            kwargs,
+            now_ms=now_ms,
+            extra=extra,
+            task=task,
+        )
         lifetime = int(max((run_at or now_ms) - now_ms, 0)) + self.expires_extra_ms
         queue = options.queue or (declared.queue if declared else None) or self.default_queue_name
-        job_id = options.key or uuid4().hex
-        return EnqueueEntry(job_id, payload, run_at, lifetime, options.key is not None), queue
+        max_length = self.bound.max_length if options.max_length is None else options.max_length
+        may_exist = options.key is not None
+        return EnqueueEntry(job_id, payload, run_at, lifetime, may_exist, max_length or 0), queue
+
+    def _until(self, options: EnqueueOptions, now: float | None = None) -> Until:
+        """Return until when a call waits for room, in the loop's time."""
+        timeout_s = options.full_timeout
+        if timeout_s is None:
+            timeout_s = self.bound.full_timeout
+        if (options.when_full or self.bound.when_full) != "wait" or timeout_s == 0:
+            return None
+        if timeout_s is None:
+            return math.inf
+        return timeout_s + (asyncio.get_running_loop().time() if now is None else now)
 
     def _encode(
         self,
         name: str,
+        job_id: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        *,
         now_ms: int,
         extra: dict[str, Any],
-        *,
         attempt: int | None = None,
+        task: Task[..., Any] | None = None,
     ) -> bytes:
+        chosen = self.codec
+        if codec.signs(chosen):
+            extra["id"] = job_id
         record = JobRecord(
             task=name,
             args=args,
@@ -270,9 +342,9 @@ class Client(ArqRedis):
             options=extra,
         )
         try:
-            payload = codec.encode_job(self.codec, record)
+            payload = codec.encode_job(chosen, record)
         except EncodeError as exc:
-            culprit = self._culprit(args, kwargs)
+            culprit = self._culprit(task, args, kwargs)
             raise EncodeError(f'unable to serialize job "{name}": {culprit}{exc}') from exc
         if len(payload) > self.max_payload_bytes:
             raise PayloadTooLarge(
@@ -281,58 +353,24 @@ class Client(ArqRedis):
             )
         return payload
 
-    def _culprit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    def _culprit(
+        self,
+        task: Task[..., Any] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> str:
         """Name the first argument that cannot travel."""
-        named = [*((f"argument {i}", v) for i, v in enumerate(args)), *kwargs.items()]
+        named: Iterable[tuple[str, Any]]
+        if task is None:
+            named = [*((f"argument {i}", v) for i, v in enumerate(args)), *kwargs.items()]
+        else:
+            named = ((f"parameter {n!r}", v) for n, v in task.signature.named(args, kwargs))
         for name, value in named:
             try:
                 self.codec.dumps({"v": value})
             except EncodeError:
                 return f"{name}: "
         return ""
-
-
-class Outbox:
-    """Join the enqueues of one tick into one script call for each queue."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._gathered = Gathered(self._send, "runner outbox")
-
-    async def send(self, queue: str, entry: EnqueueEntry) -> bool:
-        """Return True when the job is queued, False when its id is there already."""
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._gathered.add((queue, entry, future))
-        return await future
-
-    async def drain(self) -> None:
-        """Wait until everything that was handed over has been sent."""
-        await self._gathered.drain()
-
-    async def _send(self, batch: list[tuple[str, EnqueueEntry, asyncio.Future[bool]]]) -> None:
-        by_queue: dict[str, list[tuple[EnqueueEntry, asyncio.Future[bool]]]] = {}
-        for queue, entry, future in batch:
-            by_queue.setdefault(queue, []).append((entry, future))
-        for queue, waiting in by_queue.items():
-            await self._send_queue(queue, waiting)
-
-    async def _send_queue(
-        self,
-        queue: str,
-        waiting: Sequence[tuple[EnqueueEntry, asyncio.Future[bool]]],
-    ) -> None:
-        outcomes: Sequence[bool | BaseException]
-        try:
-            outcomes = await broker.enqueue(self._client, queue, [entry for entry, _ in waiting])
-        except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the callers
-            outcomes = [exc] * len(waiting)
-        for (_, future), outcome in zip(waiting, outcomes, strict=True):
-            if future.done():
-                continue
-            if isinstance(outcome, BaseException):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
 
 
 class Connecting:
@@ -363,43 +401,95 @@ def connect(
     redis: str | RedisSettings = "redis://localhost:6379",
     *,
     codec: str | Codec = "msgpack",
+    signing_keys: SigningKeys | None = None,
     queue: str = keys.DEFAULT_QUEUE,
+    max_length: int | None = None,
+    when_full: WhenFull = "raise",
+    full_timeout: float | timedelta | None = None,
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES,
 ) -> Connecting:
     """Connect to Redis and return a client.
 
     Args:
         redis: a URL (``redis://``, ``rediss://``, ``unix://``) or arq's `RedisSettings`.
         codec: "msgpack" (safe, the default), "pickle" (fleets in migration), or your own.
+        signing_keys: sign jobs, and read signed results only; the same keys as the workers'.
+            A mapping or pairs of key id and key, or a text "id:hex,id:hex"; the first signs.
         queue: the queue of tasks that name none.
+        max_length: how many jobs a queue may hold, those that run or are deferred among
+            them, for this client to add one; None: any number.
+        when_full: what a call does when the queue holds so many: "raise" `QueueFull`, or
+            "wait" for room.
+        full_timeout: seconds that it waits before it raises `QueueFull`; None: without end.
+        max_payload_bytes: how large an encoded job may be.
 
     Example:
         >>> async with runner.connect("redis://localhost") as client:
         ...     await client.enqueue(place_order, 42)
+
+        A producer that is held back when workers fall behind:
+
+        >>> client = await runner.connect(url, max_length=100_000, when_full="wait")
+
+    Raises:
+        ArgumentsError: a bound makes no sense.
+        SettingsError: the codec is unknown, or the keys are not right.
     """
     settings = RedisSettings.from_dsn(redis) if isinstance(redis, str) else redis
-    return Connecting(lambda: open_client(settings, codec=codec, queue=queue))
+    chosen = chosen_codec(codec, signing_keys)
+    assert chosen is not None  # None is what a worker may have
+    bound = EnqueueOptions(
+        max_length=max_length,
+        when_full=when_full,
+        full_timeout=seconds(full_timeout),
+    )
+
+    async def make() -> Client:
+        client = await open_client(settings, codec=chosen, queue=queue)
+        client.bound = bound
+        client.max_payload_bytes = max_payload_bytes
+        return client
+
+    return Connecting(make)
 
 
 async def open_client(
     settings: RedisSettings,
     *,
-    codec: str | Codec,
+    codec: Codec,
     queue: str,
     expires_extra_ms: int = keys.KEEP_MS,
 ) -> Client:
     """Make a client by arq's own pool factory, so that every one of its settings counts."""
-    from runner.codec import codec_named  # noqa: PLC0415  the parameter has the module's name
-
-    chosen = codec_named(codec) if isinstance(codec, str) else codec
     pool = await arq_create_pool(settings)
     client = Client(connection_pool=pool.connection_pool)
     # The pool object of arq goes; its connections live on in the client, which closes them.
     client.auto_close_connection_pool = True
-    client.job_serializer = chosen.dumps
-    client.job_deserializer = cast(Any, chosen.loads)
+    client.job_serializer = codec.dumps
+    client.job_deserializer = cast(Any, codec.loads)
     client.default_queue_name = queue
     client.expires_extra_ms = expires_extra_ms
     return client
+
+
+def _partly(jobs: Sequence[Job[Any]], failures: dict[int, BaseException]) -> BaseException:
+    """Return the first failure of a batch, and let it say what became of the others."""
+    refused = tuple(sorted(failures))
+    first = failures[refused[0]]
+    queued = tuple(job.job_id for index, job in enumerate(jobs) if index not in failures)
+    if not isinstance(first, EnqueueError):
+        first.add_note(f"{len(queued)} of {len(jobs)} jobs are known to be queued")
+        return first
+    message = f"{len(queued)} of {len(jobs)} jobs are queued: {first}"
+    if isinstance(first, QueueFull):
+        return QueueFull(
+            message,
+            queue=first.queue,
+            max_length=first.max_length,
+            queued=queued,
+            refused=refused,
+        )
+    return EnqueueError(message, queued=queued, refused=refused)
 
 
 def _now_ms() -> int:

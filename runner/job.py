@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import warnings
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import arq.jobs
 from arq.jobs import ResultNotFound

@@ -7,6 +7,7 @@ such a job loses its lease after all, which counts as a crash.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Leases:
         self._lease_s = lease_s
         self._lost = lost
         self._held: dict[str, Lease] = {}
+        self._looked_at = math.inf  # when the thread last had nothing overdue, by monotonic
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -68,6 +70,14 @@ class Leases:
     def remove(self, token: str, job_id: str) -> None:
         """Renew it no more."""
         self._held.pop(token + job_id, None)
+
+    def are_overdue(self) -> bool:
+        """Say whether the thread has not come round in time, as after SIGSTOP.
+
+        What timers say is not to be trusted then: a job that seems to have overrun its limit
+        may run elsewhere by now, and the thread is about to find out.
+        """
+        return time.monotonic() - self._looked_at > self._lease_s
 
     def start(self, pool: ConnectionPool) -> None:
         """Start the thread. Idempotent."""
@@ -90,9 +100,11 @@ class Leases:
     def _run(self, kind: Any, settings: Mapping[str, Any], stop: threading.Event) -> None:
         connection: redis_sync.Redis | None = None
         interval_s = self._lease_s / 3
+        self._looked_at = time.monotonic()
         while not stop.wait(interval_s):
             held = [lease for lease in list(self._held.values()) if lease.until > time.monotonic()]
             if not held:
+                self._looked_at = time.monotonic()
                 continue
             if connection is None:
                 connection = _connect(kind, settings, timeout_s=interval_s)
@@ -102,6 +114,7 @@ class Leases:
             try:
                 for queue, leases in by_queue.items():
                     self._renew(connection, queue, leases)
+                self._looked_at = time.monotonic()
             except (RedisError, OSError) as exc:
                 logger.warning("could not renew %d leases: %s; trying again", len(held), exc)
             except Exception:

@@ -73,19 +73,23 @@ class Outbox:
     ) -> list[bool | BaseException]:
         """Send any number of entries in order; return for each what `send` returns or raises.
 
-        Once one has found the queue full and may not wait, those behind it are not sent.
+        Once one has found the queue full and may not wait, none behind it with the same
+        bound is sent: what is queued are always the first ones.
         """
         outcomes: list[bool | BaseException] = []
+        full: dict[int, QueueFull] = {}
         for start in range(0, len(entries), broker.MAX_ENTRIES):
             part = entries[start : start + broker.MAX_ENTRIES]
             if until is not None:
                 waiting = [self._hand_over(queue, entry, until) for entry in part]
                 outcomes += await asyncio.gather(*waiting, return_exceptions=True)
                 continue
-            outcomes += await broker.enqueue(self._redis, queue, part)
-            full = next((o for o in outcomes if isinstance(o, QueueFull)), None)
-            if full is not None:
-                return outcomes + [full] * (len(entries) - len(outcomes))
+            sent = [entry for entry in part if entry.max_length not in full]
+            answers = iter(await broker.enqueue(self._redis, queue, sent))
+            outcomes += [full.get(e.max_length) or next(answers) for e in part]
+            for outcome in outcomes[start:]:
+                if isinstance(outcome, QueueFull):
+                    full[outcome.max_length] = outcome
         return outcomes
 
     async def close(self) -> None:
@@ -189,13 +193,14 @@ class Line:
     def _thin_out(self) -> bool:
         """Let go who was cancelled or has waited long enough; tell whether anybody is left."""
         if self._closing.is_set():
-            self._dismiss(EnqueueError("the client was closed before the queue had room"))
+            self._dismiss(
+                EnqueueError(f"the client was closed before queue {self._queue!r} had room"),
+            )
         now = asyncio.get_running_loop().time()
-        full = broker.queue_full(self._queue, self._max_length)
         staying: deque[_Sent] = deque()
         for sent in self._waiting:
             if sent.until is not None and sent.until <= now:
-                sent.answer(full)
+                sent.answer(broker.queue_full(self._queue, self._max_length))
             elif not sent.future.done():
                 staying.append(sent)
         self._waiting = staying

@@ -12,7 +12,9 @@ from typing import (
     Any,
     Concatenate,
     Generic,
+    Literal,
     ParamSpec,
+    TypeAlias,
     TypeVar,
     overload,
 )
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C")
+
+WhenFull: TypeAlias = Literal["raise", "wait"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +72,10 @@ class EnqueueOptions:
             is not enqueued.
         queue: the queue, in place of the task's.
         expires: seconds after which a job that has not started is given up.
+        max_length: how many jobs the queue may hold, those that run or are deferred among
+            them, for this one to be added; 0: any number, None: as the client says.
+        when_full: "raise" `QueueFull` when it holds so many, or "wait" for room.
+        full_timeout: seconds to wait before `QueueFull` is raised; None: without end.
     """
 
     delay: float | None = None
@@ -75,6 +83,9 @@ class EnqueueOptions:
     key: str | None = None
     queue: str | None = None
     expires: float | None = None
+    max_length: int | None = None
+    when_full: WhenFull | None = None
+    full_timeout: float | None = None
 
     def __post_init__(self) -> None:
         if self.delay is not None and self.at is not None:
@@ -83,10 +94,20 @@ class EnqueueOptions:
             raise ArgumentsError("at needs a time zone: datetime(..., tzinfo=...)")
         if self.key is not None:
             checked_id(self.key, "key")
-        for name in ("delay", "expires"):
+        for name in ("delay", "expires", "full_timeout"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ArgumentsError(f"{name} must be a number of seconds, not {value}")
+        self._check_bound()
+
+    def _check_bound(self) -> None:
+        length: object = self.max_length
+        if length is not None and (type(length) is not int or length < 0):
+            raise ArgumentsError(f"max_length must be a whole number, 0 or more, not {length!r}")
+        if self.when_full not in (None, "raise", "wait"):
+            raise ArgumentsError(f'when_full must be "raise" or "wait", not {self.when_full!r}')
+        if self.full_timeout is not None and self.full_timeout < 0:
+            raise ArgumentsError(f"full_timeout must be 0 or more, not {self.full_timeout}")
 
 
 def checked_id(job_id: str, name: str = "job id") -> str:
@@ -158,6 +179,9 @@ class Task(Generic[P, R]):
         key: str | None = None,
         queue: str | None = None,
         expires: float | timedelta | None = None,
+        max_length: int | None = None,
+        when_full: WhenFull | None = None,
+        full_timeout: float | timedelta | None = None,
     ) -> BoundTask[P, R]:
         """Return the task with options for the calls made through it.
 
@@ -172,6 +196,9 @@ class Task(Generic[P, R]):
                 key=key,
                 queue=queue,
                 expires=seconds(expires),
+                max_length=max_length,
+                when_full=when_full,
+                full_timeout=seconds(full_timeout),
             ),
         )
 

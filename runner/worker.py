@@ -333,6 +333,10 @@ class Worker(arq.worker.Worker):
             Lease(claimed.queue, claimed.job_id, claimed.token, claimed.attempt, until),
         )
 
+    def leases_are_overdue(self) -> bool:
+        """Say whether leases were not renewed in time, as after SIGSTOP."""
+        return self._leases.are_overdue()
+
     async def _run(self, attempt: execution.Attempt) -> None:
         if self.allow_abort_jobs:
             await self._note_abort(attempt.claimed.job_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -16,16 +16,28 @@ T = TypeVar("T")
 POLL_S = 0.01
 
 
+@overload
 async def wait_until(
-    predicate: Callable[[], T | Awaitable[T]], *, description: str, timeout_s: float = 10
-) -> T:
+    predicate: Callable[[], Awaitable[T]], *, description: str, timeout_s: float = 10
+) -> T: ...
+
+
+@overload
+async def wait_until(
+    predicate: Callable[[], T], *, description: str, timeout_s: float = 10
+) -> T: ...
+
+
+async def wait_until(
+    predicate: Callable[[], Any], *, description: str, timeout_s: float = 10
+) -> Any:
     """Wait until `predicate`, synchronous or not, gives something true, and return that.
 
     Raises AssertionError after `timeout_s`, with the description and what was given last::
 
         await wait_until(lambda: events, description="the worker says that it has started")
     """
-    value: T | None = None
+    value: Any = None
     try:
         async with asyncio.timeout(timeout_s):
             while True:

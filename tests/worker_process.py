@@ -9,6 +9,7 @@ import asyncio
 import os
 import sys
 import time
+from typing import Any
 
 from arq.connections import RedisSettings
 
@@ -16,7 +17,8 @@ from runner import Context, Worker, task
 
 
 async def note(ctx: Context) -> None:
-    await ctx.client.rpush(f"runs:{ctx.job_id}", os.getpid())
+    redis: Any = ctx.client
+    await redis.rpush(f"runs:{ctx.job_id}", os.getpid())
 
 
 @task

@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("arq.worker")
 
+LOOK_S = 0.1
+LOOKS_AFTER_A_GAP = 50
+"""For how long a time limit waits for the lease thread after the process was stopped: 5 s."""
+
 
 async def run(host: Host, attempt: Attempt) -> None:
     """Run one attempt from its claim to its settlement."""
@@ -129,7 +133,12 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
     timer: asyncio.TimerHandle | None = None
     timeout_s = timeout_of(host, attempt)
 
-    def overrun() -> None:
+    def overrun(patience: int = LOOKS_AFTER_A_GAP) -> None:
+        nonlocal timer
+        if patience and host.leases_are_overdue():
+            # The process was stopped for a while. First the leases: the job may be lost.
+            timer = asyncio.get_running_loop().call_later(LOOK_S, overrun, patience - 1)
+            return
         attempt.timed_out = True
         this_task.cancel()
 
@@ -267,13 +276,13 @@ async def end(host: Host, attempt: Attempt, ending: Ending) -> None:
     settling = asyncio.ensure_future(host.settle(prepared, attempt))
     try:
         await asyncio.shield(settling)
-        if stopped:
-            raise asyncio.CancelledError
     except asyncio.CancelledError:
         # Cancelled while it settles: the end of the job stands, only the hook is skipped.
         with contextlib.suppress(asyncio.CancelledError):
             await settling
         raise
+    if stopped:
+        raise asyncio.CancelledError
     if host.after_job_end:
         await guarded(host.after_job_end, context, "after_job_end")
 

@@ -63,6 +63,10 @@ class Host(Protocol):
         """Stop renewing the lease some time after the job's time limit."""
         ...
 
+    def leases_are_overdue(self) -> bool:
+        """Say whether leases were not renewed in time, as after SIGSTOP."""
+        ...
+
     async def remember_try(self, job_id: str, attempt: int) -> None:
         """Set the count of tries to what the enqueuer asked for."""
         ...

@@ -122,7 +122,7 @@ async def test_burst_drains_what_a_stock_client_enqueued_with_the_safe_codec(
         assert await job.result(timeout=1) == 42
         info = await job.info()
     assert info is not None
-    assert (info.function, info.args) == ("add", [20, 22])
+    assert (info.function, list(info.args)) == ("add", [20, 22])
 
 
 async def test_pickle_that_nobody_asked_for_is_never_read(redis_url: str, folder: Path) -> None:
@@ -194,19 +194,21 @@ async def _is(job: StockJob, status: JobStatus) -> bool:
 async def test_watching_worker_starts_again_when_a_file_changes(
     redis_url: str, folder: Path
 ) -> None:
-    async with runner.connect(redis_url) as client:
-        async with arq(folder, redis_url, "--watch", ".") as worker:
-            job = await client.enqueue("add", 1, 1)
-            assert await job.result(timeout=TIMEOUT_S) == 2
-            (folder / "more.py").write_text("")
-            assert worker.stdout is not None
-            async with asyncio.timeout(TIMEOUT_S):
-                while b"files changed, reloading" not in await worker.stdout.readline():
-                    pass
-            job = await client.enqueue("add", 2, 2)
-            assert await job.result(timeout=TIMEOUT_S) == 4
-            worker.send_signal(signal.SIGTERM)
-            await finished(worker)
+    async with (
+        runner.connect(redis_url) as client,
+        arq(folder, redis_url, "--watch", ".") as worker,
+    ):
+        job = await client.enqueue("add", 1, 1)
+        assert await job.result(timeout=TIMEOUT_S) == 2
+        (folder / "more.py").write_text("")
+        assert worker.stdout is not None
+        async with asyncio.timeout(TIMEOUT_S):
+            while b"files changed, reloading" not in await worker.stdout.readline():
+                pass
+        job = await client.enqueue("add", 2, 2)
+        assert await job.result(timeout=TIMEOUT_S) == 4
+        worker.send_signal(signal.SIGTERM)
+        await finished(worker)
 
 
 async def test_json_lines_carry_the_job(redis_url: str, folder: Path) -> None:

@@ -222,7 +222,7 @@ async def test_pause_of_redis_longer_than_a_lease_takes_no_job_from_a_live_worke
     ):
         jobs = await client.enqueue_many([wait_at.call(n) for n in range(20)])
         await wait_until(lambda: len(ran) == 20, description="all run")
-        await client.client_pause(1800)  # type: ignore[no-untyped-call]
+        await client.client_pause(1800)
         await client.ping()  # answered when the pause is over
         until = asyncio.get_running_loop().time() + 1.5
         await wait_until(

@@ -14,7 +14,7 @@ from arq.jobs import JobStatus
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 import runner
-from runner import Client, Context, RedisSettings, keys, task
+from runner import Call, Client, Context, RedisSettings, keys, task
 from runner.errors import ArgumentsError, EncodeError, EnqueueError, PayloadTooLarge
 from tests.engine import Rig, drain, raw
 from tests.support import wait_until
@@ -61,7 +61,7 @@ async def client(redis_url: str) -> AsyncIterator[Client]:
 
 
 async def score_of(client: Client, job_id: str) -> float:
-    score = await client.zscore(QUEUE, job_id)
+    score: float | None = await client.zscore(QUEUE, job_id)
     assert score is not None
     return score
 
@@ -101,7 +101,8 @@ async def test_many_of_nothing_is_nothing(client: Client) -> None:
 
 
 async def test_many_go_to_the_queues_of_their_tasks(client: Client) -> None:
-    await client.enqueue_many([count.call(1), elsewhere.call(), count.call(2)])
+    calls: list[Call[Any]] = [count.call(1), elsewhere.call(), count.call(2)]
+    await client.enqueue_many(calls)
     assert await client.zcard(QUEUE) == 2
     assert await client.zcard("other") == 1
 
@@ -270,19 +271,19 @@ async def test_bad_call_among_many_enqueues_nothing(client: Client) -> None:
 
 async def test_job_that_is_too_large_is_refused(client: Client) -> None:
     client.max_payload_bytes = 1000
-    with pytest.raises(PayloadTooLarge, match="count: the job takes 2,.* bytes"):
+    with pytest.raises(PayloadTooLarge, match=r"count: the job takes 2,.* bytes"):
         await client.enqueue("count", "x" * 2000)
     assert (await client.enqueue("count", "x" * 500)).is_new
 
 
 @pytest.mark.parametrize("key", ["\ud800", "k\udcff"])
 async def test_key_that_is_no_text_is_refused_and_hurts_nobody(client: Client, key: str) -> None:
-    good, bad, by_name = await asyncio.gather(
+    calls: list[Any] = [
         client.enqueue(count, 1),
         _enqueue_key(client, key),
         _enqueue_id(client, key),
-        return_exceptions=True,
-    )
+    ]
+    good, bad, by_name = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(good, runner.Job)
     assert isinstance(bad, ArgumentsError)
     assert isinstance(by_name, ArgumentsError)

@@ -6,7 +6,8 @@ import asyncio
 import sys
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from arq.connections import RedisSettings
@@ -71,7 +72,7 @@ def listening(client: Client) -> bool:
 
 
 async def waiters(client: Client, job_id: str) -> int:
-    number: int = await client.scard(keys.waiters(job_id))
+    number: int = await cast(Any, client.scard(keys.waiters(job_id)))
     return number
 
 
@@ -243,7 +244,7 @@ async def test_waiter_survives_a_lost_subscription(redis_url: str, client: Clien
             for connected in await redis.client_list(_type="pubsub")
             if connected["db"] == redis_url.rpartition("/")[2]
         ]
-        assert await redis.client_kill_filter(_id=mine) == 1  # type: ignore[no-untyped-call]
+        assert await redis.client_kill_filter(_id=mine) == 1
         gate.opens.set()
         assert await waiting == "through"
 
@@ -270,7 +271,7 @@ async def test_client_waits_for_results_again_after_its_waiters_are_gone(
     for text in ("one", "two"):
         job = await client.enqueue(echo, text)
         waiting = asyncio.create_task(job.result(timeout=10))
-        await wait_until(lambda job=job: waiters(client, job.job_id), description="registered")  # type: ignore[misc]
+        await wait_until(partial(waiters, client, job.job_id), description="registered")
         await drain(redis_url, [echo])
         assert await waiting == text
 

@@ -63,7 +63,7 @@ def test_a_comparison_is_small_unless_asked_otherwise() -> None:
         ({"ROWS": "abc"}, "ROWS must be a whole number of at least 1, not 'abc'"),
         ({"ROWS": "0"}, "ROWS must be a whole number of at least 1, not '0'"),
         ({"BAD": "-1"}, "BAD must be a whole number of at least 0, not '-1'"),
-        ({"WORKERS": "2.5"}, "WORKERS must be a whole number of at least 1, not '2.5'"),
+        ({"WORKERS": "2.5"}, "WORKERS must be a whole number of at least 0, not '2.5'"),
         ({"KILL": "maybe"}, "KILL must be 1 or 0, not 'maybe'"),
     ],
 )
