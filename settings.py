@@ -2,7 +2,8 @@
 
 Everything comes from the environment, with defaults for a machine of one's own:
 ``REDIS_URL``, ``DATABASE_URL``, ``RUNNER_CODEC`` ("pickle" while stock arq clients share the
-queue), ``RUNNER_MAX_JOBS``, and ``RUNNER_LOG`` ("plain", "console" or "json").
+queue), ``RUNNER_SIGNING_KEYS`` ("id:hex,id:hex", the first signs; unset: nothing is signed),
+``RUNNER_MAX_JOBS``, and ``RUNNER_LOG`` ("plain", "console" or "json").
 """
 
 from __future__ import annotations
@@ -22,4 +23,5 @@ class WorkerSettings(runner.WorkerSettings):
     redis_settings = RedisSettings.from_dsn(os.environ.get("REDIS_URL", "redis://localhost:6379"))
     database_url = os.environ.get("DATABASE_URL")
     codec = os.environ.get("RUNNER_CODEC", "msgpack")
+    signing_keys = os.environ.get("RUNNER_SIGNING_KEYS") or None
     max_jobs = int(os.environ.get("RUNNER_MAX_JOBS", "200"))

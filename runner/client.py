@@ -22,6 +22,7 @@ from runner.job import Job, Results
 from runner.outbox import Outbox, Until
 from runner.shapes import ANYTHING, Shape
 from runner.signing import SigningKeys, chosen_codec
+from runner.packing import pack_in_c
 from runner.tasks import BoundTask, Call, EnqueueOptions, Task, WhenFull, checked_id, seconds
 from runner.types import DeadLetter, QueueStats, WriterStatus
 from runner.writer import writer_status
@@ -98,7 +99,7 @@ class Client(ArqRedis):
         """
         if isinstance(task, str) and task:
             entry, queue = self._entry(task, args, kwargs, _NO_OPTIONS, None)
-            is_new = await self._outbox.send(queue, entry, self._until(_NO_OPTIONS))
+            is_new = await self._outbox.send(queue, entry, self._until(entry, _NO_OPTIONS))
             return self._job(entry.job_id, queue, is_new=is_new)
         if not isinstance(task, Task | BoundTask):
             raise ArgumentsError(
@@ -106,7 +107,7 @@ class Client(ArqRedis):
             )
         call: Call[Any] = task.call(*args, **kwargs)
         entry, queue = self._entry_of(call)
-        is_new = await self._outbox.send(queue, entry, self._until(call.options))
+        is_new = await self._outbox.send(queue, entry, self._until(entry, call.options))
         return self._job(
             entry.job_id,
             queue,
@@ -134,7 +135,7 @@ class Client(ArqRedis):
         now = asyncio.get_running_loop().time()
         for index, call in enumerate(calls):
             entry, queue = self._entry_of(call)
-            until = self._until(call.options, now)
+            until = self._until(entry, call.options, now)
             parts.setdefault((queue, until), []).append((index, entry))
             jobs.append(self._job(entry.job_id, queue, returns=call.task.signature.returns))
         sent = [
@@ -142,10 +143,7 @@ class Client(ArqRedis):
             for (queue, until), part in parts.items()
         ]
         failures: dict[int, BaseException] = {}
-        answers = await asyncio.gather(*sent, return_exceptions=True)
-        for part, answer in zip(parts.values(), answers, strict=True):
-            lost = isinstance(answer, BaseException)
-            outcomes = [answer] * len(part) if lost else answer
+        for part, outcomes in zip(parts.values(), await asyncio.gather(*sent), strict=True):
             for (index, _), outcome in zip(part, outcomes, strict=True):
                 if isinstance(outcome, BaseException):
                     failures[index] = outcome
@@ -203,7 +201,7 @@ class Client(ArqRedis):
             _job_id is not None,
             self.bound.max_length or 0,
         )
-        is_new = await self._outbox.send(queue, entry, self._until(_NO_OPTIONS))
+        is_new = await self._outbox.send(queue, entry, self._until(entry, _NO_OPTIONS))
         return self._job(job_id, queue) if is_new else None
 
     def job(self, job_id: str, queue: str | None = None) -> Job[Any]:
@@ -307,8 +305,15 @@ class Client(ArqRedis):
         may_exist = options.key is not None
         return EnqueueEntry(job_id, payload, run_at, lifetime, may_exist, max_length or 0), queue
 
-    def _until(self, options: EnqueueOptions, now: float | None = None) -> Until:
+    def _until(
+        self,
+        entry: EnqueueEntry,
+        options: EnqueueOptions,
+        now: float | None = None,
+    ) -> Until:
         """Return until when a call waits for room, in the loop's time."""
+        if not entry.max_length:
+            return None
         timeout_s = options.full_timeout
         if timeout_s is None:
             timeout_s = self.bound.full_timeout
@@ -462,6 +467,8 @@ async def open_client(
 ) -> Client:
     """Make a client by arq's own pool factory, so that every one of its settings counts."""
     pool = await arq_create_pool(settings)
+    pack_in_c(pool.connection_pool)
+    await pool.connection_pool.disconnect()  # what was opened so far packs in Python
     client = Client(connection_pool=pool.connection_pool)
     # The pool object of arq goes; its connections live on in the client, which closes them.
     client.auto_close_connection_pool = True

@@ -85,7 +85,10 @@ class Outbox:
                 outcomes += await asyncio.gather(*waiting, return_exceptions=True)
                 continue
             sent = [entry for entry in part if entry.max_length not in full]
-            answers = iter(await broker.enqueue(self._redis, queue, sent))
+            try:
+                answers = iter(await broker.enqueue(self._redis, queue, sent))
+            except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the caller
+                return outcomes + [exc] * (len(entries) - len(outcomes))
             outcomes += [full.get(e.max_length) or next(answers) for e in part]
             for outcome in outcomes[start:]:
                 if isinstance(outcome, QueueFull):

@@ -14,6 +14,7 @@ from arq.connections import RedisSettings
 from runner import keys, logs
 from runner.codec import Codec, codec_named
 from runner.errors import SettingsError, did_you_mean
+from runner.signing import KeyRing, SigningKeys
 from runner.worker import Worker
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class WorkerSettings:
     health_check_interval: ClassVar[float | timedelta] = 5
     expires_extra_ms: ClassVar[int] = keys.KEEP_MS
     codec: ClassVar[str | Codec] = "msgpack"
+    signing_keys: ClassVar[SigningKeys | None] = None
     history: ClassVar[bool] = True
     lease: ClassVar[float] = 15.0
     lanes: ClassVar[int] = 2
@@ -209,11 +211,18 @@ def _check(owner: str, name: str, value: Any) -> None:
         raise SettingsError(f"{owner}.lease is {value}, but must be at least {_LEAST_LEASE_S} s")
     if name == "codec" and isinstance(value, str):
         codec_named(value)
+    if name == "signing_keys" and value is not None:
+        KeyRing.of(value)
 
 
 def _check_together(cls: type[WorkerSettings]) -> None:
     serializer = getattr(cls, "job_serializer", None)
     if serializer is not None and "codec" in vars(cls):
+        if cls.signing_keys is not None:
+            raise SettingsError(
+                f"{cls.__name__} has signing_keys and a job_serializer: leave the hooks out, and "
+                "give codec=SignedCodec(HookCodec(serializer, deserializer), keys)",
+            )
         # A fleet with hooks of its own keeps them: they are its codec.
         cls.codec = None  # type: ignore[assignment]
     if not cls.functions and not cls.cron_jobs:

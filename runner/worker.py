@@ -24,10 +24,11 @@ from arq.worker import Function
 from runner import broker, execution, keys
 from runner.broker import Broker, Settlement
 from runner.client import Client, open_client
-from runner.codec import Codec, HookCodec, codec_named
+from runner.codec import Codec, codec_of
 from runner.cycle import TROUBLE
 from runner.leases import Lease, Leases
 from runner.queues import Queues
+from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task
 from runner.wake import Waker
 from runner.writer import Candidate, ReadPool
@@ -63,6 +64,9 @@ class Worker(arq.worker.Worker):
         max_crashes: how many lost leases make a job a dead letter.
         codec: "msgpack", "pickle", or a codec of your own; None takes arq's serializer
             hooks, and pickle where there are none, as arq does.
+        signing_keys: sign results, and run signed jobs only: unsigned and altered ones are
+            dead letters. A mapping or pairs of key id and key, or a text "id:hex,id:hex";
+            the first signs, all verify.
         history: keep counters and dead letters.
         database_url: where the writes of jobs go; None: `ctx.db` is refused.
         writer: offer this worker as a candidate for the writer.
@@ -112,6 +116,7 @@ class Worker(arq.worker.Worker):
         lanes: int = 2,
         max_crashes: int = MAX_CRASHES,
         codec: str | Codec | None = None,
+        signing_keys: SigningKeys | None = None,
         history: bool = False,
         database_url: str | None = None,
         writer: bool = True,
@@ -154,9 +159,9 @@ class Worker(arq.worker.Worker):
             timezone=timezone,
             log_results=log_results,
         )
-        chosen = codec_named(codec) if isinstance(codec, str) else codec
+        chosen = chosen_codec(codec, signing_keys)
         self._codec_given = chosen is not None
-        self.codec: Codec = chosen or HookCodec(job_serializer, job_deserializer)
+        self.codec: Codec = chosen or codec_of(job_serializer, job_deserializer)
         self.lease_s = float(lease)
         self.max_crashes = max_crashes
         self.history = history

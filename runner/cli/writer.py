@@ -12,8 +12,9 @@ import uvloop
 from runner import logs
 from runner.cli.load import load_settings
 from runner.client import open_client
-from runner.codec import codec_named
+from runner.codec import codec_of
 from runner.errors import SettingsError
+from runner.signing import chosen_codec
 from runner.writer import Candidate, adopt_database
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 def writer(settings: str, *, adopts: bool) -> None:
     """Run a candidate for the writer until it is told to stop.
 
-    SETTINGS is the class that the workers use, for its redis_settings, database_url and codec.
+    SETTINGS is the class that the workers use, for its redis_settings, database_url, codec
+    and signing_keys.
     """
     logs.configure()
     found = load_settings(settings)
@@ -60,7 +62,8 @@ def _database_url(settings: type[WorkerSettings]) -> str:
 
 
 def _codec(settings: type[WorkerSettings]) -> Codec:
-    return settings.codec if not isinstance(settings.codec, str) else codec_named(settings.codec)
+    hooks = (getattr(settings, name, None) for name in ("job_serializer", "job_deserializer"))
+    return chosen_codec(settings.codec, settings.signing_keys) or codec_of(*hooks)
 
 
 async def _connect(settings: type[WorkerSettings]) -> Client:

@@ -113,12 +113,20 @@ class Bench:
         return json.loads(said[-1])
 
     def fill(self, side: Side, *, task: str = "noop", jobs: int | None = None) -> int:
-        """Empty Redis, and enqueue jobs; return how many there are, if time did not do for all."""
+        """Empty Redis, and enqueue jobs; return how many there are, if time did not do for all.
+
+        Raises:
+            ProcessFailed: what the side says of its queue is not what Redis shows.
+        """
         self.fresh()
         figures = self.produce(
             side, "fill", jobs=jobs or self.scale.jobs, task=task, limit_s=self.scale.fill_s
         )
-        return int(figures["queued"])
+        queued = int(figures["queued"])
+        seen = Counter(self.redis, side, queued).left()
+        if seen != queued:
+            raise ProcessFailed(f"{queued} jobs were queued, but Redis shows {seen}")
+        return queued
 
     def worker(
         self,
@@ -201,7 +209,7 @@ class Bench:
                 worker.check()
             if time.perf_counter() > until:
                 said = workers[0].tail() if workers else ""
-                raise ProcessFailed(f"no job was done within {START_TIMEOUT_S:g} s: {said}")
+                raise ProcessFailed(f"no job was done within {START_TIMEOUT_S:g} s:\n{said}")
             time.sleep(POLL_S)
             counter.commands = 0
             before = self.read(workers)

@@ -63,15 +63,15 @@ class Process:
         try:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise ProcessFailed(f"not done within {timeout_s:g} s: {self.tail()}") from None
+            raise ProcessFailed(f"not done within {timeout_s:g} s:\n{self.tail()}") from None
         if code:
-            raise ProcessFailed(f"exit status {code}: {self.tail()}")
+            raise ProcessFailed(f"exit status {code}:\n{self.tail()}")
 
     def check(self) -> None:
         """Raise `ProcessFailed` if the process has ended."""
         code = self._process.poll()
         if code is not None:
-            raise ProcessFailed(f"ended with status {code}: {self.tail()}")
+            raise ProcessFailed(f"ended with status {code}:\n{self.tail()}")
 
     def tail(self) -> str:
         """Return the end of what it has said."""

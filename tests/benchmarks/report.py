@@ -76,8 +76,9 @@ def failures_of(outcomes: Mapping[str, Outcome], sides: Mapping[str, Side]) -> l
 
 
 def _short(reason: str) -> str:
-    line = " ".join(reason.split()).replace("|", "/")
-    return line if len(line) <= MAX_REASON else f"{line[: MAX_REASON // 2]} … {line[-60:]}"
+    lines = [" ".join(line.split()).replace("|", "/") for line in reason.splitlines()]
+    told = lines[0] if len(lines) < 2 else f"{lines[0]} … {lines[-1]}"
+    return told if len(told) <= MAX_REASON else f"{told[:MAX_REASON]}…"
 
 
 def _cell(outcome: Outcome, column: Column, first: Column) -> str:

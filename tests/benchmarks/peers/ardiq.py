@@ -5,7 +5,7 @@
 # title = "ardiq"
 # shows = ["ardiq", "uvloop"]
 # worker = ["ardiq", "run", "--quiet", "tests.benchmarks.peers.ardiq:app"]
-# left = ["XLEN ardiq:default:stream:normal"]
+# left = ["XLEN ardiq:default:queues:default"]
 # naps = true
 # guarantee = "at least once"
 # note = "a Rust core that speaks with Redis outside of Python; concurrency 100, results kept for an hour"

@@ -1,5 +1,5 @@
 # /// script
-# dependencies = ["saq[redis,hiredis]==0.26.4", "uvloop==0.23.0"]
+# dependencies = ["saq[redis,hiredis]==0.26.4", "typing-extensions", "uvloop==0.23.0"]
 # [tool.bench]
 # title = "SAQ"
 # shows = ["saq", "redis", "hiredis", "uvloop"]
