@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-arq lint format dev clean help
+.PHONY: demo test test-arq bench bench-quick lint format dev clean help
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -31,6 +31,12 @@ test: $(STAMP) ## Run the tests against real servers that they start themselves
 
 test-arq: $(STAMP) ## Run arq's own tests with our Worker, client and Job in the place of arq's
 	$(BIN)/python -m tests.arq $(ARGS)
+
+bench: $(STAMP) ## Compare with stock arq and eleven peers (ARGS="--rows drain --peers arq --save")
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+bench-quick: $(STAMP) ## The same with small counts, against stock arq alone: does it work?
+	$(BIN)/python -m tests.benchmarks --quick --peers arq $(ARGS)
 
 lint: $(STAMP) ## Check format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -20,9 +20,9 @@ from runner.codec import Codec, JobRecord
 from runner.errors import ArgumentsError, EncodeError, EnqueueError, PayloadTooLarge, QueueFull
 from runner.job import Job, Results
 from runner.outbox import Outbox, Until
+from runner.packing import pack_in_c
 from runner.shapes import ANYTHING, Shape
 from runner.signing import SigningKeys, chosen_codec
-from runner.packing import pack_in_c
 from runner.tasks import BoundTask, Call, EnqueueOptions, Task, WhenFull, checked_id, seconds
 from runner.types import DeadLetter, QueueStats, WriterStatus
 from runner.writer import writer_status

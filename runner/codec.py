@@ -33,6 +33,8 @@ _TEXTUAL: tuple[type, ...] = (
     pathlib.PurePath,
 )
 """Classes that travel as their text."""
+_BYTES = (bytes, bytearray, memoryview)
+"""Bytes travel as bytes; msgspec would take any text for them, as base64."""
 _PYDANTIC_TEXTUAL = ("pydantic.networks", "pydantic_core._pydantic_core")
 
 
@@ -180,16 +182,16 @@ class HookCodec:
 
 
 def codec_of(serializer: Any = None, deserializer: Any = None) -> Codec:
-    """Return the codec behind arq's two hooks: where they are a codec's own methods, that codec."""
+    """Return the codec behind arq's two hooks: where they are methods of one of ours, that one."""
     owner = getattr(deserializer, "__self__", None)
-    if owner is not None and deserializer == getattr(owner, "loads", None):
-        dumps = getattr(owner, "dumps", None)
-        if dumps is not None and serializer in (dumps, None):
+    ours = isinstance(owner, MsgpackCodec | PickleCodec | HookCodec) or signs(owner)
+    if owner is not None and ours and deserializer == owner.loads:
+        if serializer in (None, owner.dumps):
             return cast(Codec, owner)
     return HookCodec(serializer, deserializer)
 
 
-def signs(codec: Codec) -> bool:
+def signs(codec: object) -> bool:
     """Tell whether a codec signs what it writes."""
     return getattr(codec, "signs", False) is True
 
@@ -435,7 +437,12 @@ def _decode_extension(code: int, data: memoryview) -> Any:
 def convert(value: Any, annotation: Any) -> Any:
     """Turn decoded plain data into the annotated type; raise `DecodeError` if it does not fit."""
     try:
-        return msgspec.convert(value, annotation, dec_hook=_convert_other)
+        return msgspec.convert(
+            value,
+            annotation,
+            dec_hook=_convert_other,
+            builtin_types=_BYTES,
+        )
     except (
         msgspec.ValidationError,
         ValueError,

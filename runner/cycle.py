@@ -12,7 +12,7 @@ import itertools
 import logging
 import secrets
 from collections import deque
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redis.exceptions import RedisError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from runner.broker import Broker, Claimed, CycleReply, Settlement
 
-_Pending: TypeAlias = "tuple[Settlement, asyncio.Future[int | str]]"
+_Pending: TypeAlias = "tuple[Settlement, Settling]"
 
 logger = logging.getLogger("runner.cycle")
 
@@ -36,6 +36,21 @@ RETRY_DELAYS_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 TROUBLE = (RedisError, OSError, TimeoutError)
 """What a call to Redis raises when Redis is away, restarting, out of memory or slow."""
+
+
+class Settling(asyncio.Future[int | str]):
+    """The status of a settlement: a waiter that is cancelled learns of it when it is there.
+
+    A shield would do the same, for a task and two futures more on each job.
+    """
+
+    def cancel(self, msg: Any | None = None) -> bool:  # noqa: ARG002  asyncio's signature
+        """Refuse: the settlement goes on, and its waiter is cancelled behind it."""
+        return False
+
+    def give_up(self) -> None:
+        """Cancel it after all, when the worker gives up what is still to be settled."""
+        super().cancel()
 
 
 class Cycles:
@@ -89,21 +104,22 @@ class Cycles:
         self._prefix = f"r:{secrets.token_hex(6)}"
         self._numbers = itertools.count(1)
 
-    def hand_in(self, settlement: Settlement) -> asyncio.Future[int | str]:
+    def hand_in(self, settlement: Settlement) -> Settling:
         """Let the next cycle settle one attempt; its status comes by the future.
 
         It is tried again while Redis is away. When the waiter is cancelled, the settlement
         goes on.
         """
-        future: asyncio.Future[int | str] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future = Settling(loop=loop)
         if self._given_up:
-            future.cancel()
+            future.give_up()
             return future
         self._waiting.append((settlement, future))
         if not self._kick_due:
             # After the callbacks of this moment, so that what ends together travels together.
             self._kick_due = True
-            asyncio.get_running_loop().call_soon(self._kick)
+            loop.call_soon(self._kick)
         return future
 
     async def once(self) -> CycleReply:
@@ -146,7 +162,7 @@ class Cycles:
 
     def _drop(self, batch: Iterable[_Pending]) -> None:
         for _, future in batch:
-            future.cancel()
+            future.give_up()
 
     def _kick(self) -> None:
         self._kick_due = False

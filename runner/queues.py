@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runner.cycle import Cycles
+from runner.cycle import Cycles, Settling
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Sequence
 
     from redis.asyncio import Redis
@@ -79,7 +78,7 @@ class Queues:
         for line in self._lines:
             await line.once()
 
-    def hand_in(self, settlement: Settlement) -> asyncio.Future[int | str]:
+    def hand_in(self, settlement: Settlement) -> Settling:
         """Let the next cycle of the job's queue settle an attempt whose slot is free again."""
         line = self._lines[self._rank[settlement.claimed.queue]]
         future = line.hand_in(settlement)

@@ -58,7 +58,8 @@ async def started(worker: Any) -> AsyncIterator[Any]:
 async def drain(url: str, functions: Sequence[Any], **settings: Any) -> Worker:
     """Run a burst worker of ours until the queue is empty, and close it."""
     async with asyncio.timeout(30), serving(url, functions, burst=True, **settings) as worker:
-        await wait_until(lambda: worker.main_task, description="the worker has started")
+        # Asked for the task itself, wait_until would await it.
+        await wait_until(lambda: worker.main_task is not None, description="the worker runs")
         assert worker.main_task is not None
         await worker.main_task
     return worker

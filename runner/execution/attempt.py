@@ -13,7 +13,6 @@ hooks, results and dead letters.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import random
@@ -273,14 +272,9 @@ async def end(host: Host, attempt: Attempt, ending: Ending) -> None:
             await guarded(host.on_job_end, context, "on_job_end")
         except asyncio.CancelledError:
             stopped = True  # the hook ends here, and not the job, which has ended already
-    settling = asyncio.ensure_future(host.settle(prepared, attempt))
-    try:
-        await asyncio.shield(settling)
-    except asyncio.CancelledError:
-        # Cancelled while it settles: the end of the job stands, only the hook is skipped.
-        with contextlib.suppress(asyncio.CancelledError):
-            await settling
-        raise
+    # A cancellation that comes meanwhile is raised when it is settled: the end of the job
+    # stands, only the hook is skipped.
+    await host.settle(prepared, attempt)
     if stopped:
         raise asyncio.CancelledError
     if host.after_job_end:

@@ -28,7 +28,7 @@ def log_start(attempt: Attempt) -> None:
         "%6.2fs → %s(%s)%s",
         (attempt.started_ms - record.enqueued_ms) / 1000,
         attempt.ref,
-        args_to_string(record.args, record.kwargs),
+        _arguments_shown(record),
         extra,
     )
 
@@ -80,6 +80,13 @@ def log(host: Host, attempt: Attempt, ending: Ending) -> None:  # noqa: C901, PL
             )
         case _:
             assert_never(ending.outcome)
+
+
+def _arguments_shown(record: codec.JobRecord) -> str:
+    try:
+        return args_to_string(record.args, record.kwargs)
+    except Exception as exc:  # noqa: BLE001  a user's __repr__, or lists nested a thousand deep
+        return f"<repr raised {type(exc).__name__}>"
 
 
 def _shown(value: Any) -> str:

@@ -179,13 +179,14 @@ def introduction(bench: Bench, wish: Wish) -> str:
     assert isinstance(server, Mapping)
     name = "Valkey" if "valkey_version" in server else "Redis"
     version = server.get("valkey_version") or server["redis_version"]
+    alone = "started for this alone, on loopback, no persistence (appendonly no, no snapshots)"
+    sizes = f"{wish.rounds} rounds in turn, {wish.scale.jobs:,} jobs"
     return "\n".join(
         (
             f"- Machine: {machine.describe()}.",
-            f"- Server: {name} {version}, started for this alone, on loopback, no persistence "
-            "(appendonly no, no snapshots); emptied before each measurement.",
-            f"- Settings: {wish.rounds} rounds in turn, {wish.scale.jobs:,} jobs, one worker "
-            "process, concurrency 100, results kept for an hour, logs from WARNING up.",
+            f"- Server: {name} {version}, {alone}; emptied before each measurement.",
+            f"- Settings: {sizes}, one worker process, concurrency 100, results kept for an hour,",
+            "  logs from WARNING up.",
         )
     )
 

@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -30,6 +29,7 @@ from tests.benchmarks.sides import ROOT, Side
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 POLL_S: Final = 0.005
 START_TIMEOUT_S: Final = 60.0
@@ -270,7 +270,8 @@ class Counter:
 
     def _sum(self, commands: list[list[str]]) -> int:
         self.commands += len(commands)
-        return sum(int(self._redis.execute_command(*command)) for command in commands)
+        execute: Any = self._redis.execute_command
+        return sum(int(execute(*command)) for command in commands)
 
 
 def figures_of(

@@ -16,7 +16,10 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 CHUNK = 5_000
 AT_ONCE = 100
@@ -130,10 +133,7 @@ async def latency(
         # Idle in between, and out of step with anything that polls.
         await asyncio.sleep(random.uniform(0.02, 0.04))
     await _wait_for_lines(path, warm + sent)
-    waits_ms = [
-        (int(start) - int(sent_ns)) / 1e6
-        for sent_ns, start in (line.split() for line in path.read_text().splitlines()[warm:])
-    ]
+    waits_ms = _waits_ms(path)[warm:]
     figures = {
         "pickup_p50": statistics.median(waits_ms),
         "pickup_p99": statistics.quantiles(waits_ms, n=100)[98],
@@ -148,6 +148,11 @@ async def _warm_up(producer: Producer, path: Path) -> None:
     for count in range(1, 11):
         await producer.call("enqueue", "stamp", sent_ns=time.time_ns())
         await _wait_for_lines(path, count)
+
+
+def _waits_ms(path: Path) -> list[float]:
+    pairs = (line.split() for line in path.read_text().splitlines())
+    return [(int(start) - int(sent_ns)) / 1e6 for sent_ns, start in pairs]
 
 
 def _lines(path: Path) -> int:
@@ -179,9 +184,10 @@ async def _results(producer: Producer, *, jobs: int, limit_s: float) -> float:
 async def main(module: str, what: str, options: str) -> None:
     """Do one thing and print what came of it."""
     producer = Producer(importlib.import_module(module))
-    act = {"fill": fill, "enqueue": enqueue, "latency": latency}[what]
+    acts: dict[str, Callable[..., Awaitable[dict[str, float]]]]
+    acts = {"fill": fill, "enqueue": enqueue, "latency": latency}
     try:
-        figures = await act(producer, **json.loads(options))
+        figures = await acts[what](producer, **json.loads(options))
     finally:
         await producer.close()
     sys.stdout.write(json.dumps(figures) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from tests.benchmarks.sides import HERE, OURS
@@ -24,6 +25,7 @@ medians of the rounds, in which the sides take turns on one server; where there 
 hold the lowest and the highest. Compare figures of one table, not of two machines.
 """
 MAX_REASON: Final = 160
+NOTHING: Final = "-"
 
 
 @dataclass(slots=True)
@@ -84,18 +86,18 @@ def _short(reason: str) -> str:
 def _cell(outcome: Outcome, column: Column, first: Column) -> str:
     values = outcome.values(column.key)
     if not values:
-        return "–"
+        return NOTHING
     text = f"{statistics.median(values):,.{column.decimals}f}"
     if column is first and len(values) > 1:
         low, high = min(values), max(values)
-        text += f" ({low:,.{column.decimals}f}–{high:,.{column.decimals}f})"
+        text += f" ({low:,.{column.decimals}f} to {high:,.{column.decimals}f})"
     return text
 
 
 def _ratio(ours: Outcome, other: Outcome, key: str, *, same: bool) -> str:
     mine, theirs = ours.median(key), other.median(key)
     if same or mine is None or not theirs:
-        return "–" if not same else "1"
+        return "1" if same else NOTHING
     return f"{mine / theirs:,.2f}"
 
 
@@ -159,9 +161,7 @@ def _least_step(results: Mapping[str, Mapping[str, Outcome]]) -> float | None:
     if ours is None:
         return None
     rates = [ours.median(f"rate_{count}") for count in (1, 2, 20, 40)]
-    steps = [
-        after / before for before, after in zip(rates, rates[1:], strict=False) if before and after
-    ]
+    steps = [after / before for before, after in pairwise(rates) if before and after]
     return min(steps) if steps else None
 
 

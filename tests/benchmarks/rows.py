@@ -145,8 +145,8 @@ def proxy_figures(bench: Bench) -> str:
         near, near_flow = _wire(bench.url)
         far, far_flow = _wire(url)
     return (
-        f"The proxy adds {far - near:.2f} ms to a round trip (median of 500: {near:.2f} ms without, "
-        f"{far:.2f} ms with it), and carries {far_flow:,.0f} SETs a second of 100 bytes in "
+        f"The proxy adds {far - near:.2f} ms to a round trip (median of 500: {near:.2f} ms without "
+        f"it, {far:.2f} ms with it), and carries {far_flow:,.0f} SETs a second of 100 bytes in "
         f"pipelines of 500 ({near_flow:,.0f} without it)."
     )
 

@@ -87,7 +87,7 @@ def _sides_of(path: Path) -> list[Side]:
 def _side(name: str, path: Path, head: dict[str, Any], table: dict[str, Any]) -> Side:
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     major, minor = re.findall(r"\d+", head.get("requires-python", ">=3.11"))[:2]
-    listed = {
+    listed: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
     }
     return Side(

@@ -63,7 +63,7 @@ async def test_enqueued_job_is_due_at_once_and_has_its_payload(rig: Rig, redis: 
 
 async def test_enqueue_of_nothing_does_nothing(rig: Rig, redis: Any) -> None:
     assert await rig.put() == []
-    assert await load("enqueue").call(redis, keys=[QUEUE, "i", "w"], args=[0]) == []
+    assert await load("enqueue").call(redis, keys=[QUEUE, "i", "w"], args=[]) == []
     assert await redis.dbsize() == 0
 
 

@@ -8,7 +8,9 @@
 # left = ["XLEN ardiq:default:queues:default"]
 # naps = true
 # guarantee = "at least once"
-# note = "a Rust core that speaks with Redis outside of Python; concurrency 100, results kept for an hour"
+# note = """\
+# a Rust core that speaks with Redis outside of Python; concurrency 100, results kept for an \
+# hour"""
 # ///
 """ardiq."""
 

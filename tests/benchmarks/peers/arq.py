@@ -7,20 +7,24 @@
 # left = ["ZCARD arq:queue"]
 # naps = true
 # guarantee = "at least once"
-# note = "stock arq in the project's own environment, so on the same redis-py; poll_delay 0.01, max_jobs 100, uvloop; Job.result polls every 0.5 s, as is its default"
+# note = """\
+# stock arq in the project's own environment, so on the same redis-py; poll_delay 0.01, \
+# max_jobs 100, uvloop; Job.result polls every 0.5 s, as is its default"""
 # ///
 """Stock arq, tuned: what the project stands in the place of."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arq.connections import ArqRedis, RedisSettings, create_pool
-from arq.jobs import Job
 from redis.asyncio import Redis
 
 from tests.benchmarks import stage
+
+if TYPE_CHECKING:
+    from arq.jobs import Job
 
 stage.quiet()
 stage.use_uvloop()
@@ -71,7 +75,8 @@ async def _pool() -> ArqRedis:
 async def enqueue(task: str, **arguments: int) -> Job | None:
     """Enqueue one job."""
     pool = await _pool()
-    return await pool.enqueue_job(task, **arguments)
+    given: dict[str, Any] = dict(arguments)
+    return await pool.enqueue_job(task, **given)
 
 
 async def result(job: Job) -> None:

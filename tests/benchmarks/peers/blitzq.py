@@ -4,7 +4,10 @@
 # [tool.bench]
 # title = "blitzq, reliable"
 # shows = ["blitzq", "redis", "hiredis", "uvloop"]
-# worker = ["blitzq", "worker", "tests.benchmarks.peers.blitzq:queue", "--concurrency", "{concurrency}", "--log-level", "WARNING"]
+# worker = [
+#     "blitzq", "worker", "tests.benchmarks.peers.blitzq:queue", "--concurrency", "{concurrency}",
+#     "--log-level", "WARNING",
+# ]
 # left = ["XLEN blitzq:s:default"]
 # naps = true
 # guarantee = "at least once"

@@ -6,7 +6,9 @@
 # worker = ["python", "-m", "tests.benchmarks.peers.broccoli"]
 # left = ["ZCARD tasks:queue", "ZCARD tasks:processing"]
 # guarantee = "at least once"
-# note = "ThreadedWorker; no way to wait for a result, no bulk enqueue; blocking client, so nothing to gather"
+# note = """\
+# ThreadedWorker; no way to wait for a result, no bulk enqueue; blocking client, so nothing to \
+# gather"""
 # ///
 """broccoli-workers."""
 

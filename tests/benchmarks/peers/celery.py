@@ -3,10 +3,16 @@
 # [tool.bench]
 # title = "Celery, prefork 2"
 # shows = ["celery", "kombu", "redis", "hiredis"]
-# worker = ["celery", "-A", "tests.benchmarks.peers.celery", "worker", "--pool", "prefork", "--concurrency", "2", "--loglevel", "WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+# worker = [
+#     "celery", "-A", "tests.benchmarks.peers.celery", "worker", "--pool", "prefork",
+#     "--concurrency", "2", "--loglevel", "WARNING", "--without-gossip", "--without-mingle",
+#     "--without-heartbeat",
+# ]
 # left = ["LLEN celery", "HLEN unacked"]
 # guarantee = "at most once: acknowledged before they run"
-# note = "two child processes, prefetch 64 for each, no gossip, mingle or heartbeat; blocking client, so nothing to gather"
+# note = """\
+# two child processes, prefetch 64 for each, no gossip, mingle or heartbeat; blocking client, \
+# so nothing to gather"""
 # ///
 """Celery."""
 

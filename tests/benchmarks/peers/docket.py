@@ -3,11 +3,17 @@
 # [tool.bench]
 # title = "docket"
 # shows = ["pydocket", "redis", "hiredis", "uvloop"]
-# worker = ["docket", "worker", "--docket", "bench", "--tasks", "tests.benchmarks.peers.docket:tasks", "--concurrency", "{concurrency}", "--logging-level", "WARNING", "--url", "{url}?max_connections=1000"]
+# worker = [
+#     "docket", "worker", "--docket", "bench", "--tasks", "tests.benchmarks.peers.docket:tasks",
+#     "--concurrency", "{concurrency}", "--logging-level", "WARNING",
+#     "--url", "{url}?max_connections=1000",
+# ]
 # left = ["XLEN bench:stream"]
 # naps = true
 # guarantee = "at least once"
-# note = "concurrency 100, uvloop, results kept for an hour, max_connections 1,000 (with the 100 of redis-py 8 the worker falls over)"
+# note = """\
+# concurrency 100, uvloop, results kept for an hour, max_connections 1,000 (with the 100 of \
+# redis-py 8 the worker falls over)"""
 # ///
 """docket."""
 

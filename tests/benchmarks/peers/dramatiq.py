@@ -3,10 +3,14 @@
 # [tool.bench]
 # title = "dramatiq"
 # shows = ["dramatiq", "redis", "hiredis"]
-# worker = ["dramatiq", "tests.benchmarks.peers.dramatiq:broker", "--processes", "1", "--threads", "8"]
+# worker = [
+#     "dramatiq", "tests.benchmarks.peers.dramatiq:broker", "--processes", "1", "--threads", "8",
+# ]
 # left = ["HLEN dramatiq:default.msgs"]
 # guarantee = "at least once"
-# note = "one process, eight threads (its default), results kept for an hour; blocking client, so nothing to gather"
+# note = """\
+# one process, eight threads (its default), results kept for an hour; blocking client, so \
+# nothing to gather"""
 # ///
 """dramatiq."""
 

@@ -3,10 +3,15 @@
 # [tool.bench]
 # title = "huey"
 # shows = ["huey", "redis", "hiredis"]
-# worker = ["huey_consumer", "tests.benchmarks.peers.huey.app", "--workers", "4", "--worker-type", "thread", "--quiet"]
+# worker = [
+#     "huey_consumer", "tests.benchmarks.peers.huey.app", "--workers", "4", "--worker-type",
+#     "thread", "--quiet",
+# ]
 # done = ["HLEN huey.results.bench"]
 # guarantee = "at most once"
-# note = "four threads; results polled with its default back-off; blocking client, so nothing to gather"
+# note = """\
+# four threads; results polled with its default back-off; blocking client, so nothing to \
+# gather"""
 # ///
 """huey."""
 

@@ -6,7 +6,9 @@
 # worker = ["python", "-m", "tests.benchmarks.peers.rq"]
 # done = ["ZCARD rq:finished:default"]
 # guarantee = "at least once"
-# note = "SimpleWorker, which runs one job after the other and forks for none; the default worker forks for each job and is slower still; blocking client, so nothing to gather"
+# note = """\
+# SimpleWorker, which runs one job after the other and forks for none; the default worker \
+# forks for each job and is slower still; blocking client, so nothing to gather"""
 # ///
 """RQ."""
 

@@ -1,13 +1,21 @@
 # /// script
-# dependencies = ["taskiq[uv,orjson]==0.13.0", "taskiq-redis==1.2.4", "hiredis==3.5.0", "uvloop==0.23.0"]
+# dependencies = [
+#     "taskiq[uv,orjson]==0.13.0", "taskiq-redis==1.2.4", "hiredis==3.5.0", "uvloop==0.23.0",
+# ]
 # [tool.bench]
 # title = "taskiq-redis, streams"
 # shows = ["taskiq", "taskiq-redis", "redis", "hiredis", "uvloop"]
-# worker = ["taskiq", "worker", "tests.benchmarks.peers.taskiq:broker", "--workers", "1", "--max-async-tasks", "{concurrency}", "--max-prefetch", "{concurrency}", "--log-level", "WARNING", "--no-configure-logging"]
+# worker = [
+#     "taskiq", "worker", "tests.benchmarks.peers.taskiq:broker", "--workers", "1",
+#     "--max-async-tasks", "{concurrency}", "--max-prefetch", "{concurrency}",
+#     "--log-level", "WARNING", "--no-configure-logging",
+# ]
 # done = ["DBSIZE"]
 # naps = true
 # guarantee = "at least once"
-# note = "RedisStreamBroker, ORJSON, one worker process with 100 tasks and 100 prefetched, uvloop; wait_result polls every 0.2 s, as is its default; no bulk enqueue"
+# note = """\
+# RedisStreamBroker, ORJSON, one worker process with 100 tasks and 100 prefetched, uvloop; \
+# wait_result polls every 0.2 s, as is its default; no bulk enqueue"""
 # ///
 """taskiq with Redis streams."""
 
