@@ -182,13 +182,22 @@ class HookCodec:
 
 
 def codec_of(serializer: Any = None, deserializer: Any = None) -> Codec:
-    """Return the codec behind arq's two hooks: where they are methods of one of ours, that one."""
+    """Return the codec behind arq's two hooks: one of ours, where they are its methods."""
+    owner = _owner(deserializer)
+    if owner is not None and serializer == owner.dumps:
+        return owner
+    return HookCodec(serializer, deserializer)
+
+
+def reader_of(deserializer: Any = None) -> Codec:
+    """Return what reads as arq's hook does: a codec of ours, where the hook is its method."""
+    return _owner(deserializer) or HookCodec(None, deserializer)
+
+
+def _owner(deserializer: Any) -> Codec | None:
     owner = getattr(deserializer, "__self__", None)
     ours = isinstance(owner, MsgpackCodec | PickleCodec | HookCodec) or signs(owner)
-    if owner is not None and ours and deserializer == owner.loads:
-        if serializer in (None, owner.dumps):
-            return cast(Codec, owner)
-    return HookCodec(serializer, deserializer)
+    return owner if ours and owner is not None and deserializer == owner.loads else None
 
 
 def signs(codec: object) -> bool:

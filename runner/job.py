@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from runner import broker, codec, keys
 from runner.batch import Gathered
-from runner.codec import Codec, ResultRecord, codec_of
+from runner.codec import Codec, ResultRecord, reader_of
 from runner.errors import DecodeError, JobFailed
 from runner.shapes import ANYTHING, Shape
 
@@ -202,7 +202,7 @@ class Job(arq.jobs.Job, Generic[R]):
         is_new: bool = True,
     ) -> None:
         super().__init__(job_id, redis, _queue_name, _deserializer)
-        self._codec: Codec = codec_of(None, _deserializer)
+        self._codec: Codec = reader_of(_deserializer)
         self._results = results
         self._returns = returns
         self.is_new = is_new

@@ -358,7 +358,7 @@ def test_body_of_another_kind_than_its_label_is_a_decode_error() -> None:
 def test_codec_is_found_behind_its_own_hooks() -> None:
     chosen = signed()
     assert codec.codec_of(chosen.dumps, chosen.loads) is chosen
-    assert codec.codec_of(None, chosen.loads) is chosen
+    assert codec.reader_of(chosen.loads) is chosen
 
 
 @pytest.mark.parametrize(
@@ -370,6 +370,7 @@ def test_codec_is_found_behind_its_own_hooks() -> None:
         (Watched().dumps, Watched().loads),
         (signed().dumps, signed().loads),
         (signed().dumps, None),
+        (None, signed().loads),
         (MsgpackCodec().dumps, signed().loads_job),
     ],
 )
