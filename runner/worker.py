@@ -202,7 +202,10 @@ class Worker(arq.worker.Worker):
             len(self.functions),
             ", ".join(self.functions),
         )
-        await log_redis_info(self.pool, logger.info)
+        try:
+            await log_redis_info(self.pool, logger.info)
+        except TROUBLE as exc:  # it answered a moment ago: the loop waits for it
+            logger.warning("Redis does not answer (%s)", exc)
         self.ctx["redis"] = self.pool
         if self.on_startup:
             await self.on_startup(self.ctx)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import os
 import random
 import signal
@@ -56,15 +57,22 @@ class Fleet:
 
     async def start(self) -> None:
         account = self.folder / f"worker-{len(self.all)}.txt"
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.chaos_worker", self.url, str(account)),
-            cwd=ROOT,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        with account.with_suffix(".log").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tests.chaos_worker", self.url, str(account)),
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
         incarnation = Incarnation(process, account)
         self.running.append(incarnation)
         self.all.append(incarnation)
+
+    def check_alive(self) -> None:
+        """No worker ends by itself, whatever happens around it."""
+        for incarnation in self.running:
+            said = incarnation.account.with_suffix(".log")
+            assert incarnation.process.returncode is None, said.read_text("utf-8")
 
     async def kill_one(self) -> None:
         victim = self.running.pop(self.chance.randrange(len(self.running)))
@@ -78,6 +86,7 @@ class Fleet:
         victim.was_hurt = True
         victim.process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(LEASE_S + 1)  # the time is what is tested
+        self.check_alive()
         victim.process.send_signal(signal.SIGCONT)
 
     async def end(self) -> None:
@@ -118,9 +127,10 @@ async def enqueue(client: runner.Client, number: int, acknowledged: set[str]) ->
 async def hurt(fleet: Fleet, servers: ChaosServers, acknowledged: set[str]) -> int:
     """Kill, stop and restart until all jobs are acknowledged; return how often Redis was."""
     restarts = 0
-    while len(acknowledged) < JOBS:
+    while len(acknowledged) < JOBS or restarts < RESTARTS:
         await asyncio.sleep(fleet.chance.uniform(0.2, 1.0))
-        if restarts < RESTARTS and len(acknowledged) > JOBS * (restarts + 1) // (RESTARTS + 1):
+        fleet.check_alive()
+        if restarts < RESTARTS and len(acknowledged) >= JOBS * (restarts + 1) // (RESTARTS + 1):
             await servers.restart_redis(kill=restarts % 2 == 0)
             restarts += 1
         elif fleet.chance.random() < 0.7:
@@ -149,9 +159,12 @@ async def test_every_acknowledged_job_is_accounted_for(
             assert hurting.result() == RESTARTS
 
             async def drained() -> bool:
-                return (await client.queue_stats()).queued == 0
+                with contextlib.suppress(RedisError, OSError):  # it may have just restarted
+                    return (await client.queue_stats()).queued == 0
+                return False
 
             await wait_until(drained, description="all jobs ended", timeout_s=60 + JOBS / 500)
+            fleet.check_alive()
             await check_results(client, acknowledged)
             await fleet.end()
             await check_keys(client)
@@ -194,7 +207,5 @@ def check_runs(fleet: Fleet, acknowledged: set[str]) -> None:
         if len(by) > 1 and not any(incarnation.was_hurt for incarnation in by)
     }
     assert twice == {}  # a job whose workers lived ran once
-    hurt_workers = sum(incarnation.was_hurt for incarnation in fleet.all)
     again = sum(len(by) > 1 for by in runs.values())
-    print(f"{JOBS} jobs, {hurt_workers} workers killed or stopped, {again} jobs ran again")
     assert again > 0  # it was chaos
