@@ -17,6 +17,7 @@ from runner.execution import Context
 from runner.job import Job
 from runner.retry import Backoff, RetryPolicy
 from runner.settings import WorkerSettings
+from runner.signing import SignedCodec
 from runner.tasks import Call, Task, task
 from runner.types import DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.worker import Worker
@@ -39,6 +40,7 @@ __all__ = [
     "Retry",
     "RetryPolicy",
     "RunnerError",
+    "SignedCodec",
     "Snooze",
     "Task",
     "Worker",

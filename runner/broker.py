@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -295,6 +296,20 @@ async def read_results(
         args=[channel, WAITER_TTL_MS, *job_ids],
     )
     return answers
+
+
+async def abort(redis: Redis, queue: str, job_id: str) -> bool:
+    """Ask for a job to be aborted; return False when there is nothing left to abort.
+
+    The request stands in arq's own set, so that workers of either kind see it. It is written
+    before the job is made due: whoever claims it then knows.
+    """
+    await redis.zadd(keys.ABORT, {raw_id(job_id): time.time_ns() // 1_000_000})
+    queue_keys = [queue, keys.held(queue), keys.idle(queue), keys.wake(queue)]
+    if await load("abort").call(redis, keys=queue_keys, args=[raw_id(job_id)]):
+        return True
+    await redis.zrem(keys.ABORT, raw_id(job_id))
+    return False
 
 
 async def queue_stats(redis: Redis, queue: str) -> QueueStats:

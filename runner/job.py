@@ -244,13 +244,41 @@ class Job(arq.jobs.Job, Generic[R]):
             )
         return self._unwrap(codec.decode_result(self._codec, blob, job_id=self.job_id))
 
+    async def abort(
+        self,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109  arq's own signature
+        poll_delay: float = POLL_DELAY_S,
+    ) -> bool:
+        """Abort the job, whether it waits or runs; return whether it was aborted.
+
+        Only workers with ``allow_abort_jobs`` act on it. A job that is committing its writes
+        has ended: for it an abort comes too late.
+
+        Raises:
+            TimeoutError: the time is up; the request stands.
+            JobFailed: the job failed by itself meanwhile.
+        """
+        await broker.abort(self._redis, self._queue_name, self.job_id)
+        try:
+            await self.result(timeout, poll_delay=poll_delay)
+        except asyncio.CancelledError:
+            this_task = asyncio.current_task()
+            if this_task is not None and this_task.cancelling():
+                raise  # it is the caller who was cancelled, not the job
+            return True
+        except ResultNotFound:
+            return False
+        return False
+
     def _unwrap(self, record: ResultRecord) -> R:
         if record.success:
             try:
                 return cast(R, self._returns.convert(record.result))
             except DecodeError as exc:
                 raise DecodeError(
-                    f"the result of {record.task} does not fit {self._returns}: {exc}",
+                    f"the result of {record.task} does not fit {self._returns}: {exc}; "
+                    f"client.job({self.job_id!r}).result() gives it as it is",
                 ) from exc
         if isinstance(record.result, (Exception, asyncio.CancelledError)):
             raise record.result

@@ -36,13 +36,11 @@ class Shape:
         accepts: instances of these are what the annotation asks for, as far as a look at
             the class tells; what is inside a container is left to the worker's conversion.
         passes: decoded values of these classes need no conversion.
-        exact: classes that fit without their subclasses (to Python a datetime is a date).
     """
 
     annotation: Any
     accepts: Classes
     passes: Classes
-    exact: Classes = ()
 
     def convert(self, value: Any) -> Any:
         """Turn decoded plain data into the annotated type; raise `DecodeError`."""
@@ -56,7 +54,7 @@ class Shape:
         A value of another class than expected is tried on the way that it would travel:
         a tuple will do for a list, and an ISO text for a datetime.
         """
-        if isinstance(value, self.accepts) or type(value) in self.exact:
+        if isinstance(value, self.accepts):
             return None
         try:
             codec.convert(_WIRE.loads(_WIRE.dumps({"v": value}))["v"], self.annotation)
@@ -90,7 +88,6 @@ def shape_of(annotation: Any) -> Shape:
         annotation,
         accepts=tuple(kind for accepts, _ in classes for kind in accepts),
         passes=tuple(kind for _, passes in classes for kind in passes),
-        exact=(date,) if any(isinstance(m, described.DateType) for m in members) else (),
     )
     return ANYTHING if object in shape.passes else shape
 
@@ -121,6 +118,15 @@ def _parts(info: described.Type) -> Iterator[Any]:
             waiting.extend(getattr(part, name) for name in part.__struct_fields__)
 
 
+class _IsDay(type):
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, date) and not isinstance(value, datetime)
+
+
+class _Day(metaclass=_IsDay):
+    """A date that is no datetime: to Python every datetime is a date, to msgspec none is."""
+
+
 _ARRAYS: Classes = (list, tuple, set, frozenset)
 _BUFFERS: Classes = (bytes, bytearray, memoryview)
 
@@ -137,7 +143,7 @@ _TABLE: dict[type[described.Type], tuple[Classes, Classes]] = {
     described.ByteArrayType: (_BUFFERS, ()),
     described.MemoryViewType: (_BUFFERS, ()),
     described.DateTimeType: ((datetime,), ()),
-    described.DateType: ((), ()),
+    described.DateType: ((_Day,), ()),
     described.TimeType: ((time,), ()),
     described.TimeDeltaType: ((timedelta,), ()),
     described.DecimalType: ((decimal.Decimal,), ()),

@@ -52,6 +52,7 @@ MAX_CRASHES = 3
 LEAST_WAIT_S = 0.01
 SOONEST_BACKOFF_S, LATEST_BACKOFF_S = 0.1, 5.0
 SETTLE_AGAIN_S = 1.0
+LOOP_END_S = 1.0
 
 
 class Worker(arq.worker.Worker):
@@ -124,6 +125,7 @@ class Worker(arq.worker.Worker):
         use_uvloop: bool = False,
         queues: Sequence[str] = (),
     ) -> None:
+        chosen = chosen_codec(codec, signing_keys)
         if use_uvloop and redis_pool is None:
             ensure_uvloop()
         super().__init__(
@@ -159,7 +161,6 @@ class Worker(arq.worker.Worker):
             timezone=timezone,
             log_results=log_results,
         )
-        chosen = chosen_codec(codec, signing_keys)
         self._codec_given = chosen is not None
         self.codec: Codec = chosen or codec_of(job_serializer, job_deserializer)
         self.lease_s = float(lease)
@@ -189,6 +190,9 @@ class Worker(arq.worker.Worker):
         )
         self._leases = Leases(self.lease_s, self._lease_lost)
         self._nudge = asyncio.Event()
+        self._closing = False
+        self._loop_ended = asyncio.Event()
+        self._loop_ended.set()
         self._due: dict[str, float] = {}  # by queue, by time.monotonic
         self._waker = Waker(self.cycles.names, self._nudge.set)
 
@@ -216,11 +220,16 @@ class Worker(arq.worker.Worker):
             self._waker.start(self.pool)
             idle_ms = int(max(self._wait_s() * 4, 2) * 1000)
         self.cycles.open(claims=self.max_burst_jobs < 0, idle_ms=idle_ms)
+        self._closing = False
+        self._loop_ended.clear()
         try:
             await self._loop()
         finally:
             self.cycles.rest()
-            await self._waker.stop()
+            try:
+                await self._waker.stop()
+            finally:
+                self._loop_ended.set()
 
     async def _connect(self) -> None:
         if self._pool is None and self._codec_given:
@@ -252,7 +261,7 @@ class Worker(arq.worker.Worker):
 
     async def _loop(self) -> None:
         backoff_s = SOONEST_BACKOFF_S
-        while True:
+        while not self._closing:
             # Before the claim: a token that arrives from here on is not overlooked.
             self._nudge.clear()
             try:
@@ -446,6 +455,14 @@ class Worker(arq.worker.Worker):
         finally:
             self._job_completion_wait = wait
 
+    async def _end_loop(self) -> None:
+        """Let `main` return, also where it is a task that nobody here holds."""
+        self._closing = True
+        self._nudge.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOP_END_S):
+                await self._loop_ended.wait()
+
     async def close(self) -> None:
         """Hand back what runs, stop what was started in reverse order, disconnect. Idempotent."""
         if not self._handle_signals:
@@ -453,6 +470,7 @@ class Worker(arq.worker.Worker):
         if not self._pool:
             return
         self.cycles.rest()
+        await self._end_loop()
         await self._waker.stop()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         await self.cycles.drain()

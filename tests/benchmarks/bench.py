@@ -103,14 +103,13 @@ class Bench:
         """
         command = (
             *(str(self.programs(side) / "python"), "-m", "tests.benchmarks.produce"),
-            *(side.module, what, json.dumps(options)),
+            *(side.module, what, json.dumps(options), str(answer := self.file("figures.json"))),
         )
         environment = self._environment(side, self.url, concurrency)
         log = self._log(side, what)
         with Process(command, folder=ROOT, environment=environment, log=log) as process:
             process.wait(PRODUCE_TIMEOUT_S)
-            said = process.tail().splitlines()
-        return json.loads(said[-1])
+        return json.loads(answer.read_text())
 
     def fill(self, side: Side, *, task: str = "noop", jobs: int | None = None) -> int:
         """Empty Redis, and enqueue jobs; return how many there are, if time did not do for all.

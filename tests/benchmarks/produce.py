@@ -1,7 +1,7 @@
 """Enqueue as one side's client does, and time it: runs in that side's own environment.
 
-``python -m tests.benchmarks.produce MODULE WHAT OPTIONS``: prints one JSON object. Needs nothing
-but the standard library and what the side's module imports.
+``python -m tests.benchmarks.produce MODULE WHAT OPTIONS FILE``: writes one JSON object. Needs
+nothing but the standard library and what the side's module imports.
 """
 
 from __future__ import annotations
@@ -181,27 +181,28 @@ async def _results(producer: Producer, *, jobs: int, limit_s: float) -> float:
     return statistics.median(spent_ms[1:] or spent_ms)
 
 
-async def main(module: str, what: str, options: str) -> None:
-    """Do one thing and print what came of it."""
+async def main(module: str, what: str, options: str) -> dict[str, float]:
+    """Do one thing, and return what came of it."""
     producer = Producer(importlib.import_module(module))
     acts: dict[str, Callable[..., Awaitable[dict[str, float]]]]
     acts = {"fill": fill, "enqueue": enqueue, "latency": latency}
     try:
-        figures = await acts[what](producer, **json.loads(options))
+        return await acts[what](producer, **json.loads(options))
     finally:
         await producer.close()
-    sys.stdout.write(json.dumps(figures) + "\n")
 
 
 def run() -> None:
-    """Run `main` on uvloop where the environment has it."""
-    try:
-        import uvloop  # noqa: PLC0415  blocking sides have none
-    except ImportError:
-        asyncio.run(main(*sys.argv[1:]))
-    else:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main(*sys.argv[1:]))
+    """Run `main` on uvloop where the environment has it, and write its figures down."""
+    *given, path = sys.argv[1:]
+    loop_factory = None
+    with suppress(ImportError):  # blocking sides have none
+        import uvloop  # noqa: PLC0415
+
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        figures = runner.run(main(*given))
+    Path(path).write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -29,16 +29,38 @@ class Own:
     """A class that nobody can convert to."""
 
 
-# The functions stand at the top so that their annotations can be resolved.
+# At the top of the module, where their annotations can be resolved.
+
+
 async def nothing(_ctx: Any) -> None: ...
-async def plain(_ctx: Any, a: int, b: str = "", c: float | None = None) -> str: ...
-async def named(_ctx: Any, a: int, *, b: str, c: bytes = b"") -> list[Item]: ...
+
+
+async def plain(_ctx: Any, a: int, b: str = "", c: float | None = None) -> str:
+    return f"{a} {b} {c}"
+
+
+async def named(_ctx: Any, a: int, *, b: str, c: bytes = b"") -> list[Item]:
+    return [Item(f"{a} {b} {c!r}")]
+
+
 async def first(_ctx: Any, a: int, b: int, /, c: int = 0) -> None: ...
+
+
 async def rest(_ctx: Any, a: int, *more: Item, **by_name: UUID) -> None: ...
-async def old(_ctx: Any, a: int = None, at: datetime = None) -> None: ...  # type: ignore[assignment]  # noqa: RUF013
-async def untyped(_ctx, a, b=1): ...  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-async def odd(_ctx: Any, a: Own, b: list[Own], c: Missing, d: int) -> Own: ...  # type: ignore[name-defined]  # noqa: F821
-async def ahead(_ctx: Any, a: Later) -> Later: ...
+
+
+async def old(_ctx: Any, a: int = None, at: datetime = None) -> None: ...  # type: ignore[assignment]  # noqa: RUF013  the old way is the point
+
+
+async def untyped(_ctx, a, b=1): ...  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+
+
+async def odd(_ctx: Any, a: Own, b: list[Own], c: Missing, d: int) -> Own:  # type: ignore[name-defined]  # noqa: F821, ARG001
+    return a
+
+
+async def ahead(_ctx: Any, a: Later) -> Later:
+    return a
 
 
 @dataclass
@@ -111,23 +133,24 @@ def test_near_name_is_suggested() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "args", "kwargs", "parameter", "expected", "given_class"),
+    ("function", "args", "kwargs", "facts"),
     [
-        (plain, ("1",), {}, "a", "int", "str"),
-        (plain, (None,), {}, "a", "int", "NoneType"),
-        (plain, (1, 2), {}, "b", "str", "int"),
-        (plain, (1, "", "x"), {}, "c", r"float \| None", "str"),
-        (plain, (1,), {"b": b""}, "b", "str", "bytes"),
-        (named, (1,), {"b": "", "c": "text"}, "c", "bytes", "str"),
-        (rest, (1, Item("a"), 5), {}, "*more", ".*Item", "int"),
-        (rest, (1,), {"x": 5}, "x", ".*UUID", "int"),
-        (old, ("x",), {}, "a", "int", "str"),
-        (odd, (1, 2, 3, "x"), {}, "d", "int", "str"),
+        (plain, ("1",), {}, ("a", "int", "str")),
+        (plain, (None,), {}, ("a", "int", "NoneType")),
+        (plain, (1, 2), {}, ("b", "str", "int")),
+        (plain, (1, "", "x"), {}, ("c", r"float \| None", "str")),
+        (plain, (1,), {"b": b""}, ("b", "str", "bytes")),
+        (named, (1,), {"b": "", "c": "text"}, ("c", "bytes", "str")),
+        (rest, (1, Item("a"), 5), {}, ("*more", ".*Item", "int")),
+        (rest, (1,), {"x": 5}, ("x", ".*UUID", "int")),
+        (old, ("x",), {}, ("a", "int", "str")),
+        (odd, (1, 2, 3, "x"), {}, ("d", "int", "str")),
     ],
 )
 def test_argument_of_a_wrong_class_is_refused_by_name(
-    function: Any, args: Any, kwargs: Any, parameter: str, expected: str, given_class: str
+    function: Any, args: Any, kwargs: Any, facts: tuple[str, str, str]
 ) -> None:
+    parameter, expected, given_class = facts
     with pytest.raises(ArgumentsError) as caught:
         Signature(function).check("shop.sell", args, kwargs)
     error = caught.value
@@ -190,7 +213,8 @@ def test_int_of_an_optional_bool_or_int_stays_what_it_is() -> None:
 
 
 def test_arguments_without_annotations_are_not_touched() -> None:
-    args, kwargs = ([1],), {"b": {}}
+    args: tuple[Any, ...] = ([1],)
+    kwargs: dict[str, Any] = {"b": {}}
     converted = Signature(untyped).convert(args, kwargs)
     assert converted[0] is args
     assert converted[1] is kwargs
@@ -247,6 +271,6 @@ def test_result_is_of_the_annotated_class() -> None:
 
 
 def test_keywords_that_are_no_names_make_no_job() -> None:
-    fields = {"t": None, "f": "t", "a": [], "k": {1: 2}, "et": 1}
+    fields: codec.Fields = {"t": None, "f": "t", "a": [], "k": {1: 2}, "et": 1}
     with pytest.raises(DecodeError, match="not a job"):
         codec.decode_job(MsgpackCodec(), MsgpackCodec().dumps(fields))

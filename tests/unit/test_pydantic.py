@@ -17,8 +17,8 @@ from runner.codec import MsgpackCodec, PickleCodec
 from runner.errors import ArgumentsError, DecodeError, EncodeError
 from runner.shapes import ANYTHING, shape_of
 
-pydantic = pytest.importorskip("pydantic", minversion="2.11")
-from pydantic import (  # noqa: E402  behind the skip
+pytest.importorskip("pydantic", minversion="2.11")
+from pydantic import (
     AnyUrl,
     BaseModel,
     ConfigDict,
@@ -26,6 +26,7 @@ from pydantic import (  # noqa: E402  behind the skip
     RootModel,
     SecretStr,
     computed_field,
+    field_validator,
 )
 
 T = TypeVar("T")
@@ -163,7 +164,7 @@ def test_data_that_the_model_refuses_is_a_decode_error() -> None:
 class Fussy(BaseModel):
     number: int
 
-    @pydantic.field_validator("number")
+    @field_validator("number")
     @classmethod
     def _check(cls, number: int) -> int:
         return {1: 1}[number]
@@ -178,9 +179,9 @@ async def sell(_ctx: Any, price: Price, *, fussy: Fussy | None = None) -> Price:
 def test_wrong_model_is_refused_at_the_caller() -> None:
     assert sell.call(PRICE).args == (PRICE,)
     assert sell.call({"amount": 1}).args  # type: ignore[arg-type]
-    with pytest.raises(ArgumentsError, match="'price' takes .*Price, not Sealed"):
+    with pytest.raises(ArgumentsError, match=r"'price' takes .*Price, not Sealed"):
         sell.call(Sealed(secret=SecretStr("x")))  # type: ignore[arg-type]
-    with pytest.raises(ArgumentsError, match="(?s)'price' takes .*Price, not dict: .*amount"):
+    with pytest.raises(ArgumentsError, match=r"(?s)'price' takes .*Price, not dict: .*amount"):
         sell.call({"amount": "much"})  # type: ignore[arg-type]
 
 
@@ -191,5 +192,3 @@ def test_validator_that_raises_anything_is_an_arguments_error_at_the_caller() ->
 
 def test_returned_model_is_converted() -> None:
     assert sell.signature.returns.convert(travelled(PRICE, MsgpackCodec())) == PRICE
-
-

@@ -179,13 +179,18 @@ VALUES: list[tuple[Any, Any]] = [
 ]
 
 
+def name_of(value: Any) -> str:
+    """Return an id that is the same in each process: a repr may hold an address."""
+    return str(getattr(value, "__name__", type(value).__name__))
+
+
 def travelled(value: Any, codec: Any = None) -> Any:
     codec = codec or MsgpackCodec()
     return codec.loads(codec.dumps({"v": value}))["v"]
 
 
 @pytest.mark.parametrize("codec", [MsgpackCodec(), PickleCodec()], ids=lambda codec: codec.name)
-@pytest.mark.parametrize(("value", "annotation"), VALUES, ids=repr)
+@pytest.mark.parametrize(("value", "annotation"), VALUES, ids=name_of)
 def test_value_arrives_as_its_annotation_says(codec: Any, value: Any, annotation: Any) -> None:
     shape = shape_of(annotation)
     assert shape is not ANYTHING
@@ -194,7 +199,7 @@ def test_value_arrives_as_its_annotation_says(codec: Any, value: Any, annotation
     assert type(arrived) is type(value)
 
 
-@pytest.mark.parametrize(("value", "annotation"), VALUES, ids=repr)
+@pytest.mark.parametrize(("value", "annotation"), VALUES, ids=name_of)
 def test_value_that_fits_is_accepted_at_the_caller(value: Any, annotation: Any) -> None:
     assert shape_of(annotation).refusal(value) is None
 
@@ -218,7 +223,7 @@ def test_int_arrives_as_a_float_where_a_float_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("value", "plain"),
     [
-        (LINE, {"sku": str(LINE.sku), "price": {"amount": "1.50", "currency": "VND"}, "tags": ["a"]}),
+        (Money(Decimal(2)), {"amount": "2", "currency": "VND"}),
         (NAIVE, "2026-11-02T03:04:05.678901"),
         (AWARE, AWARE),
         (dt.timedelta(seconds=1), "PT1S"),
@@ -266,8 +271,8 @@ LEFT_ALONE = [
 ]
 
 
-@pytest.mark.parametrize("annotation", LEFT_ALONE, ids=repr)
-@pytest.mark.parametrize("value", [1, "x", [1], {"a": 1}, None, Own()], ids=repr)
+@pytest.mark.parametrize("annotation", LEFT_ALONE, ids=name_of)
+@pytest.mark.parametrize("value", [1, "x", [1], {"a": 1}, None, Own()], ids=name_of)
 def test_annotation_that_nothing_converts_to_leaves_values_alone(
     annotation: Any, value: Any
 ) -> None:
@@ -320,7 +325,7 @@ def test_annotation_that_nothing_converts_to_leaves_values_alone(
         (Cat | Dog, Money(Decimal(1))),
         (ipaddress.IPv4Address, "nowhere"),
     ],
-    ids=repr,
+    ids=name_of,
 )  # fmt: skip
 def test_value_of_a_wrong_class_is_refused(annotation: Any, value: Any) -> None:
     assert shape_of(annotation).refusal(value)
@@ -351,7 +356,7 @@ def test_value_of_a_wrong_class_is_refused(annotation: Any, value: Any) -> None:
         (dict[str, int], collections.OrderedDict(a=1)),
         (Line | None, None),
     ],
-    ids=repr,
+    ids=name_of,
 )
 def test_value_that_the_worker_would_convert_is_accepted(annotation: Any, value: Any) -> None:
     shape = shape_of(annotation)
@@ -361,7 +366,12 @@ def test_value_that_the_worker_would_convert_is_accepted(annotation: Any, value:
 
 @pytest.mark.parametrize(
     ("annotation", "value"),
-    [(list[int], ["a"]), (Annotated[int, Meta(gt=1)], 0), (Literal["a"], "b"), (dict[str, int], {1: 1})],
+    [
+        (list[int], ["a"]),
+        (dict[str, int], {1: 1}),
+        (Annotated[int, Meta(gt=1)], 0),
+        (Literal["a"], "b"),
+    ],
 )
 def test_what_is_inside_is_left_to_the_worker(annotation: Any, value: Any) -> None:
     shape = shape_of(annotation)
@@ -376,22 +386,22 @@ def test_text_is_never_taken_for_bytes() -> None:
             shape_of(annotation).convert(value)
 
 
-plain = st.recursive(
+plain: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text()
     | st.binary() | st.datetimes() | st.just(Own()),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
-annotations = st.sampled_from([annotation for _, annotation in VALUES])
+ASKED: st.SearchStrategy[Any] = st.sampled_from([annotation for _, annotation in VALUES])
 
 
-@given(plain, annotations)
+@given(plain, ASKED)
 def test_any_value_is_refused_or_accepted_and_nothing_raised(value: Any, annotation: Any) -> None:
     reason = shape_of(annotation).refusal(value)
     assert reason is None or isinstance(reason, str)
 
 
-@given(plain, annotations)
+@given(plain, ASKED)
 def test_what_the_caller_refuses_the_worker_would_refuse(value: Any, annotation: Any) -> None:
     shape = shape_of(annotation)
     if shape.refusal(value) is None:
