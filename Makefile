@@ -32,7 +32,7 @@ test: $(STAMP) ## Run the tests against real servers that they start themselves
 test-arq: $(STAMP) ## Run arq's own tests with our Worker, client and Job in the place of arq's
 	$(BIN)/python -m tests.arq $(ARGS)
 
-bench: $(STAMP) ## Compare with stock arq and eleven peers (ARGS="--rows drain --peers arq --save")
+bench: $(STAMP) ## Compare with stock arq and eleven peers, an hour (ARGS="--rows drain --peers arq --save")
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 bench-quick: $(STAMP) ## The same with small counts, against stock arq alone: does it work?

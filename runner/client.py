@@ -57,13 +57,20 @@ class Client(ArqRedis):
         self.max_payload_bytes = MAX_PAYLOAD_BYTES
         self.bound = EnqueueOptions()
         """The bound of queues for calls that name none: three of the options count."""
+        self._hooks: tuple[Any, Any] = (None, None)
+        self._codec: Codec = codec.codec_of()
         self._results: Results | None = None
         self._outbox = Outbox(self)
 
     @property
     def codec(self) -> Codec:
         """The codec of jobs and results, behind arq's two hooks."""
-        return codec.codec_of(self.job_serializer, self.job_deserializer)
+        hooks = self._hooks
+        if self.job_serializer is not hooks[0] or self.job_deserializer is not hooks[1]:
+            # Found once, and again when somebody sets arq's attributes.
+            self._hooks = (self.job_serializer, self.job_deserializer)
+            self._codec = codec.codec_of(*self._hooks)
+        return self._codec
 
     @overload
     async def enqueue(

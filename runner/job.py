@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from runner import broker, codec, keys
 from runner.batch import Gathered
-from runner.codec import Codec, ResultRecord, reader_of
+from runner.codec import ResultRecord, reader_of
 from runner.errors import DecodeError, JobFailed
 from runner.shapes import ANYTHING, Shape
 
@@ -188,7 +188,7 @@ class Job(arq.jobs.Job, Generic[R]):
         is_new: False when a job with that id was there already, and nothing was enqueued.
     """
 
-    __slots__ = ("_codec", "_results", "_returns", "is_new")
+    __slots__ = ("_results", "_returns", "is_new")
 
     def __init__(
         self,
@@ -202,7 +202,6 @@ class Job(arq.jobs.Job, Generic[R]):
         is_new: bool = True,
     ) -> None:
         super().__init__(job_id, redis, _queue_name, _deserializer)
-        self._codec: Codec = reader_of(_deserializer)
         self._results = results
         self._returns = returns
         self.is_new = is_new
@@ -242,7 +241,9 @@ class Job(arq.jobs.Job, Generic[R]):
                 "Not waiting for job result because the job is not in queue. "
                 "Is the worker function configured to keep result?",
             )
-        return self._unwrap(codec.decode_result(self._codec, blob, job_id=self.job_id))
+        return self._unwrap(
+            codec.decode_result(reader_of(self._deserializer), blob, job_id=self.job_id)
+        )
 
     async def abort(
         self,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 if TYPE_CHECKING:
+    from asyncio.subprocess import Process
     from collections.abc import Iterator
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -29,6 +30,15 @@ def as_program(lines: str) -> str:
     rest = [line for line in lines.splitlines() if line not in imports]
     body = "\n".join(f"    {line}" for line in rest)
     return "\n".join(["import asyncio", *imports, "async def main():", body, "asyncio.run(main())"])
+
+
+async def start(folder: Path, environment: dict[str, str], *words: str) -> Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, *words),
+        cwd=folder,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+    )
 
 
 @pytest.mark.lasting_keys("runner:units", "runner:writer")
@@ -51,25 +61,14 @@ async def test_the_fifteen_lines_place_an_order_and_take_it_from_the_stock(
             "INSERT INTO stock VALUES ('hammer', 10)",
         )
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "arq", "tasks.WorkerSettings"],
-            cwd=tmp_path,
-            env=environment,
-        )
+        worker = await start(tmp_path, environment, "-m", "arq", "tasks.WorkerSettings")
         try:
-            said = subprocess.run(
-                [sys.executable, "service.py"],
-                cwd=tmp_path,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=ENOUGH_S,
-                check=True,
-            )
+            service_run = await start(tmp_path, environment, "service.py")
+            said, _ = await asyncio.wait_for(service_run.communicate(), ENOUGH_S)
         finally:
             worker.terminate()
-            worker.wait(ENOUGH_S)
-        assert said.stdout == "placed\n"
+            await asyncio.wait_for(worker.wait(), ENOUGH_S)
+        assert said.decode() == "placed\n"
         assert await connection.fetchval("SELECT quantity FROM stock") == 8
         assert await connection.fetchval("SELECT count(*) FROM orders WHERE id = 42") == 1
     finally:

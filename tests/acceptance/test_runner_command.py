@@ -57,7 +57,7 @@ async def test_writer_is_elected_and_resigns_when_it_is_told_to_stop(
         async with Redis.from_url(redis_url) as redis:
 
             async def elected() -> bool:
-                return await redis.hexists("runner:writer", "position")  # type: ignore[misc,no-any-return]
+                return await redis.hexists("runner:writer", "position")  # type: ignore[no-any-return]
 
             await wait_until(elected, timeout_s=30, description="the writer took office")
             process.terminate()
@@ -77,7 +77,7 @@ async def test_adopt_gives_both_stores_one_identity(
     status, output = said(command(tmp_path, *words, REDIS_URL=redis_url, DATABASE_URL=database_url))
     assert status == 0, output
     async with Redis.from_url(redis_url, decode_responses=True) as redis:
-        identity = await redis.hget("runner:writer", "identity")  # type: ignore[misc]
+        identity = await redis.hget("runner:writer", "identity")
     assert identity in output
 
 

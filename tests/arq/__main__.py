@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
         command = [str(PYTHON), "-m", "pytest", "-p", "arq_in_place", "-q", *arguments]
         # arq installs signal handlers in every Worker: a run that hangs needs the harder end
         # that subprocess's time limit gives it.
-        return subprocess.run(  # noqa: S603  our own command
+        return subprocess.run(
             command,
             cwd=TESTS,
             env=environment,
@@ -59,7 +59,7 @@ def prepare() -> None:
     """Fetch the tests and make their environment, once."""
     HOME.mkdir(parents=True, exist_ok=True)
     if not PYTHON.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(HOME / "venv")], check=True)  # noqa: S603
+        subprocess.run([sys.executable, "-m", "venv", str(HOME / "venv")], check=True)
         pip("install", "-r", str(ROOT / "requirements.lock"))
         pip("install", *NEEDS)
     if not TESTS.exists():
@@ -71,7 +71,7 @@ def prepare() -> None:
 def pip(*arguments: str) -> None:
     """Run pip in the tests' environment."""
     command = [str(PYTHON), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    subprocess.run(command, check=True)  # noqa: S603  our own command
+    subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def _put_ours_in_place() -> None:
     if "worker" in parts:
         arq.worker.Worker = arq.Worker = Worker  # type: ignore[misc]
     if "client" in parts:
-        arq.connections.ArqRedis = arq.ArqRedis = Client  # type: ignore[misc,attr-defined]
+        arq.connections.ArqRedis = arq.ArqRedis = Client  # type: ignore[misc]
     if "job" in parts:
         arq.jobs.Job = arq.connections.Job = Job  # type: ignore[misc,attr-defined]
 

@@ -36,10 +36,10 @@ Results: TypeAlias = dict[str, dict[str, Outcome]]
 FULL: Final = Scale(
     jobs=20_000,
     fill_s=12,
-    drain_s=30,
+    drain_s=20,
     enqueue_s=2,
-    latency_jobs=200,
-    latency_s=8,
+    latency_jobs=150,
+    latency_s=6,
     fleets=FLEETS,
 )
 QUICK: Final = Scale(

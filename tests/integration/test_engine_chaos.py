@@ -273,3 +273,14 @@ async def test_worker_waits_for_a_redis_that_is_not_there_yet(chaos_servers: Cha
         job = await client.enqueue(brief, 5)
         assert await job.result(timeout=10) == 5
     assert ran == [5]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_job_that_blocks_for_a_minute_runs_once_with_the_default_lease(
+    redis_url: str,
+) -> None:
+    async with runner.connect(redis_url) as client, processes(redis_url, 2, lease_s=15):
+        job = await client.enqueue(block, 60)
+        pid = await job.result(timeout=90)
+        assert await runs(client, job.job_id) == [pid]
