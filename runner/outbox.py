@@ -175,22 +175,26 @@ class Line:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _serve(self) -> None:
+        now = asyncio.get_running_loop().time
         delay_s = SOONEST_LOOK_S
+        look_at = now() + delay_s
         try:
             while self._thin_out():
-                await self._pause(delay_s)
-                delay_s = min(delay_s * 2, LATEST_LOOK_S)
-                if self._thin_out() and await self._move():
-                    delay_s = SOONEST_LOOK_S
+                await self._pause(look_at - now())
+                if now() < look_at or not self._thin_out():
+                    continue  # somebody's time is up, no more
+                moved = await self._move()
+                delay_s = SOONEST_LOOK_S if moved else min(delay_s * 2, LATEST_LOOK_S)
+                look_at = now() + delay_s * random.uniform(0.5, 1)  # noqa: S311  jitter
         except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the callers
             self._dismiss(exc)
 
     async def _pause(self, delay_s: float) -> None:
+        """Wait so long, or until the first one's time is up, or the client is closed."""
         now = asyncio.get_running_loop().time()
         soonest = min(sent.until or math.inf for sent in self._waiting)
-        jittered_s = delay_s * random.uniform(0.5, 1)  # noqa: S311  jitter
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(min(jittered_s, soonest - now), 0)):
+            async with asyncio.timeout(max(min(delay_s, soonest - now), 0)):
                 await self._closing.wait()
 
     def _thin_out(self) -> bool:

@@ -247,7 +247,10 @@ async def test_stock_worker_with_our_hooks_takes_no_result_for_a_job(
         assert await job.result(timeout=5) == 42
         await client.copy(keys.result(job.job_id), keys.job("replayed"))
         await client.zadd(QUEUE, {"replayed": 1})
-        await wait_until(lambda: worker.jobs_failed, description="the replayed result has failed")
+        await wait_until(
+            lambda: worker.jobs_failed and all(job.done() for job in worker.tasks.values()),
+            description="the replayed result has failed",
+        )
         assert worker.jobs_complete == 1
 
 
