@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from jobs.demo.options import ROOT
 from jobs.demo.report import place
+from runner import embedded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,7 +86,8 @@ class Fleet:
 
     def plan(self, workers: int) -> None:
         """Plan so many workers and one writer, or nothing; `keep_running` starts them."""
-        self.logs.mkdir(parents=True, exist_ok=True)
+        if workers:
+            self.logs.mkdir(parents=True, exist_ok=True)
         for number in range(1, workers + 1):
             self._add(f"worker-{number}", "arq", SETTINGS)
         if workers:
@@ -110,7 +112,7 @@ class Fleet:
                 self._count_failure(member, code)
 
     async def _start(self, member: Member) -> asyncio.subprocess.Process:
-        arguments = ("-m", "jobs.demo.child", str(os.getpid()), *member.command)
+        arguments = (embedded.TIED, str(os.getpid()), *member.command)
         with member.log.open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 sys.executable,

@@ -64,6 +64,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     rows = given.get("rows")
     if given.get("workers") == "0" and given.get("kill", "0").lower() in _YES:
         raise OptionError("KILL=1 kills processes of the demo: it needs WORKERS of at least 1")
+    elsewhere = "REDIS_URL" in environment and "DATABASE_URL" in environment
+    if given.get("workers") == "0" and not elsewhere:
+        raise OptionError(
+            "WORKERS=0 means that workers run elsewhere: set REDIS_URL and DATABASE_URL to theirs",
+        )
     return Options(
         rows=_whole("ROWS", rows, 1) if rows else (DIRECT_ROWS if direct else None),
         bad=_whole("BAD", given.get("bad", "8"), 0),
@@ -76,7 +81,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     )
 
 
-_NAMES = ("ROWS", "BAD", "WORKERS", "KILL", "DIRECT", "SEED", "PLOT")
+_NAMES = ("ROWS", "BAD", "WORKERS", "KILL", "DIRECT", "SEED", "PLOT", "FOLDER")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -50,7 +50,7 @@ async def declare(settings: type[WorkerSettings]) -> str:
     """Give the Redis and the database of these settings one new identity; return it."""
     redis = await _connect(settings)
     try:
-        return await adopt_database(redis, _database_url(settings))
+        return await adopt_database(redis, _database_url(settings), _codec(settings))
     finally:
         await redis.aclose()
 

@@ -6,7 +6,12 @@ process, Ctrl-C and SIGKILL included, the servers end with it and temporary data
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from runner.embedded.errors import EmbeddedServerError
 from runner.embedded.lifecycle import Servers, servers, start
 
-__all__ = ["EmbeddedServerError", "Servers", "servers", "start"]
+TIED = str(Path(__file__).with_name("tied.py"))
+"""A program: runs a module that ends when its parent does. See its head."""
+
+__all__ = ["TIED", "EmbeddedServerError", "Servers", "servers", "start"]

@@ -98,6 +98,7 @@ def header(attempt: Attempt, keep_ms: int) -> bytes:
         attempt.started_ms,
         now_ms(),
         keep_ms,
+        keep_cronjob_progress * 1000 if attempt.is_cron else 0,
     )
     return msgspec.msgpack.encode(fields)
 

@@ -4,14 +4,14 @@
 -- Uses: clock tell bury
 -- Returns: for each entry 1 (settled), 0 (not this entry's job any more) or an error text
 --
--- `entries` are six values each: entry id, job id, mode, keep_ms, result, letter.
+-- `entries` are seven values each: entry id, job id, mode, keep_ms, result, letter, afterlife_ms.
 -- Modes: 'ok' the unit is committed; 'refused' it is not, and the letter says why: the job's dead
 -- letter, or for a unit without a job ('') the facts for whoever submitted it.
 -- An entry acts only where the job's marker names it, so the call can be repeated. `last` is ''
 -- unless this call is the last for its batch: then the counts grow, once, and the commit is
 -- announced.
 
-local FIELDS = 6
+local FIELDS = 7
 local COUNTERS_MS = 2592000000
 local FAILED_MS = 3600000
 
@@ -65,6 +65,16 @@ local function keep_result(id, keep_ms, result)
     redis.call('SET', 'arq:result:' .. id, result)
   elseif keep_ms ~= '0' then
     redis.call('SET', 'arq:result:' .. id, result, 'PX', keep_ms)
+  end
+end
+
+-- The in-progress key of a cron job stays for a while, as after a job without writes: a worker with
+-- a late clock does not make it again.
+for _, index in ipairs(settled) do
+  local at = entries_at + (index - 1) * FIELDS
+  local afterlife = ARGV[at + 6]
+  if afterlife ~= '0' then
+    redis.pcall('SET', 'arq:in-progress:' .. ARGV[at + 1], '1', 'PX', afterlife)
   end
 end
 

@@ -6,9 +6,10 @@ Submit (`units`, `database`) → stream (`stream`) → plan and apply (`plan`, `
 
 from __future__ import annotations
 
+from runner.writer.adoption import adopt_database
 from runner.writer.candidate import Candidate
 from runner.writer.database import JobDatabase, ReadPool
-from runner.writer.office import adopt, adopt_database
+from runner.writer.office import adopt
 from runner.writer.status import writer_status
 from runner.writer.units import UnitBuilder
 

@@ -29,6 +29,7 @@ class JobHeader(msgspec.Struct, frozen=True, array_like=True):
         started_ms: when the attempt began, Unix time in milliseconds.
         finished_ms: when it ended.
         keep_ms: how long the result is kept: 0 not at all, -1 for ever.
+        afterlife_ms: how long the in-progress key stays, so that a cron job is not made again.
     """
 
     job_id: str
@@ -37,6 +38,7 @@ class JobHeader(msgspec.Struct, frozen=True, array_like=True):
     started_ms: int
     finished_ms: int
     keep_ms: int
+    afterlife_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,15 +12,15 @@ from redis.exceptions import ResponseError
 from runner import keys
 from runner.errors import StoreWentBack, WriterUnavailable
 from runner.writer.apply import Office
-from runner.writer.queries import migrate, query
-from runner.writer.session import LOCK, close, connect
+from runner.writer.queries import query
+from runner.writer.session import LOCK
 from runner.writer.status import ZERO, exceeds, split_id
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
     from redis.asyncio import Redis
 
-__all__ = ["adopt", "adopt_database", "check_eviction", "note_loss", "take_office"]
+__all__ = ["adopt", "check_eviction", "note_loss", "take_office"]
 
 logger = logging.getLogger("runner.writer")
 
@@ -46,7 +46,9 @@ async def take_office(connection: Connection[Record], redis: Redis, name: str) -
     await _agree(connection, redis, row, facts)
     _check_trimmed(position, facts)
     await _check_stream(redis, position)
-    answered = facts.get("answered", position)
+    # Nothing answered yet: what is committed may have been the first batch of a leader that
+    # did not live to say so. Settling is repeatable; each job's marker decides.
+    answered = facts.get("answered", ZERO)
     if exceeds(answered, position):
         logger.warning(
             "Postgres went back from %s to %s, as after a failover to a replica that lacked "
@@ -90,7 +92,7 @@ async def adopt(redis: Redis, connection: Connection[Record]) -> str:
 
     Everything in the stream counts as applied, so that no unit is applied twice. Only for
     an operator who knows that the units in the stream are not wanted, and with no writer
-    running.
+    running. See `adoption.adopt_database`, which also ends the jobs that wait for them.
     """
     identity = secrets.token_hex(16)
     last = await redis.xrevrange(keys.UNITS, count=1)
@@ -114,16 +116,6 @@ async def adopt(redis: Redis, connection: Connection[Record]) -> str:
     )
     await cast(Any, redis.hdel(keys.WRITER, "trimmed"))
     return identity
-
-
-async def adopt_database(redis: Redis, database_url: str) -> str:
-    """Do the same with a connection of its own, and with the writer's tables up to date."""
-    connection = await connect(database_url)
-    try:
-        await migrate(connection)
-        return await adopt(redis, connection)
-    finally:
-        await close(connection)
 
 
 async def _agree(

@@ -88,10 +88,25 @@ class Settler:
         if job is None:
             if letter is None:
                 return "", None
-            return keys.DEFAULT_QUEUE, (unit.entry, "", "refused", 0, b"", letter[1])
+            return keys.DEFAULT_QUEUE, (unit.entry, "", "refused", 0, b"", letter[1], 0)
         if letter is None:
-            return job.queue, (unit.entry, job.job_id, "ok", job.keep_ms, unit.result, b"")
-        return job.queue, (unit.entry, job.job_id, "refused", job.keep_ms, *letter)
+            return job.queue, (
+                unit.entry,
+                job.job_id,
+                "ok",
+                job.keep_ms,
+                unit.result,
+                b"",
+                job.afterlife_ms,
+            )
+        return job.queue, (
+            unit.entry,
+            job.job_id,
+            "refused",
+            job.keep_ms,
+            *letter,
+            job.afterlife_ms,
+        )
 
     async def _send(
         self,

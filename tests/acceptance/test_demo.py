@@ -185,7 +185,7 @@ async def test_no_process_is_left(tmp_path: Path, number: signal.Signals, code: 
 def _all_started(pid: int) -> set[tuple[int, str]]:
     found = descendants(pid)
     fleet = [child for child, _ in found if _command(child).endswith("settings.WorkerSettings")]
-    tied = [child for child in fleet if "jobs.demo.child" not in _command(child)]
+    tied = [child for child in fleet if "tied.py" not in _command(child)]
     return found if len(tied) == FLEET else set()
 
 

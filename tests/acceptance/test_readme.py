@@ -48,10 +48,8 @@ async def test_the_fifteen_lines_place_an_order_and_take_it_from_the_stock(
     tmp_path: Path,
 ) -> None:
     tasks, service, *_ = blocks()
-    tasks = tasks.replace("postgresql://postgres@localhost/shop", database_url)
-    tasks += f'    redis_settings = __import__("runner").RedisSettings.from_dsn("{redis_url}")\n'
     (tmp_path / "tasks.py").write_text(tasks, "utf-8")
-    service = as_program(service.replace("redis://localhost", redis_url))
+    service = as_program(service)
     (tmp_path / "service.py").write_text(service, "utf-8")
     connection = await asyncpg.connect(database_url)
     try:
@@ -60,7 +58,12 @@ async def test_the_fifteen_lines_place_an_order_and_take_it_from_the_stock(
             "CREATE TABLE stock (sku text PRIMARY KEY, quantity int);"
             "INSERT INTO stock VALUES ('hammer', 10)",
         )
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(tmp_path),
+            "REDIS_URL": redis_url,
+            "DATABASE_URL": database_url,
+        }
         worker = await start(tmp_path, environment, "-m", "arq", "tasks.WorkerSettings")
         try:
             service_run = await start(tmp_path, environment, "service.py")

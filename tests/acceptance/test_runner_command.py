@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
 from tests.support import wait_until
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+PROC = Path("/proc")
 SETTINGS = """\
 import os
 import runner
@@ -24,7 +23,7 @@ async def noop(ctx): ...
 
 class WorkerSettings(runner.WorkerSettings):
     functions = [noop]
-    redis_settings = runner.RedisSettings.from_dsn(os.environ["REDIS_URL"])
+    redis_settings = runner.RedisSettings.from_dsn(os.environ.get("REDIS_URL", "redis://localhost"))
     database_url = os.environ.get("DATABASE_URL")
 """
 ENOUGH_S = 60
@@ -105,3 +104,49 @@ def test_help_names_the_commands(tmp_path: Path) -> None:
     assert status == 0
     assert "writer" in output
     assert "dev" in output
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+async def test_dev_leaves_no_process_however_it_ends(
+    ending: signal.Signals, tmp_path: Path
+) -> None:
+    mark = {"RUNNER_DEV_TEST": str(tmp_path)}
+    process = command(tmp_path, "dev", "--data", str(tmp_path / "data"), **mark)
+
+    def alive() -> list[int]:
+        return [pid for pid in marked(mark) if pid != process.pid]
+
+    def worker_runs() -> bool:
+        return any(b"arq" in command_of(pid).split(b"\0") for pid in alive())
+
+    try:
+        await wait_until(worker_runs, timeout_s=30, description="the worker runs")
+        process.send_signal(ending)
+        await wait_until(
+            lambda: process.poll() is not None, timeout_s=30, description="runner dev ended"
+        )
+        await wait_until(lambda: not alive(), timeout_s=30, description="nothing is left")
+    finally:
+        process.kill()
+        process.communicate(timeout=ENOUGH_S)
+
+
+def marked(mark: dict[str, str]) -> list[int]:
+    """Return the processes that carry a variable in their environment."""
+    ((name, value),) = mark.items()
+    wanted = f"{name}={value}".encode()
+    found = []
+    for folder in PROC.glob("[0-9]*"):
+        try:
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:
+            continue  # it ended, or is not ours to read
+    return found
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return (PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return b""

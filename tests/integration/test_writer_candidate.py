@@ -17,7 +17,7 @@ from runner import keys
 from runner.codec import decode_result
 from runner.errors import WriteRejected
 from runner.types import DeadLetter
-from runner.writer import UnitBuilder, adopt, writer_status
+from runner.writer import UnitBuilder, adopt, adopt_database, writer_status
 from runner.writer.entries import Unit, read_entry
 from runner.writer.session import APPLICATION_NAME, LOCK
 from runner.writer.stream import Tail
@@ -243,6 +243,50 @@ async def test_a_new_leader_answers_what_the_last_one_committed(
             assert (await result_of(e, "j1")).success
             assert not (await result_of(e, "j2")).success
             assert (await writer_status(e.redis)).units == 2
+
+
+async def test_a_new_leader_answers_the_very_first_batch_of_one_that_died(
+    redis_url: str, database_url: str
+) -> None:
+    async with engine(redis_url, database_url, SCHEMA) as e:
+        async with writing(e.candidate()):
+            pass  # it took office, and has answered nothing
+        first = await e.submit("j1", inserting(1))
+        entries = await e.redis.xrange(keys.UNITS)
+        async with bench(database_url) as b:
+            await b.apply(*(read_entry(entry.decode(), fields) for entry, fields in entries))
+        async with writing(e.candidate()):
+            await e.answered(first)
+            assert (await result_of(e, "j1")).success
+            assert await e.redis.zcard(keys.DEFAULT_QUEUE) == 0
+
+
+async def test_cron_job_that_writes_is_not_made_again_for_a_while(
+    redis_url: str, database_url: str
+) -> None:
+    async with engine(redis_url, database_url, SCHEMA) as e:
+        async with writing(e.candidate()):
+            await e.answered(await e.submit("cron:1", inserting(1), afterlife_ms=60_000))
+        assert await e.redis.get(keys.in_progress("cron:1")) == b"1"
+        assert 0 < await e.redis.pttl(keys.in_progress("cron:1")) <= 60_000
+        assert not await e.redis.exists(keys.job("cron:1"))
+
+
+async def test_adoption_ends_the_jobs_whose_units_wait(redis_url: str, database_url: str) -> None:
+    async with engine(redis_url, database_url, SCHEMA) as e:
+        async with writing(e.candidate()):
+            await e.answered(await e.submit("j1", inserting(1)))
+        await e.submit("j2", inserting(2))
+        await adopt_database(e.redis, database_url, CODEC)
+        assert (await result_of(e, "j1")).success
+        refused = await result_of(e, "j2")
+        assert not refused.success
+        assert "adopted" in str(refused.result)
+        assert await e.redis.zcard(keys.dead(keys.DEFAULT_QUEUE)) == 1
+        assert await e.redis.zcard(keys.DEFAULT_QUEUE) == 0
+        async with writing(e.candidate()):
+            await e.answered(await e.submit("j3", inserting(3)))
+        assert len(await e.rows("SELECT 1 FROM t")) == 2
 
 
 LEADER = """

@@ -93,6 +93,7 @@ class Engine:
         keep_ms: int = 60_000,
         enqueued_ms: int = 1_700_000_000_000,
         queue: str = keys.DEFAULT_QUEUE,
+        afterlife_ms: int = 0,
     ) -> str:
         record = JobRecord(
             task="t", args=(1,), kwargs={}, attempt=None, enqueued_ms=enqueued_ms, options={}
@@ -110,7 +111,7 @@ class Engine:
             success=True,
             result="done",
         )
-        header = msgspec.msgpack.encode((job_id, queue, 1, 1, 2, keep_ms))
+        header = msgspec.msgpack.encode((job_id, queue, 1, 1, 2, keep_ms, afterlife_ms))
         fields: dict[Any, Any] = {
             "u": f"{job_id}:{enqueued_ms}:0",
             "o": builder.encode(),
