@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 from uuid import uuid4
 
@@ -17,7 +16,14 @@ from arq.utils import to_ms, to_unix_ms
 from runner import broker, codec, keys
 from runner.broker import EnqueueEntry
 from runner.codec import Codec, JobRecord
-from runner.errors import ArgumentsError, EncodeError, EnqueueError, PayloadTooLarge, QueueFull
+from runner.errors import (
+    ArgumentsError,
+    EncodeError,
+    EnqueueError,
+    PayloadTooLarge,
+    QueueFull,
+    SettingsError,
+)
 from runner.job import Job, Results
 from runner.outbox import Outbox, Until
 from runner.packing import pack_in_c
@@ -29,7 +35,7 @@ from runner.writer import writer_status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
-    from datetime import timedelta
+    from datetime import datetime, timedelta
     from types import TracebackType
 
 P = ParamSpec("P")
@@ -447,7 +453,7 @@ def connect(
         ArgumentsError: a bound makes no sense.
         SettingsError: the codec is unknown, or the keys are not right.
     """
-    settings = RedisSettings.from_dsn(redis) if isinstance(redis, str) else redis
+    settings = _settings_of(redis) if isinstance(redis, str) else redis
     chosen = chosen_codec(codec, signing_keys)
     assert chosen is not None  # None is what a worker may have
     bound = EnqueueOptions(
@@ -463,6 +469,18 @@ def connect(
         return client
 
     return Connecting(make)
+
+
+def _settings_of(url: str) -> RedisSettings:
+    try:
+        return RedisSettings.from_dsn(url)
+    except (RuntimeError, ValueError) as exc:
+        # Not the whole text: there may be a password in it.
+        scheme = url.partition("://")[0] if "://" in url else "no scheme"
+        raise SettingsError(
+            f"not an address of Redis ({scheme}): give redis://host:port/number, rediss://… or "
+            f"unix://…",
+        ) from exc
 
 
 async def open_client(
@@ -508,8 +526,3 @@ def _partly(jobs: Sequence[Job[Any]], failures: dict[int, BaseException]) -> Bas
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def utc(ms: float) -> datetime:
-    """Return a Unix time in milliseconds as an aware datetime."""
-    return datetime.fromtimestamp(ms / 1000, tz=UTC)

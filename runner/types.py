@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
-
-Seconds: TypeAlias = "int | float"
 
 
 class Outcome(enum.Enum):

@@ -124,7 +124,7 @@ class Demo:
             try:
                 client = await stack.enter_async_context(runner.connect(self.redis_url))
                 await client.queue_stats()
-            except RedisError as exc:
+            except (RedisError, runner.errors.SettingsError) as exc:
                 raise ServersError(f"Redis does not answer: {exc}") from exc
             yield client
 
@@ -139,7 +139,7 @@ class Demo:
                 database=database,
                 server_settings={"application_name": MONITOR},
             )
-        except (OSError, asyncpg.PostgresError) as exc:
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as exc:
             raise ServersError(f"Postgres does not answer: {exc}") from exc
         try:
             yield connection
