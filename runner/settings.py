@@ -5,22 +5,24 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from datetime import timedelta
+from datetime import timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import arq.worker
-from arq.connections import RedisSettings
+from arq.connections import ArqRedis, RedisSettings
+from arq.cron import CronJob
+from arq.worker import Function
 
 from runner import keys, logs
 from runner.codec import Codec, codec_named
 from runner.errors import SettingsError, did_you_mean
 from runner.signing import KeyRing, SigningKeys
+from runner.tasks import seconds
 from runner.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from arq.cron import CronJob
     from arq.typing import StartupShutdown
 
 _MISSING = inspect.Parameter.empty
@@ -71,7 +73,7 @@ class WorkerSettings:
     codec: ClassVar[str | Codec] = "msgpack"
     signing_keys: ClassVar[SigningKeys | None] = None
     history: ClassVar[bool] = True
-    lease: ClassVar[float] = 15.0
+    lease: ClassVar[float | timedelta] = 15.0
     lanes: ClassVar[int] = 2
     max_crashes: ClassVar[int] = 3
     database_url: ClassVar[str | None] = None
@@ -131,7 +133,7 @@ def _number(value: Any) -> bool:
         return False
     if isinstance(value, timedelta):
         return value >= timedelta(0)
-    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    return isinstance(value, int | float) and 0 <= value < math.inf
 
 
 def _whole(value: Any) -> bool:
@@ -154,13 +156,46 @@ def _hook(value: Any) -> bool:
     return value is None or inspect.iscoroutinefunction(value)
 
 
+def _function(value: Any) -> bool:
+    """Take what a worker can run by its name: also a text "module.function"."""
+    if isinstance(value, str):
+        module, _, name = value.strip(" ").rpartition(".")
+        return all(part.isidentifier() for part in (*module.split("."), name))
+    return isinstance(value, Function) or inspect.iscoroutinefunction(value)
+
+
+def _functions(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_function, value))
+
+
+def _cron_jobs(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list | tuple) and all(isinstance(job, CronJob) for job in value)
+    )
+
+
+def _codec(value: Any) -> bool:
+    if value is None or isinstance(value, str):
+        return True
+    methods = (getattr(value, name, None) for name in ("dumps", "loads"))
+    return not isinstance(value, type) and all(map(callable, methods))
+
+
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("job_timeout", "keep_result", "poll_delay", "health_check_interval", "lease"),
         (_number, "a number of seconds, 0 or more, or a timedelta"),
     ),
     **dict.fromkeys(
-        ("max_jobs", "max_tries", "lanes", "max_crashes", "read_pool_size", "expires_extra_ms"),
+        (
+            "max_jobs",
+            "max_tries",
+            "lanes",
+            "max_crashes",
+            "read_pool_size",
+            "expires_extra_ms",
+            "max_burst_jobs",
+        ),
         (_whole, "a whole number"),
     ),
     **dict.fromkeys(
@@ -181,6 +216,37 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("on_startup", "on_shutdown", "on_job_start", "on_job_end", "after_job_end"),
         (_hook, "an async function, or None"),
     ),
+    **dict.fromkeys(
+        ("job_serializer", "job_deserializer"),
+        (lambda value: value is None or callable(value), "a function, or None"),
+    ),
+    "functions": (
+        _functions,
+        "a list or tuple of tasks, async functions, arq's Function, or texts 'module.function'",
+    ),
+    "cron_jobs": (_cron_jobs, "a list or tuple of cron jobs, as cron(...) makes them, or None"),
+    "codec": (_codec, "the name of a codec, an object with dumps and loads, or None"),
+    "job_completion_wait": (
+        lambda value: _number(value) and not isinstance(value, timedelta),
+        "a number of seconds, 0 or more",
+    ),
+    "queue_read_limit": (
+        lambda value: value is None or (_whole(value) and value >= 0),
+        "a whole number, 0 or more, or None",
+    ),
+    "health_check_key": (
+        lambda value: value is None or _text(value),
+        "the name of a key of Redis, or None",
+    ),
+    "ctx": (lambda value: value is None or isinstance(value, dict), "a dict, or None"),
+    "timezone": (
+        lambda value: value is None or isinstance(value, tzinfo),
+        "a tzinfo such as ZoneInfo('Europe/Zurich'), or None",
+    ),
+    "redis_pool": (
+        lambda value: value is None or isinstance(value, ArqRedis),
+        "a client that runner.connect or arq's create_pool made, or None",
+    ),
     "queue_name": (_text, "a name"),
     "queues": (_names, "a tuple or list of names, not one text"),
     "redis_settings": (
@@ -196,23 +262,41 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 
-_LEAST = {"max_jobs": 1, "max_tries": 1, "lanes": 1, "max_crashes": 1, "read_pool_size": 0}
+# Parameters of the worker without a rule, and why.
+_NO_RULE = {"signing_keys": "KeyRing.of checks them, and never shows a key"}
+
+_LEAST = {
+    "max_jobs": 1,
+    "max_tries": 1,
+    "lanes": 1,
+    "max_crashes": 1,
+    "read_pool_size": 0,
+    "expires_extra_ms": 0,
+}
 _LEAST_LEASE_S = 1.0
+
+
+_SECRET = frozenset({"database_url", "redis_settings"})
+"""There may be a password in them: what they are is shown, and not what they say."""
 
 
 def _check(owner: str, name: str, value: Any) -> None:
     rule = _RULES.get(name)
     if rule is not None and not rule[0](value):
-        raise SettingsError(f"{owner}.{name} is {value!r}, but must be {rule[1]}")
+        shown = type(value).__name__ if name in _SECRET else repr(value)
+        raise SettingsError(f"{owner}.{name} is {shown}, but must be {rule[1]}")
     least = _LEAST.get(name)
     if least is not None and value < least:
         raise SettingsError(f"{owner}.{name} is {value}, but must be at least {least}")
-    if name == "lease" and value < _LEAST_LEASE_S:
+    if name == "lease" and seconds(value) < _LEAST_LEASE_S:
         raise SettingsError(f"{owner}.lease is {value}, but must be at least {_LEAST_LEASE_S} s")
-    if name == "codec" and isinstance(value, str):
-        codec_named(value)
-    if name == "signing_keys" and value is not None:
-        KeyRing.of(value)
+    try:
+        if name == "codec" and isinstance(value, str):
+            codec_named(value)
+        if name == "signing_keys" and value is not None:
+            KeyRing.of(value)
+    except SettingsError as exc:
+        raise SettingsError(f"{owner}.{name}: {exc}") from None
 
 
 def _check_together(cls: type[WorkerSettings]) -> None:

@@ -262,12 +262,24 @@ def task(
     Raises:
         SettingsError: an option contradicts itself, or the function is not async.
     """
+    given = {
+        "name": name,
+        "retries": retries,
+        "backoff": backoff,
+        "timeout": timeout,
+        "keep_result": keep_result,
+        "keep_result_forever": keep_result_forever,
+        "queue": queue,
+        "expires": expires,
+        "max_crashes": max_crashes,
+    }
 
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
+        _check(getattr(function, "__qualname__", repr(function)), given)
         options = TaskOptions(
-            name=name or function.__qualname__,
+            name=function.__qualname__ if name is None else name,
             retries=retries,
-            policy=backoff or RetryPolicy(),
+            policy=RetryPolicy() if backoff is None else backoff,
             timeout=seconds(timeout),
             keep_result=seconds(keep_result),
             keep_result_forever=keep_result_forever,
@@ -275,21 +287,49 @@ def task(
             expires=seconds(expires),
             max_crashes=max_crashes,
         )
-        _check(options)
         return Task(function, options)
 
     return declare if function is None else declare(function)
 
 
-def _check(options: TaskOptions) -> None:
-    for field_name in ("retries", "keep_result", "max_crashes"):
-        value = getattr(options, field_name)
-        if value is not None and value < 0:
-            raise SettingsError(f"task {options.name!r}: {field_name} must be 0 or more")
-    for field_name in ("timeout", "expires"):
-        value = getattr(options, field_name)
-        if value is not None and value <= 0:
-            raise SettingsError(f"task {options.name!r}: {field_name} must be more than 0 seconds")
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _seconds(value: Any) -> bool:
+    if isinstance(value, timedelta):
+        return value >= timedelta(0)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _some_seconds(value: Any) -> bool:
+    return _seconds(value) and value not in (0, timedelta(0))
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("retries", "max_crashes"), (_whole, "a whole number, 0 or more")),
+    **dict.fromkeys(
+        ("timeout", "expires"),
+        (_some_seconds, "a number of seconds, more than 0, or a timedelta"),
+    ),
+    **dict.fromkeys(("name", "queue"), (_text, "a text that is not empty")),
+    "keep_result": (_seconds, "a number of seconds, 0 or more, or a timedelta"),
+    "keep_result_forever": (lambda value: isinstance(value, bool), "True or False"),
+    "backoff": (lambda value: isinstance(value, RetryPolicy), "a RetryPolicy"),
+}
+
+
+def _check(function: str, given: dict[str, Any]) -> None:
+    for option, value in given.items():
+        fits, wanted = _RULES[option]
+        if value is not None and not fits(value):
+            raise SettingsError(
+                f"task {function!r}: {option} is {value!r}, but must be {wanted}, or None",
+            )
 
 
 @overload

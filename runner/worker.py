@@ -29,7 +29,7 @@ from runner.cycle import TROUBLE
 from runner.leases import Lease, Leases
 from runner.queues import Queues
 from runner.signing import SigningKeys, chosen_codec
-from runner.tasks import Task
+from runner.tasks import Task, seconds
 from runner.wake import Waker
 from runner.writer import Candidate, ReadPool
 
@@ -113,7 +113,7 @@ class Worker(arq.worker.Worker):
         expires_extra_ms: int = expires_extra_ms,
         timezone: TimeZone | None = None,
         log_results: bool = True,
-        lease: float = LEASE_S,
+        lease: SecondsTimedelta = LEASE_S,
         lanes: int = 2,
         max_crashes: int = MAX_CRASHES,
         codec: str | Codec | None = None,
@@ -163,7 +163,7 @@ class Worker(arq.worker.Worker):
         )
         self._codec_given = chosen is not None
         self.codec: Codec = chosen or codec_of(job_serializer, job_deserializer)
-        self.lease_s = float(lease)
+        self.lease_s = float(seconds(lease))
         self.max_crashes = max_crashes
         self.history = history
         self.database_url = database_url

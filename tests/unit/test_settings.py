@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import pickle
+import re
+from datetime import UTC, timedelta
 from typing import Any, ClassVar, cast
 
 import arq.worker
@@ -10,7 +12,8 @@ import pytest
 from arq.worker import get_kwargs
 
 import runner
-from runner import RedisSettings, settings, task
+from runner import RedisSettings, cron, func, settings, task
+from runner.codec import MsgpackCodec
 from runner.errors import SettingsError
 from runner.settings import SettingsWorker
 
@@ -94,12 +97,61 @@ def test_other_names_are_left_alone() -> None:
         ("on_startup", print),
         ("on_job_end", "hook"),
         ("after_job_end", lambda _ctx: None),
-        ("codec", "json"),
+        ("functions", "x"),
+        ("functions", ""),
+        ("functions", None),
+        ("functions", [3]),
+        ("functions", ["work"]),
+        ("functions", ["jobs..work"]),
+        ("functions", [print]),
+        ("functions", [cron(work, minute=1)]),  # its place is cron_jobs
+        ("functions", {work}),
+        ("cron_jobs", 3),
+        ("cron_jobs", [work]),
+        ("cron_jobs", "x"),
+        ("codec", 3),
+        ("codec", MsgpackCodec),
+        ("codec", print),
+        ("job_completion_wait", "x"),
+        ("job_completion_wait", -1),
+        ("job_completion_wait", timedelta(seconds=1)),
+        ("timezone", "x"),
+        ("queue_read_limit", "x"),
+        ("queue_read_limit", -1),
+        ("max_burst_jobs", "a"),
+        ("max_burst_jobs", None),
+        ("health_check_key", 3),
+        ("health_check_key", ""),
+        ("ctx", 3),
+        ("expires_extra_ms", -1),
+        ("expires_extra_ms", "1"),
+        ("retry_jobs", 3),
+        ("job_serializer", "x"),
+        ("job_deserializer", 3),
+        ("redis_pool", "redis://localhost"),
+        ("lease", None),
+        ("lease", timedelta(milliseconds=999)),
+        ("lease", timedelta(seconds=-5)),
+        ("queues", "later"),
     ],
 )
 def test_value_of_the_wrong_kind_is_refused(name: str, value: Any) -> None:
-    with pytest.raises(SettingsError, match=name if name != "codec" else "unknown codec"):
+    shown = rf"({re.escape(repr(value))}|{re.escape(str(value))})"
+    if name in ("database_url", "redis_settings"):
+        shown = type(value).__name__  # there may be a password in it
+    with pytest.raises(SettingsError, match=rf"^Settings\.{name} is {shown}, but must be \S"):
         made(**{name: value})
+
+
+def test_unknown_codec_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"^Settings\.codec: unknown codec 'json'.*known:"):
+        made(codec="json")
+
+
+@pytest.mark.parametrize("value", [3, "", "a:zz", b"key", {"a": b"short"}])
+def test_keys_that_are_none_are_refused(value: Any) -> None:
+    with pytest.raises(SettingsError, match=r"^Settings\.signing_keys: signing_keys"):
+        made(signing_keys=value)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +165,31 @@ def test_value_of_the_wrong_kind_is_refused(name: str, value: Any) -> None:
         ("database_url", "postgresql://localhost/x"),
         ("read_pool_size", 0),
         ("on_startup", None),
+        ("lease", timedelta(seconds=5)),
+        ("functions", ()),
+        (
+            "functions",
+            (work, work.function, func(cast(Any, work.function)), "jobs.departures.worst_routes"),
+        ),
+        ("cron_jobs", None),
+        ("cron_jobs", [cron(work, minute=1)]),
+        ("codec", None),
+        ("codec", MsgpackCodec()),
+        ("codec", pickle),
+        ("job_completion_wait", 1.5),
+        ("timezone", UTC),
+        ("timezone", None),
+        ("queue_read_limit", None),
+        ("queue_read_limit", 1),
+        ("max_burst_jobs", -1),
+        ("health_check_key", None),
+        ("health_check_key", "alive"),
+        ("ctx", {"a": 1}),
+        ("ctx", None),
+        ("expires_extra_ms", 0),
+        ("job_serializer", None),
+        ("job_deserializer", pickle.loads),
+        ("redis_pool", None),
     ],
 )
 def test_value_at_the_edge_is_taken(name: str, value: Any) -> None:
@@ -198,3 +275,16 @@ def test_every_rule_is_about_a_setting_that_exists() -> None:
     known = set(settings._parameters())
     assert set(settings._RULES) <= known
     assert set(settings._LEAST) <= known
+
+
+def test_every_setting_has_a_rule_or_a_reason_to_have_none() -> None:
+    known = set(settings._parameters())
+    assert set(settings._RULES) | set(settings._NO_RULE) == known
+    assert not set(settings._RULES) & set(settings._NO_RULE)
+    assert all(settings._NO_RULE.values())
+
+
+async def test_worker_takes_a_lease_as_a_timedelta() -> None:
+    for lease in (5, 5.0, timedelta(seconds=5)):
+        worker = runner.Worker([work], lease=lease, handle_signals=False)
+        assert worker.lease_s == 5.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import pytest
 from arq.cron import cron
 from arq.worker import func
 
-from runner import RetryPolicy, task
+from runner import RetryPolicy, task, tasks
 from runner.errors import ArgumentsError, DecodeError, SettingsError
 from runner.tasks import BoundTask, Task
 from runner.worker import as_function
@@ -80,14 +81,48 @@ def test_synchronous_function_is_refused() -> None:
         {"keep_result": -1},
         {"max_crashes": -1},
         {"timeout": timedelta(0)},
+        {"expires": timedelta(seconds=-1)},
+        {"retries": "x"},
+        {"retries": 1.5},
+        {"retries": True},
+        {"timeout": "x"},
+        {"timeout": float("inf")},
+        {"timeout": float("nan")},
+        {"timeout": True},
+        {"backoff": 3},
+        {"backoff": 0},
+        {"backoff": RetryPolicy},
+        {"name": 3},
+        {"name": 0},
+        {"name": ""},
+        {"queue": 3},
+        {"queue": ""},
+        {"max_crashes": "x"},
+        {"keep_result": "x"},
+        {"keep_result_forever": 1},
+        {"expires": "x"},
     ],
 )
 def test_option_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
     async def plain(_ctx: Any) -> None: ...
 
-    (name,) = options
-    with pytest.raises(SettingsError, match=name):
+    ((name, value),) = options.items()
+    said = re.escape(f"plain': {name} is {value!r}, but must be ")
+    with pytest.raises(SettingsError, match=said):
         task(**options)(plain)
+
+
+def test_option_at_the_edge_is_taken() -> None:
+    @task(retries=0, keep_result=0, max_crashes=0, timeout=0.05, expires=timedelta(seconds=1))
+    async def plain(_ctx: Any) -> None: ...
+
+    options = plain.task_options
+    assert (options.retries, options.keep_result, options.max_crashes) == (0, 0, 0)
+    assert (options.timeout, options.expires) == (0.05, 1)
+
+
+def test_every_option_of_a_task_has_a_rule() -> None:
+    assert set(tasks._RULES) == set(inspect.signature(task).parameters) - {"function"}
 
 
 def test_call_is_written_down_and_not_made() -> None:
