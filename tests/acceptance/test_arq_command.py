@@ -66,6 +66,7 @@ async def arq(folder: Path, redis_url: str, *switches: str, **env: str) -> Async
     """Run ``arq shop.WorkerSettings``; a process that is left over is killed."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RUNNER_")},
+        "PYTHONUNBUFFERED": "1",  # arq says by print that it starts again
         "REDIS_URL": redis_url,
         "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
         **env,

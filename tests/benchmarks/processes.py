@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LEASH: Final = Path(__file__).with_name("leash.py")
 TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
 END_TIMEOUT_S: Final = 10.0
-TIME_LIMIT_S: Final = 600
+TIME_LIMIT_S: Final = 300
 TAIL_CHARACTERS: Final = 2000
 
 
