@@ -494,7 +494,8 @@ async def open_client(
     pool = await arq_create_pool(settings)
     pack_in_c(pool.connection_pool)
     await pool.connection_pool.disconnect()
-    pool.connection_pool.reset()  # what was opened so far packs in Python: make it anew
+    reset: Any = pool.connection_pool.reset  # it has no types
+    reset()  # what was opened so far packs in Python: make it anew
     client = Client(connection_pool=pool.connection_pool)
     # The pool object of arq goes; its connections live on in the client, which closes them.
     client.auto_close_connection_pool = True
