@@ -97,7 +97,6 @@ class Cycles:
         self._active: set[asyncio.Task[None]] = set()
         self._calls: set[asyncio.Task[CycleReply]] = set()
         self._waiting: deque[_Pending] = deque()
-        self._hungry = False  # due jobs were left behind by the last claim
         self._kick_due = False
         self._troubles = 0
         self._given_up = False
@@ -175,7 +174,7 @@ class Cycles:
     def _has_work(self) -> bool:
         if self._waiting:
             return True
-        return self.claims and (self._hungry or self.backlog) and self._limit() > 0
+        return self.claims and self.backlog and self._limit() > 0
 
     def _lane_done(self, task: asyncio.Task[None]) -> None:
         self._active.discard(task)
@@ -197,7 +196,6 @@ class Cycles:
         batch = [self._waiting.popleft() for _ in range(count)]
         limit = self._limit() if claim else 0
         self.reserved += limit
-        self._hungry = False
         return batch, limit
 
     async def _lane(self, batch: list[_Pending], limit: int) -> None:
@@ -238,7 +236,7 @@ class Cycles:
         return reply
 
     def _take(self, reply: CycleReply, batch: list[_Pending]) -> None:
-        self._hungry = self.backlog = reply.more
+        self.backlog = reply.more
         for claimed in reply.claimed:
             self._start(claimed)
         for (_, future), status in zip(batch, reply.statuses, strict=True):

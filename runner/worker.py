@@ -23,7 +23,7 @@ from arq.worker import Function
 
 from runner import broker, execution, keys
 from runner.broker import Broker, Settlement
-from runner.client import Client, open_client
+from runner.client import open_client
 from runner.codec import Codec, codec_of
 from runner.cycle import TROUBLE
 from runner.leases import Lease, Leases
@@ -518,4 +518,4 @@ def ensure_uvloop() -> None:
         asyncio.set_event_loop(uvloop.new_event_loop())
 
 
-__all__ = ["Client", "Worker", "as_function"]
+__all__ = ["Worker", "as_function"]

@@ -8,11 +8,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from runner import codec as codecs
 from runner import keys
 from runner.errors import DecodeError
+from runner.letters import encode_letter
 from runner.scripts import load
 from runner.types import DeadLetter, Outcome
 from runner.writer.entries import encode_rejection
@@ -183,7 +182,7 @@ class Settler:
             died_ms=int(time.time() * 1000),
             payload=payload,
         )
-        return result, msgspec.msgpack.encode(dead, enc_hook=repr)
+        return result, encode_letter(dead)
 
     def _record(self, payload: bytes) -> JobRecord:
         try:
