@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from runner.writer import JobDatabase, ReadPool
+import runner.writer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from runner.client import Client
+    from runner.writer import JobDatabase, ReadPool
 
 
 class Context(dict[Any, Any]):
@@ -35,7 +36,8 @@ class Context(dict[Any, Any]):
     def db(self) -> JobDatabase:
         """The job's writes, submitted together with its completion; and its reads."""
         if self._db is None:
-            self._db = JobDatabase(self._reads)
+            # By its module, which imports asyncpg at the first use.
+            self._db = runner.writer.JobDatabase(self._reads)
         return self._db
 
     @property
