@@ -8,6 +8,7 @@ slots, so that the loop works while Redis does. Every claim has a token of its o
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import logging
 import secrets
@@ -102,6 +103,8 @@ class Cycles:
         self._calls: set[asyncio.Task[CycleReply]] = set()
         self._waiting: deque[_Pending] = deque()
         self._kick_due = False
+        # That of the worker: a job that hands in is not to lend its own to those that follow.
+        self._context = contextvars.copy_context()
         self._troubles = 0
         self._given_up = False
         name = secrets.token_hex(6)
@@ -133,7 +136,7 @@ class Cycles:
         if not self._kick_due:
             # After the callbacks of this moment, so that what ends together travels together.
             self._kick_due = True
-            asyncio.get_running_loop().call_soon(self._kick)
+            asyncio.get_running_loop().call_soon(self._kick, context=self._context)
 
     async def once(self) -> CycleReply:
         """Claim once, now; raise what that raises.
@@ -172,6 +175,7 @@ class Cycles:
     def reopen(self) -> None:
         """Settle again after `cancel`: a closed worker may start another time."""
         self._given_up = False
+        self._context = contextvars.copy_context()
 
     def _drop(self, batch: Iterable[_Pending]) -> None:
         for settlement, future in batch:

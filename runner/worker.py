@@ -184,6 +184,7 @@ class Worker(arq.worker.Worker):
         self._ready: deque[Claimed] = deque()  # claimed, and not yet begun
         self._taker: asyncio.Task[None] | None = None  # the task that is about to begin them
         self._job_runners: set[asyncio.Task[None]] = set()
+        self._context = contextvars.copy_context()  # what every job begins with
         self._jobs: dict[str, tuple[asyncio.Task[None], execution.Attempt]] = {}  # those that wait
         lease_ms = int(self.lease_s * 1000)
         names = dict.fromkeys((self.queue_name, *queues))
@@ -223,6 +224,7 @@ class Worker(arq.worker.Worker):
         self.ctx["redis"] = self.pool
         if self.on_startup:
             await self.on_startup(self.ctx)
+        self._context = contextvars.copy_context()
         self._leases.start(self.pool.connection_pool)
         await self._start_candidate()
         idle_ms = 0
@@ -395,7 +397,7 @@ class Worker(arq.worker.Worker):
             attempt = execution.begin(ready.popleft())
             stops = self.stopping or not self.allow_pick_jobs
             line = self._hand_back(attempt) if stops else self._run(attempt)
-            context = contextvars.copy_context()
+            context = self._context.copy()
             try:
                 waits_for = context.run(line.send, None)
             except StopIteration:

@@ -182,8 +182,9 @@ local function settle_plain(ats, holders)
 end
 
 -- What became of this batch when it was sent before: one character an entry, 1 for a settled one.
+-- It is asked for the first sending too, which may arrive after the second.
 local function settled_before()
-  if batch == token or batch == '' then
+  if batch == '' then
     return ''
   end
   local known = redis.pcall('GET', note)

@@ -544,6 +544,18 @@ async def test_batch_whose_answer_was_lost_is_known_when_it_is_sent_again(
     await redis.delete(keys.UNITS)
 
 
+async def test_first_sending_that_arrives_after_the_second_changes_nothing(
+    rig: Rig, redis: Any
+) -> None:
+    claimed = await rig.claim_one()
+    for token, status in (("r:t:2", 1), ("r:t:1", 2), ("r:t:3", 2)):
+        reply = await rig.broker.cycle(
+            redis, token=token, settlements=[done(claimed)], limit=0, batch="r:t:1", lane="l:0"
+        )
+        assert reply.statuses == [status]
+    assert await redis.hget(keys.counters(QUEUE), "succeeded") == b"1"
+
+
 async def test_next_batch_of_a_lane_is_not_taken_for_the_last(rig: Rig, redis: Any) -> None:
     async def send(token: str, batch: str, settlement: Settlement) -> list[int | str]:
         reply = await rig.broker.cycle(

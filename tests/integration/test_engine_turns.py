@@ -41,14 +41,27 @@ async def set_mark(ctx: Context, waits: bool) -> list[str]:
     return [before, mark.get()]
 
 
+@pytest.mark.parametrize("max_jobs", [1, 10])
 @pytest.mark.parametrize("pattern", [[False] * 5, [True] * 5, [False, True, False, True, True]])
 async def test_jobs_do_not_see_each_others_context(
-    redis_url: str, client: Client, pattern: list[bool]
+    redis_url: str, client: Client, pattern: list[bool], max_jobs: int
 ) -> None:
     jobs = await client.enqueue_many([set_mark.call(waits) for waits in pattern])
-    await drain(redis_url, [set_mark])
+    await drain(redis_url, [set_mark], max_jobs=max_jobs)
     for job in jobs:
         assert await job.result(timeout=5) == ["none", job.job_id]
+
+
+async def test_what_the_start_hook_sets_is_seen_by_all_jobs(
+    redis_url: str, client: Client
+) -> None:
+    async def start(_ctx: dict[Any, Any]) -> None:
+        mark.set("started")
+
+    jobs = await client.enqueue_many([set_mark.call(False) for _ in range(5)])
+    await drain(redis_url, [set_mark], max_jobs=2, on_startup=start)
+    for job in jobs:
+        assert await job.result(timeout=5) == ["started", job.job_id]
 
 
 async def test_what_a_hook_sets_is_seen_by_the_job_and_the_next_hook(
