@@ -97,9 +97,16 @@ class Gate:
 class Rig:
     """One queue seen from its scripts, without workers: what a claim or a settlement does."""
 
-    def __init__(self, redis: Any, *, lease_ms: int = LEASE_MS, keeps: bool = True) -> None:
+    def __init__(
+        self,
+        redis: Any,
+        *,
+        lease_ms: int = LEASE_MS,
+        keeps: bool = True,
+        queue: str = keys.DEFAULT_QUEUE,
+    ) -> None:
         self.redis = redis
-        self.queue = keys.DEFAULT_QUEUE
+        self.queue = queue
         self.broker = Broker(self.queue, lease_ms=lease_ms, keeps=keeps)
         self._claims = 0
 

@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 import runner
 from runner import Context, keys, task
-from tests.engine import Gate, drain, raw, serving
+from tests.engine import Gate, Rig, drain, raw, serving
 from tests.support import wait_until
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ async def test_jobs_do_not_see_each_others_context(
         assert await job.result(timeout=5) == ["none", job.job_id]
 
 
-async def test_what_the_start_hook_sets_is_seen_by_all_jobs(
-    redis_url: str, client: Client
-) -> None:
+async def test_what_the_start_hook_sets_is_seen_by_all_jobs(redis_url: str, client: Client) -> None:
     async def start(_ctx: dict[Any, Any]) -> None:
         mark.set("started")
 
@@ -150,6 +148,24 @@ async def test_job_that_cancels_its_task_and_ends_harms_no_other(
     await drain(redis_url, [cancels_its_task, own_task])
     assert await first.result(timeout=5) == first.job_id
     assert [await job.result(timeout=5) for job in others] == [True] * 3
+
+
+async def test_jobs_whose_task_was_cancelled_before_it_began_get_another(
+    redis_url: str,
+) -> None:
+    ran: list[str] = []
+    async with raw(redis_url) as redis, serving(redis_url, [at_once], ctx={"ran": ran}) as worker:
+        await wait_until(lambda: "redis" in worker.ctx, description="the worker is connected")
+        async with runner.connect(redis_url) as client:
+            await client.enqueue(at_once.options(queue="aside", key="j"))
+        rig = Rig(redis, queue="aside")
+        (claimed,) = await rig.claim()
+        claimed.queue = QUEUE
+        worker._start_job(claimed)
+        assert worker._taker is not None
+        worker._taker.cancel()
+        await wait_until(lambda: ran == ["j"], description="the job ran")
+        await redis.delete("aside", keys.held("aside"))
 
 
 @task
