@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import logging
 import signal
 import time
-from collections import deque
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import arq.worker
 import uvloop
@@ -31,6 +29,7 @@ from runner.leases import Leases
 from runner.queues import Queues
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
+from runner.turns import Turns
 from runner.wake import Waker
 
 if TYPE_CHECKING:
@@ -45,10 +44,6 @@ if TYPE_CHECKING:
 
     from runner.broker import Claimed, CycleReply
 
-    _Waiting: TypeAlias = tuple[
-        execution.Attempt, Coroutine[Any, Any, None], Any, contextvars.Context
-    ]
-
 logger = logging.getLogger("arq.worker")
 
 LEASE_S = 15.0
@@ -57,8 +52,6 @@ LEAST_WAIT_S = 0.01
 SOONEST_BACKOFF_S, LATEST_BACKOFF_S = 0.1, 5.0
 SETTLE_AGAIN_S = 1.0
 LOOP_END_S = 1.0
-TURN_S = 0.005
-"""After how long jobs that never wait let the loop turn, so that others are settled and claimed."""
 
 
 class Worker(arq.worker.Worker):
@@ -181,11 +174,8 @@ class Worker(arq.worker.Worker):
             else None
         )
         self.candidate: writers.Candidate | None = None
-        self._ready: deque[Claimed] = deque()  # claimed, and not yet begun
-        self._taker: asyncio.Task[None] | None = None  # the task that is about to begin them
-        self._job_runners: set[asyncio.Task[None]] = set()
-        self._context = contextvars.copy_context()  # what every job begins with
-        self._jobs: dict[str, tuple[asyncio.Task[None], execution.Attempt]] = {}  # those that wait
+        self._turns = Turns(self._begin, self._line_over, self.tasks)
+        self._to_settle_again: set[asyncio.Task[None]] = set()
         lease_ms = int(self.lease_s * 1000)
         names = dict.fromkeys((self.queue_name, *queues))
         self.cycles = Queues(
@@ -224,7 +214,7 @@ class Worker(arq.worker.Worker):
         self.ctx["redis"] = self.pool
         if self.on_startup:
             await self.on_startup(self.ctx)
-        self._context = contextvars.copy_context()
+        self._turns.adopt_context()
         self._leases.start(self.pool.connection_pool)
         await self._start_candidate()
         idle_ms = 0
@@ -309,13 +299,13 @@ class Worker(arq.worker.Worker):
         if 0 <= self.max_burst_jobs <= self._jobs_started():
             await self._end_jobs()
             return True
-        if self._ready or self.tasks or len(self._leases):
+        if self._turns.ready or self.tasks or len(self._leases):
             return False
         waiting = [await self.pool.zcard(name) for name in self.cycles.names]
         return not any(waiting)
 
     def _jobs_started(self) -> int:
-        return super()._jobs_started() + len(self._ready)
+        return super()._jobs_started() + self._turns.ready
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
         """Claim and start up to so many due jobs, the oldest first.
@@ -350,92 +340,15 @@ class Worker(arq.worker.Worker):
     def _start_job(self, claimed: Claimed) -> None:
         self.job_counter += 1
         self._leases.add(claimed)
-        self._ready.append(claimed)
-        if self._taker is None:
-            self._take_up()
+        self._turns.add(claimed)
 
-    def _take_up(self) -> None:
-        """Begin a task for what is ready."""
-        task = asyncio.get_running_loop().create_task(self._run_ready(), name="runner jobs")
-        self._taker = task
-        self._job_runners.add(task)
-        task.add_done_callback(self._runner_done)
-
-    def _runner_done(self, task: asyncio.Task[None]) -> None:
-        self._job_runners.discard(task)
-        if not task.cancelled():
-            task.exception()  # it is logged
-        if task is self._taker:  # it was cancelled before it began
-            self._taken()
-
-    def _taken(self) -> None:
-        """Begin another task for what a task has left."""
-        self._taker = None
-        if self._ready:
-            self._take_up()
-
-    async def _run_ready(self) -> None:
-        """Run jobs one after another until one of them waits: this task is then its own.
-
-        Whatever else is ready has another task. So a job that never waits costs no task, and
-        one that does has a task to itself: to be cancelled, and to be `asyncio.current_task`.
-        """
-        waiting = None
-        try:
-            waiting = self._run_until_one_waits()
-        finally:
-            self._taken()
-        if waiting is not None:
-            await self._wait_out(*waiting)
-
-    def _run_until_one_waits(self) -> _Waiting | None:
-        """Run jobs in contexts of their own, for as long as a turn of the loop should take."""
-        this_task = asyncio.current_task()
-        assert this_task is not None
-        ready, until = self._ready, time.monotonic() + TURN_S
-        while ready:
-            attempt = execution.begin(ready.popleft())
-            stops = self.stopping or not self.allow_pick_jobs
-            line = self._hand_back(attempt) if stops else self._run(attempt)
-            context = self._context.copy()
-            try:
-                waits_for = context.run(line.send, None)
-            except StopIteration:
-                self._line_over(attempt, None)
-            except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  it is logged
-                self._line_over(attempt, exc)
-            else:
-                return attempt, line, waits_for, context
-            # A job that cancelled its own task has cancelled this one: it takes no other.
-            if this_task.cancelling() or time.monotonic() > until:
-                break
-        return None
-
-    async def _wait_out(
+    def _begin(
         self,
-        attempt: execution.Attempt,
-        line: Coroutine[Any, Any, None],
-        waits_for: Any,
-        context: contextvars.Context,
-    ) -> None:
-        """Let a job that waits go on to its end, in this task."""
-        task = asyncio.current_task()
-        assert task is not None
-        job_id, key = attempt.claimed.job_id, attempt.claimed.token + attempt.claimed.job_id
-        task.set_name(job_id)
-        self._jobs[key] = (task, attempt)
-        self.tasks[job_id] = task
-        try:
-            await execution.go_on(line, waits_for, context.run)
-        except (Exception, asyncio.CancelledError) as exc:
-            self._line_over(attempt, exc)
-            raise
-        else:
-            self._line_over(attempt, None)
-        finally:
-            self._jobs.pop(key, None)
-            if self.tasks.get(job_id) is task:
-                del self.tasks[job_id]
+        claimed: Claimed,
+    ) -> tuple[execution.Attempt, Coroutine[Any, Any, None]]:
+        attempt = execution.begin(claimed)
+        stops = self.stopping or not self.allow_pick_jobs
+        return attempt, self._hand_back(attempt) if stops else self._run(attempt)
 
     def limit_lease(self, attempt: execution.Attempt, timeout_s: float) -> None:
         """Renew the lease for as long as the job may run, and one lease more to end it."""
@@ -511,8 +424,8 @@ class Worker(arq.worker.Worker):
                 self._settle_again(settlement),
                 name=f"runner settles {claimed.job_id} again",
             )
-            self._job_runners.add(again)
-            again.add_done_callback(self._runner_done)
+            self._to_settle_again.add(again)
+            again.add_done_callback(self._to_settle_again.discard)
             return
         self._leases.remove(claimed.token, claimed.job_id)
         if status == 0:
@@ -544,7 +457,7 @@ class Worker(arq.worker.Worker):
 
     def _cancel_lost(self, lease: Claimed) -> None:
         self._leases.remove(lease.token, lease.job_id)
-        running = self._jobs.get(lease.token + lease.job_id)
+        running = self._turns.waiting(lease)
         if running is not None and lease.job_id in self.job_tasks:
             task, attempt = running
             attempt.lost_lease = True
@@ -591,9 +504,10 @@ class Worker(arq.worker.Worker):
     async def _end_jobs(self) -> None:
         """Wait until every job has ended and is settled, those of a last claim too."""
         while True:
-            await asyncio.gather(*self._job_runners, return_exceptions=True)
+            ran = await self._turns.end()
+            await asyncio.gather(*self._to_settle_again)
             await self.cycles.drain()
-            if not self._job_runners:
+            if not ran and not self._to_settle_again:
                 return
 
     async def close(self) -> None:

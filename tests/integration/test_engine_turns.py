@@ -162,8 +162,8 @@ async def test_jobs_whose_task_was_cancelled_before_it_began_get_another(
         (claimed,) = await rig.claim()
         claimed.queue = QUEUE
         worker._start_job(claimed)
-        assert worker._taker is not None
-        worker._taker.cancel()
+        assert worker._turns._taker is not None
+        worker._turns._taker.cancel()
         await wait_until(lambda: ran == ["j"], description="the job ran")
         await redis.delete("aside", keys.held("aside"))
 
