@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 from uuid import uuid4
@@ -12,6 +13,7 @@ import msgspec
 from arq.connections import ArqRedis, RedisSettings
 from arq.connections import create_pool as arq_create_pool
 from arq.utils import to_ms, to_unix_ms
+from redis.exceptions import RedisError
 
 from runner import broker, codec, keys
 from runner.broker import EnqueueEntry
@@ -22,11 +24,13 @@ from runner.errors import (
     EnqueueError,
     PayloadTooLarge,
     QueueFull,
+    RedisUnavailable,
     SettingsError,
 )
 from runner.job import Job, Results
 from runner.outbox import Outbox, Until
 from runner.packing import pack_in_c
+from runner.pipe import Pipe
 from runner.shapes import ANYTHING, Shape
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import BoundTask, Call, EnqueueOptions, Task, WhenFull, checked_id, seconds
@@ -66,7 +70,8 @@ class Client(ArqRedis):
         self._hooks: tuple[Any, Any] = (None, None)
         self._codec: Codec = codec.codec_of()
         self._results: Results | None = None
-        self._outbox = Outbox(self)
+        self._pipe = Pipe(self)
+        self._outbox = Outbox(self._pipe)
 
     @property
     def codec(self) -> Codec:
@@ -105,14 +110,18 @@ class Client(ArqRedis):
             EncodeError: an argument cannot travel.
             PayloadTooLarge: the encoded job exceeds ``max_payload_bytes``.
             QueueFull: the queue holds its ``max_length``; the job is not queued.
-            EnqueueError: Redis refused the job.
+            RedisOutOfMemory: Redis holds its ``maxmemory``; the job is not queued.
+            EnqueueError: Redis refused the job for another reason.
+            RedisUnavailable: Redis is away. Where its ``may_have_run`` says so, the job may be
+                queued: to enqueue it again with ``key=error.job_id`` never doubles it, as long
+                as its result is kept.
 
         If the caller is cancelled while it waits, its job may be queued all the same; while
         it waits for room in a full queue, it is not.
         """
         if isinstance(task, str) and task:
             entry, queue = self._entry(task, args, kwargs, _NO_OPTIONS, None)
-            is_new = await self._outbox.send(queue, entry, self._until(entry, _NO_OPTIONS))
+            is_new = await self._sent(queue, entry, _NO_OPTIONS)
             return self._job(entry.job_id, queue, is_new=is_new)
         if not isinstance(task, Task | BoundTask):
             raise ArgumentsError(
@@ -120,7 +129,7 @@ class Client(ArqRedis):
             )
         call: Call[Any] = task.call(*args, **kwargs)
         entry, queue = self._entry_of(call)
-        is_new = await self._outbox.send(queue, entry, self._until(entry, call.options))
+        is_new = await self._sent(queue, entry, call.options)
         return self._job(
             entry.job_id,
             queue,
@@ -139,9 +148,8 @@ class Client(ArqRedis):
             QueueFull: a queue had no room for all, and ``queued`` and ``refused`` say which
                 got in: of one queue's calls always the first ones.
             EnqueueError: Redis refused a job; the same two say which.
-
-        When Redis goes away in the middle, its own error is raised, and what became of the
-        jobs that were under way is unknown.
+            RedisUnavailable: Redis went away; what became of the jobs that were under way is
+                unknown where its ``may_have_run`` says so.
         """
         jobs: list[Job[R]] = []
         parts: dict[tuple[str, Until], list[tuple[int, EnqueueEntry]]] = {}
@@ -185,9 +193,10 @@ class Client(ArqRedis):
 
         Raises:
             QueueFull: this client's bound leaves no room; arq knows no bounds.
+            RedisError: redis-py's own errors, as from arq.
         """
         queue = _queue_name or self.default_queue_name
-        job_id = checked_id(_job_id) if _job_id else uuid4().hex
+        job_id = checked_id(_job_id) if _job_id else _new_id()
         if _defer_until and _defer_by:
             raise RuntimeError("use either 'defer_until' or 'defer_by' or neither, not both")
         now_ms = _now_ms()
@@ -214,7 +223,12 @@ class Client(ArqRedis):
             _job_id is not None,
             self.bound.max_length or 0,
         )
-        is_new = await self._outbox.send(queue, entry, self._until(entry, _NO_OPTIONS))
+        try:
+            is_new = await self._outbox.send(queue, entry, self._until(entry, _NO_OPTIONS))
+        except (RedisUnavailable, EnqueueError) as exc:
+            if isinstance(exc.__cause__, (RedisError, OSError)):
+                raise exc.__cause__ from None
+            raise
         return self._job(job_id, queue) if is_new else None
 
     def job(self, job_id: str, queue: str | None = None) -> Job[Any]:
@@ -250,11 +264,24 @@ class Client(ArqRedis):
         if self._results is not None:
             await self._results.close()
             self._results = None
+        await self._pipe.close()
         await super().aclose(True if close_connection_pool is None else close_connection_pool)
 
     async def close(self, close_connection_pool: bool | None = None) -> None:
         """Do the same under the name that arq's users know."""
         await self.aclose(close_connection_pool)
+
+    async def _sent(self, queue: str, entry: EnqueueEntry, options: EnqueueOptions) -> bool:
+        try:
+            return await self._outbox.send(queue, entry, self._until(entry, options))
+        except RedisUnavailable as exc:
+            # Of one's own: the one that came may be that of many.
+            hint = f"; if it must run, enqueue it again with key={entry.job_id!r}"
+            raise RedisUnavailable(
+                f"{exc}{hint if exc.may_have_run else ''}",
+                may_have_run=exc.may_have_run,
+                job_id=entry.job_id,
+            ) from exc.__cause__
 
     def _job(
         self,
@@ -265,7 +292,7 @@ class Client(ArqRedis):
         returns: Shape = ANYTHING,
     ) -> Job[Any]:
         if self._results is None:
-            self._results = Results(self, self._reply_to)
+            self._results = Results(self, self._reply_to, self._pipe)
         return Job(
             job_id,
             self,
@@ -302,7 +329,7 @@ class Client(ArqRedis):
             run_at = options.at.timestamp() * 1000
         expires = options.expires or (declared.expires if declared else None)
         extra = {"exp": int((run_at or now_ms) + expires * 1000)} if expires else {}
-        job_id = options.key or uuid4().hex
+        job_id = options.key or _new_id()
         payload = self._encode(
             name,
             job_id,
@@ -524,6 +551,11 @@ def _partly(jobs: Sequence[Job[Any]], failures: dict[int, BaseException]) -> Bas
             refused=refused,
         )
     return EnqueueError(message, queued=queued, refused=refused)
+
+
+def _new_id() -> str:
+    """Return 32 hexadecimal digits by chance, as arq's ids are: a fifth of what a UUID costs."""
+    return os.urandom(16).hex()
 
 
 def _now_ms() -> int:
