@@ -119,23 +119,28 @@ class Client(ArqRedis):
         If the caller is cancelled while it waits, its job may be queued all the same; while
         it waits for room in a full queue, it is not.
         """
-        if isinstance(task, str) and task:
-            entry, queue = self._entry(task, args, kwargs, _NO_OPTIONS, None)
-            is_new = await self._sent(queue, entry, _NO_OPTIONS)
-            return self._job(entry.job_id, queue, is_new=is_new)
-        if not isinstance(task, Task | BoundTask):
+        declared: Task[..., Any] | None
+        if isinstance(task, Task):
+            name, declared, options = task.name, task, _NO_OPTIONS
+        elif isinstance(task, BoundTask):
+            name, declared, options = task.task.name, task.task, task.options
+        elif isinstance(task, str) and task:
+            name, declared, options = task, None, _NO_OPTIONS
+        else:
             raise ArgumentsError(
                 f"enqueue takes a task or a task's name, not {task!r}; is @task missing?",
             )
-        call: Call[Any] = task.call(*args, **kwargs)
-        entry, queue = self._entry_of(call)
-        is_new = await self._sent(queue, entry, call.options)
-        return self._job(
-            entry.job_id,
-            queue,
-            is_new=is_new,
-            returns=call.task.signature.returns,
-        )
+        returns = ANYTHING
+        if declared is not None:
+            declared.signature.check(name, args, kwargs)
+            returns = declared.signature.returns
+        entry, queue = self._entry(name, args, kwargs, options, declared)
+        until = self._until(entry, options) if entry.max_length else None
+        try:
+            is_new = await self._outbox.send(queue, entry, until)
+        except RedisUnavailable as exc:
+            raise _of_one(exc, entry.job_id) from exc.__cause__
+        return self._job(entry.job_id, queue, is_new=is_new, returns=returns)
 
     async def enqueue_many(self, calls: Iterable[Call[R]]) -> list[Job[R]]:
         """Enqueue any number of calls in few round trips (500 jobs each), in order.
@@ -270,18 +275,6 @@ class Client(ArqRedis):
     async def close(self, close_connection_pool: bool | None = None) -> None:
         """Do the same under the name that arq's users know."""
         await self.aclose(close_connection_pool)
-
-    async def _sent(self, queue: str, entry: EnqueueEntry, options: EnqueueOptions) -> bool:
-        try:
-            return await self._outbox.send(queue, entry, self._until(entry, options))
-        except RedisUnavailable as exc:
-            # Of one's own: the one that came may be that of many.
-            hint = f"; if it must run, enqueue it again with key={entry.job_id!r}"
-            raise RedisUnavailable(
-                f"{exc}{hint if exc.may_have_run else ''}",
-                may_have_run=exc.may_have_run,
-                job_id=entry.job_id,
-            ) from exc.__cause__
 
     def _job(
         self,
@@ -531,6 +524,12 @@ async def open_client(
     client.default_queue_name = queue
     client.expires_extra_ms = expires_extra_ms
     return client
+
+
+def _of_one(error: RedisUnavailable, job_id: str) -> RedisUnavailable:
+    """Return the error of one caller: what came may have come to many."""
+    hint = f"; if it must run, enqueue it again with key={job_id!r}" if error.may_have_run else ""
+    return RedisUnavailable(f"{error}{hint}", may_have_run=error.may_have_run, job_id=job_id)
 
 
 def _partly(jobs: Sequence[Job[Any]], failures: dict[int, BaseException]) -> BaseException:

@@ -55,8 +55,7 @@ class Codec(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobRecord:
+class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One job as it travels: arq's five fields, and ours in ``options``."""
 
     task: str

@@ -142,14 +142,17 @@ class Outbox:
     def _send_waiting(self) -> None:
         self._is_scheduled = False
         batch, self._waiting = self._waiting, []
-        by_queue: dict[str, list[_Sent]] = {}
-        for sent in batch:
-            by_queue.setdefault(sent.queue, []).append(sent)
-        parts = [
-            (queue, of_queue[start : start + broker.MAX_ENTRIES])
-            for queue, of_queue in by_queue.items()
-            for start in range(0, len(of_queue), broker.MAX_ENTRIES)
-        ]
+        if len(batch) == 1:
+            parts = [(batch[0].queue, batch)]
+        else:
+            by_queue: dict[str, list[_Sent]] = {}
+            for sent in batch:
+                by_queue.setdefault(sent.queue, []).append(sent)
+            parts = [
+                (queue, of_queue[start : start + broker.MAX_ENTRIES])
+                for queue, of_queue in by_queue.items()
+                for start in range(0, len(of_queue), broker.MAX_ENTRIES)
+            ]
         self._under_way += len(parts)
         for queue, part in parts:
             self._pipe.send_script(
