@@ -24,6 +24,7 @@ from runner.errors import (
     EnqueueError,
     PayloadTooLarge,
     QueueFull,
+    RedisOutOfMemory,
     RedisUnavailable,
     SettingsError,
 )
@@ -549,7 +550,8 @@ def _partly(jobs: Sequence[Job[Any]], failures: dict[int, BaseException]) -> Bas
             queued=queued,
             refused=refused,
         )
-    return EnqueueError(message, queued=queued, refused=refused)
+    kind = RedisOutOfMemory if isinstance(first, RedisOutOfMemory) else EnqueueError
+    return kind(message, queued=queued, refused=refused)
 
 
 def _new_id() -> str:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 CLOSE_TIMEOUT_S = 1.0
 
-ELSEWHERE = (ReadOnlyError, BusyLoadingError, MasterDownError, ClusterDownError)
-"""Replies that say: not this server, or not now. Nothing ran; the next call connects anew."""
+_ELSEWHERE = (ReadOnlyError, BusyLoadingError, MasterDownError, ClusterDownError)
+_ELSEWHERE_TEXTS = ("MASTERDOWN ", "CLUSTERDOWN ")  # redis-py knows their classes in clusters only
 
 CLOSED = RedisConnectionError("the client was closed")
 
@@ -90,7 +90,7 @@ class Link(asyncio.Protocol):
             if not self._waiting:
                 return self.abort(InvalidResponse("a reply that nobody asked for"))
             on_reply, _ = self._waiting.popleft()
-            if isinstance(reply, ELSEWHERE):
+            if isinstance(reply, BaseException) and turns_away(reply):
                 self.retire()
                 reply = refusal(reply)
             on_reply(reply)
@@ -148,6 +148,11 @@ class Link(asyncio.Protocol):
             self._watch = self.loop.call_later(self._timeout_s - waited_s, self._look_at_time)
 
 
+def turns_away(reply: BaseException) -> bool:
+    """Tell whether an error says: not this server, or not now. Then nothing ran."""
+    return isinstance(reply, _ELSEWHERE) or str(reply).startswith(_ELSEWHERE_TEXTS)
+
+
 def no_connection(exc: BaseException) -> RedisUnavailable:
     """Return the error of calls that could not be sent."""
     hint = "; check the password in its address" if isinstance(exc, AuthenticationError) else ""
@@ -175,4 +180,4 @@ def refusal(exc: BaseException) -> RedisUnavailable:
     return error
 
 
-__all__ = ["CLOSED", "ELSEWHERE", "Link", "OnReply", "no_answer", "no_connection", "refusal"]
+__all__ = ["CLOSED", "Link", "OnReply", "no_answer", "no_connection", "refusal", "turns_away"]

@@ -28,7 +28,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from runner.link import CLOSED, ELSEWHERE, Link, no_answer, no_connection, refusal
+from runner.link import CLOSED, Link, no_answer, no_connection, refusal, turns_away
 from runner.packing import PACKING
 
 if TYPE_CHECKING:
@@ -228,12 +228,12 @@ class Pipe:
         except asyncio.CancelledError:
             on_reply(no_answer(CLOSED))
             raise
-        except ELSEWHERE as exc:
-            reply = refusal(exc)
-        except _AWAY as exc:
-            reply = no_answer(exc)
         except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the caller
             reply = exc
+            if turns_away(exc):
+                reply = refusal(exc)
+            elif isinstance(exc, _AWAY):
+                reply = no_answer(exc)
         on_reply(reply)
 
 
