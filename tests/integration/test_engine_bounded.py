@@ -13,8 +13,8 @@ from redis.exceptions import RedisError
 
 import runner
 from runner import Context, keys, task
-from runner.client import open_client
 from runner.codec import MsgpackCodec
+from runner.connection import open_client
 from runner.errors import ArgumentsError, EnqueueError, QueueFull
 from tests.engine import Gate, drain, raw, serving
 from tests.support import wait_until

@@ -150,12 +150,9 @@ async def test_cancelled_callers_leave_the_connection_and_the_others_alone(pipe:
 
 async def test_error_reply_is_its_callers_alone(pipe: Pipe) -> None:
     await pipe.execute_command("SET", "text", "t")
-    first, error, last = await asyncio.gather(
-        pipe.execute_command("ECHO", "a"),
-        pipe.execute_command("LPUSH", "text", "x"),
-        pipe.execute_command("ECHO", "b"),
-        return_exceptions=True,
-    )
+    commands = (("ECHO", "a"), ("LPUSH", "text", "x"), ("ECHO", "b"))
+    calls = [pipe.execute_command(*command) for command in commands]
+    first, error, last = await asyncio.gather(*calls, return_exceptions=True)
     assert (first, last) == (b"a", b"b")
     assert isinstance(error, ResponseError)
     assert "WRONGTYPE" in str(error)
