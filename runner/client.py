@@ -196,7 +196,7 @@ class Client(ArqRedis):
             QueueFull: this client's bound leaves no room; arq knows no bounds.
             RedisError: redis-py's own errors, as from arq.
         """
-        queue = _queue_name or self.default_queue_name
+        queue = _name_of_queue(_queue_name or self.default_queue_name)
         job_id = checked_id(_job_id) if _job_id else _new_id()
         if _defer_until and _defer_by:
             raise RuntimeError("use either 'defer_until' or 'defer_by' or neither, not both")
@@ -329,7 +329,9 @@ class Client(ArqRedis):
             task=task,
         )
         lifetime = int(max((run_at or now_ms) - now_ms, 0)) + self.expires_extra_ms
-        queue = options.queue or (declared.queue if declared else None) or self.default_queue_name
+        queue = _name_of_queue(
+            options.queue or (declared.queue if declared else None) or self.default_queue_name,
+        )
         max_length = self.bound.max_length if options.max_length is None else options.max_length
         may_exist = options.key is not None
         return EnqueueEntry(job_id, payload, run_at, lifetime, may_exist, max_length or 0), queue
@@ -432,6 +434,12 @@ def _partly(jobs: Sequence[Job[Any]], failures: dict[int, BaseException]) -> Bas
         )
     kind = RedisOutOfMemory if isinstance(first, RedisOutOfMemory) else EnqueueError
     return kind(message, queued=queued, refused=refused)
+
+
+def _name_of_queue(queue: object) -> str:
+    if not isinstance(queue, str):
+        raise ArgumentsError(f"the name of a queue is a text, not {queue!r}")
+    return queue
 
 
 def _new_id() -> str:

@@ -171,11 +171,12 @@ class Outbox:
     ) -> None:
         if loop is not self._loop:
             return
-        for sent, outcome in zip(
-            part,
-            broker.enqueue_outcomes(queue, [sent.entry for sent in part], reply),
-            strict=True,
-        ):
+        outcomes: Sequence[bool | BaseException]
+        try:
+            outcomes = broker.enqueue_outcomes(queue, [sent.entry for sent in part], reply)
+        except Exception as exc:  # noqa: BLE001  a reply that is none of the script's: tell it
+            outcomes = [exc] * len(part)
+        for sent, outcome in zip(part, outcomes, strict=True):
             if isinstance(outcome, QueueFull) and sent.until is not None:
                 self._line_of(sent).join(sent)
                 continue

@@ -243,6 +243,14 @@ async def test_argument_that_cannot_travel_is_named(client: Client, value: Any, 
     assert await client.dbsize() == 0
 
 
+@pytest.mark.parametrize("queue", [["q"], b"q", 7])
+async def test_queue_that_is_no_text_is_refused(client: Client, queue: Any) -> None:
+    with pytest.raises(ArgumentsError, match="queue"):
+        await client.enqueue(count.options(queue=queue), 1)
+    with pytest.raises(ArgumentsError, match="queue"):
+        await client.enqueue_job("count", 1, _queue_name=queue)
+
+
 async def test_endless_argument_is_refused(client: Client) -> None:
     endless: list[Any] = []
     endless.append(endless)
