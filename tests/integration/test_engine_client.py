@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 from arq.jobs import JobStatus
+from redis.asyncio import ConnectionPool
 
 import runner
 from runner import Call, Client, Context, RedisSettings, keys, task
@@ -198,6 +200,29 @@ async def test_client_that_closes_sends_what_it_was_given(redis_url: str) -> Non
     assert all(job.is_new for job in await asyncio.gather(*calls))
     async with raw(redis_url) as redis:
         assert await redis.zcard(QUEUE) == 3
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # nobody closes in the first loop
+def test_client_enqueues_in_the_next_loop_too(redis_url: str) -> None:
+    """Also where a call was under way when the first loop ended."""
+    client = Client(connection_pool=ConnectionPool.from_url(redis_url))
+
+    async def leave() -> None:
+        await client.enqueue_job("count", 1)
+        call = asyncio.create_task(client.enqueue_job("count", 2))
+        await asyncio.sleep(0)
+        call.cancel()
+
+    async def go_on() -> int:
+        await client.connection_pool.disconnect()
+        await client.enqueue_job("count", 3)
+        length: int = await client.zcard(QUEUE)
+        await client.aclose()
+        return length
+
+    asyncio.run(leave())
+    assert asyncio.run(go_on()) in {2, 3}
+    gc.collect()  # the first loop's transports, here and not in another test
 
 
 # What is refused
