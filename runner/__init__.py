@@ -11,7 +11,8 @@ from arq.connections import RedisSettings
 from arq.jobs import JobStatus, ResultNotFound
 
 from runner import errors
-from runner.client import Client, connect
+from runner.client import Client
+from runner.connection import connect
 from runner.errors import Cancel, Retry, RunnerError, Snooze
 from runner.execution import Context
 from runner.job import Job

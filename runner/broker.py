@@ -6,12 +6,14 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from runner import keys
-from runner.errors import EnqueueError, QueueFull
+from runner.errors import EnqueueError, QueueFull, RedisOutOfMemory, RedisUnavailable
 from runner.scripts import load
 from runner.types import QueueStats
 
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis.asyncio import Redis
+
+    from runner.scripts import Executes
+
+ENQUEUE = load("enqueue")
 
 MAX_ENTRIES = 500
 """Entries a script call settles, claims or enqueues at most: about 10 ms of the server's time."""
@@ -101,9 +107,8 @@ class CycleReply:
     claimed: list[Claimed]
 
 
-@dataclass(frozen=True, slots=True)
-class EnqueueEntry:
-    """One job on its way into the queue.
+class EnqueueEntry(msgspec.Struct, frozen=True):
+    """One job on its way into the queue; a struct, made in a fifth of a dataclass's time.
 
     Attributes:
         run_at_ms: when it may start, Unix time in ms; None means now, by Redis's clock.
@@ -241,50 +246,85 @@ def _settlement_fields(settlement: Settlement) -> tuple[Any, ...]:
 
 
 async def enqueue(
-    redis: Redis,
+    redis: Executes,
     queue: str,
     entries: Sequence[EnqueueEntry],
-) -> list[bool | EnqueueError]:
+) -> list[bool | EnqueueError | RedisUnavailable]:
     """Put jobs into one queue, `MAX_ENTRIES` a round trip, in order.
 
     Returns:
         For each entry True (queued), False (its id is there already), or what went wrong.
     """
-    script = load("enqueue")
-    queue_keys = [queue, keys.idle(queue), keys.wake(queue)]
-    outcomes: list[bool | EnqueueError] = []
+    outcomes: list[bool | EnqueueError | RedisUnavailable] = []
     for start in range(0, len(entries), MAX_ENTRIES):
         part = entries[start : start + MAX_ENTRIES]
-        args: list[Any] = []
-        for entry in part:
-            args += (
-                entry.job_id,
-                entry.payload,
-                "" if entry.run_at_ms is None else entry.run_at_ms,
-                entry.lifetime_ms,
-                "1" if entry.may_exist else "",
-                entry.max_length or "",
-            )
-        statuses = await script.call(redis, keys=queue_keys, args=args)
-        outcomes += [
-            _enqueue_outcome(queue, entry, status)
-            for entry, status in zip(part, statuses, strict=True)
-        ]
+        reply: Any
+        try:
+            reply = await ENQUEUE.call(redis, keys=enqueue_keys(queue), args=enqueue_args(part))
+        except ResponseError as exc:
+            reply = exc
+        outcomes += enqueue_outcomes(queue, part, reply)
     return outcomes
 
 
-def _enqueue_outcome(
+@lru_cache(maxsize=1024)
+def enqueue_keys(queue: str) -> tuple[str, str, str]:
+    """Return the keys of the script that enqueues."""
+    return queue, keys.idle(queue), keys.wake(queue)
+
+
+def enqueue_args(entries: Sequence[EnqueueEntry]) -> list[Any]:
+    """Return the arguments of the script that enqueues."""
+    args: list[Any] = []
+    for entry in entries:
+        args += (
+            entry.job_id,
+            entry.payload,
+            "" if entry.run_at_ms is None else entry.run_at_ms,
+            entry.lifetime_ms,
+            "1" if entry.may_exist else "",
+            entry.max_length or "",
+        )
+    return args
+
+
+def enqueue_outcomes(
+    queue: str,
+    entries: Sequence[EnqueueEntry],
+    reply: Any,
+) -> list[bool | EnqueueError | RedisUnavailable]:
+    """Read the reply of the script that enqueues, or the exception that came in its place."""
+    if isinstance(reply, RedisUnavailable):
+        return [reply] * len(entries)
+    if isinstance(reply, BaseException):
+        refusal = EnqueueError(f"Redis refused the job: {reply}")
+        refusal.__cause__ = reply
+        return [refusal] * len(entries)
+    return [
+        status == 1 or _refused(queue, entry, status)
+        for entry, status in zip(entries, reply, strict=True)
+    ]
+
+
+def _refused(
     queue: str,
     entry: EnqueueEntry,
     status: int | bytes,
-) -> bool | EnqueueError:
-    if status == 1:
-        return True
+) -> Literal[False] | EnqueueError | RedisUnavailable:
     if status == 0:
         return False
     if status == -1:
         return queue_full(queue, entry.max_length)
     text = status.decode() if isinstance(status, bytes) else str(status)
+    if "OOM" in text.partition(" ")[0]:
+        return RedisOutOfMemory(
+            f"Redis is full, the job is not queued: raise its maxmemory, or let workers catch up, "
+            f"and look at keep_result ({text})",
+        )
+    if "READONLY" in text.partition(" ")[0]:
+        error = RedisUnavailable(f"Redis takes no writes, the job is not queued: {text}")
+        error.__cause__ = ReadOnlyError(text)
+        return error
     return EnqueueError(f"Redis refused the job: {text}")
 
 
@@ -299,7 +339,7 @@ def queue_full(queue: str, max_length: int) -> QueueFull:
 
 
 async def read_results(
-    redis: Redis,
+    redis: Executes,
     queue: str,
     *,
     channel: str,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from uuid import uuid4
 
 import msgspec
-from arq.connections import ArqRedis, RedisSettings
-from arq.connections import create_pool as arq_create_pool
+from arq.connections import ArqRedis
 from arq.utils import to_ms, to_unix_ms
+from redis.exceptions import RedisError
 
 from runner import broker, codec, keys
 from runner.broker import EnqueueEntry
@@ -22,21 +23,20 @@ from runner.errors import (
     EnqueueError,
     PayloadTooLarge,
     QueueFull,
-    SettingsError,
+    RedisOutOfMemory,
+    RedisUnavailable,
 )
 from runner.job import Job, Results
 from runner.outbox import Outbox, Until
-from runner.packing import pack_in_c
+from runner.pipe import Pipe
 from runner.shapes import ANYTHING, Shape
-from runner.signing import SigningKeys, chosen_codec
-from runner.tasks import BoundTask, Call, EnqueueOptions, Task, WhenFull, checked_id, seconds
+from runner.tasks import BoundTask, Call, EnqueueOptions, Task, checked_id
 from runner.types import DeadLetter, QueueStats, WriterStatus
 from runner.writer import writer_status
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime, timedelta
-    from types import TracebackType
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,7 +66,8 @@ class Client(ArqRedis):
         self._hooks: tuple[Any, Any] = (None, None)
         self._codec: Codec = codec.codec_of()
         self._results: Results | None = None
-        self._outbox = Outbox(self)
+        self._pipe = Pipe(self)
+        self._outbox = Outbox(self._pipe)
 
     @property
     def codec(self) -> Codec:
@@ -105,28 +106,37 @@ class Client(ArqRedis):
             EncodeError: an argument cannot travel.
             PayloadTooLarge: the encoded job exceeds ``max_payload_bytes``.
             QueueFull: the queue holds its ``max_length``; the job is not queued.
-            EnqueueError: Redis refused the job.
+            RedisOutOfMemory: Redis holds its ``maxmemory``; the job is not queued.
+            EnqueueError: Redis refused the job for another reason.
+            RedisUnavailable: Redis is away. Where its ``may_have_run`` says so, the job may be
+                queued: to enqueue it again with ``key=error.job_id`` never doubles it, as long
+                as its result is kept.
 
         If the caller is cancelled while it waits, its job may be queued all the same; while
         it waits for room in a full queue, it is not.
         """
-        if isinstance(task, str) and task:
-            entry, queue = self._entry(task, args, kwargs, _NO_OPTIONS, None)
-            is_new = await self._outbox.send(queue, entry, self._until(entry, _NO_OPTIONS))
-            return self._job(entry.job_id, queue, is_new=is_new)
-        if not isinstance(task, Task | BoundTask):
+        declared: Task[..., Any] | None
+        if isinstance(task, Task):
+            name, declared, options = task.name, task, _NO_OPTIONS
+        elif isinstance(task, BoundTask):
+            name, declared, options = task.task.name, task.task, task.options
+        elif isinstance(task, str) and task:
+            name, declared, options = task, None, _NO_OPTIONS
+        else:
             raise ArgumentsError(
                 f"enqueue takes a task or a task's name, not {task!r}; is @task missing?",
             )
-        call: Call[Any] = task.call(*args, **kwargs)
-        entry, queue = self._entry_of(call)
-        is_new = await self._outbox.send(queue, entry, self._until(entry, call.options))
-        return self._job(
-            entry.job_id,
-            queue,
-            is_new=is_new,
-            returns=call.task.signature.returns,
-        )
+        returns = ANYTHING
+        if declared is not None:
+            declared.signature.check(name, args, kwargs)
+            returns = declared.signature.returns
+        entry, queue = self._entry(name, args, kwargs, options, declared)
+        until = self._until(entry, options) if entry.max_length else None
+        try:
+            is_new = await self._outbox.send(queue, entry, until)
+        except RedisUnavailable as exc:
+            raise _of_one(exc, entry.job_id) from exc.__cause__
+        return self._job(entry.job_id, queue, is_new=is_new, returns=returns)
 
     async def enqueue_many(self, calls: Iterable[Call[R]]) -> list[Job[R]]:
         """Enqueue any number of calls in few round trips (500 jobs each), in order.
@@ -139,9 +149,8 @@ class Client(ArqRedis):
             QueueFull: a queue had no room for all, and ``queued`` and ``refused`` say which
                 got in: of one queue's calls always the first ones.
             EnqueueError: Redis refused a job; the same two say which.
-
-        When Redis goes away in the middle, its own error is raised, and what became of the
-        jobs that were under way is unknown.
+            RedisUnavailable: Redis went away; what became of the jobs that were under way is
+                unknown where its ``may_have_run`` says so.
         """
         jobs: list[Job[R]] = []
         parts: dict[tuple[str, Until], list[tuple[int, EnqueueEntry]]] = {}
@@ -185,9 +194,10 @@ class Client(ArqRedis):
 
         Raises:
             QueueFull: this client's bound leaves no room; arq knows no bounds.
+            RedisError: redis-py's own errors, as from arq.
         """
-        queue = _queue_name or self.default_queue_name
-        job_id = checked_id(_job_id) if _job_id else uuid4().hex
+        queue = _name_of_queue(_queue_name or self.default_queue_name)
+        job_id = checked_id(_job_id) if _job_id else _new_id()
         if _defer_until and _defer_by:
             raise RuntimeError("use either 'defer_until' or 'defer_by' or neither, not both")
         now_ms = _now_ms()
@@ -214,7 +224,12 @@ class Client(ArqRedis):
             _job_id is not None,
             self.bound.max_length or 0,
         )
-        is_new = await self._outbox.send(queue, entry, self._until(entry, _NO_OPTIONS))
+        try:
+            is_new = await self._outbox.send(queue, entry, self._until(entry, _NO_OPTIONS))
+        except (RedisUnavailable, EnqueueError) as exc:
+            if isinstance(exc.__cause__, (RedisError, OSError)):
+                raise exc.__cause__ from None
+            raise
         return self._job(job_id, queue) if is_new else None
 
     def job(self, job_id: str, queue: str | None = None) -> Job[Any]:
@@ -250,6 +265,7 @@ class Client(ArqRedis):
         if self._results is not None:
             await self._results.close()
             self._results = None
+        await self._pipe.close()
         await super().aclose(True if close_connection_pool is None else close_connection_pool)
 
     async def close(self, close_connection_pool: bool | None = None) -> None:
@@ -265,7 +281,7 @@ class Client(ArqRedis):
         returns: Shape = ANYTHING,
     ) -> Job[Any]:
         if self._results is None:
-            self._results = Results(self, self._reply_to)
+            self._results = Results(self, self._reply_to, self._pipe)
         return Job(
             job_id,
             self,
@@ -302,7 +318,7 @@ class Client(ArqRedis):
             run_at = options.at.timestamp() * 1000
         expires = options.expires or (declared.expires if declared else None)
         extra = {"exp": int((run_at or now_ms) + expires * 1000)} if expires else {}
-        job_id = options.key or uuid4().hex
+        job_id = options.key or _new_id()
         payload = self._encode(
             name,
             job_id,
@@ -313,7 +329,9 @@ class Client(ArqRedis):
             task=task,
         )
         lifetime = int(max((run_at or now_ms) - now_ms, 0)) + self.expires_extra_ms
-        queue = options.queue or (declared.queue if declared else None) or self.default_queue_name
+        queue = _name_of_queue(
+            options.queue or (declared.queue if declared else None) or self.default_queue_name,
+        )
         max_length = self.bound.max_length if options.max_length is None else options.max_length
         may_exist = options.key is not None
         return EnqueueEntry(job_id, payload, run_at, lifetime, may_exist, max_length or 0), queue
@@ -391,119 +409,10 @@ class Client(ArqRedis):
         return ""
 
 
-class Connecting:
-    """The value of `connect`: await it, or enter it with ``async with``."""
-
-    def __init__(self, make: Callable[[], Awaitable[Client]]) -> None:
-        self._make = make
-        self._client: Client | None = None
-
-    def __await__(self) -> Generator[Any, None, Client]:
-        return self._make().__await__()
-
-    async def __aenter__(self) -> Client:
-        self._client = await self._make()
-        return self._client
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._client is not None:
-            await self._client.aclose()
-
-
-def connect(
-    redis: str | RedisSettings = "redis://localhost:6379",
-    *,
-    codec: str | Codec = "msgpack",
-    signing_keys: SigningKeys | None = None,
-    queue: str = keys.DEFAULT_QUEUE,
-    max_length: int | None = None,
-    when_full: WhenFull = "raise",
-    full_timeout: float | timedelta | None = None,
-    max_payload_bytes: int = MAX_PAYLOAD_BYTES,
-) -> Connecting:
-    """Connect to Redis and return a client.
-
-    Args:
-        redis: a URL (``redis://``, ``rediss://``, ``unix://``) or arq's `RedisSettings`.
-        codec: "msgpack" (safe, the default), "pickle" (fleets in migration), or your own.
-        signing_keys: sign jobs, and read signed results only; the same keys as the workers'.
-            A mapping or pairs of key id and key, or a text "id:hex,id:hex"; the first signs.
-        queue: the queue of tasks that name none.
-        max_length: how many jobs a queue may hold, those that run or are deferred among
-            them, for this client to add one; None: any number.
-        when_full: what a call does when the queue holds so many: "raise" `QueueFull`, or
-            "wait" for room.
-        full_timeout: seconds that it waits before it raises `QueueFull`; None: without end.
-        max_payload_bytes: how large an encoded job may be.
-
-    Example:
-        >>> async with runner.connect("redis://localhost") as client:
-        ...     await client.enqueue(place_order, 42)
-
-        A producer that is held back when workers fall behind:
-
-        >>> client = await runner.connect(url, max_length=100_000, when_full="wait")
-
-    Raises:
-        ArgumentsError: a bound makes no sense.
-        SettingsError: the codec is unknown, or the keys are not right.
-    """
-    settings = _settings_of(redis) if isinstance(redis, str) else redis
-    chosen = chosen_codec(codec, signing_keys)
-    assert chosen is not None  # None is what a worker may have
-    bound = EnqueueOptions(
-        max_length=max_length,
-        when_full=when_full,
-        full_timeout=seconds(full_timeout),
-    )
-
-    async def make() -> Client:
-        client = await open_client(settings, codec=chosen, queue=queue)
-        client.bound = bound
-        client.max_payload_bytes = max_payload_bytes
-        return client
-
-    return Connecting(make)
-
-
-def _settings_of(url: str) -> RedisSettings:
-    try:
-        return RedisSettings.from_dsn(url)
-    except (RuntimeError, ValueError) as exc:
-        # Not the whole text: there may be a password in it.
-        scheme = url.partition("://")[0] if "://" in url else "no scheme"
-        raise SettingsError(
-            f"not an address of Redis ({scheme}): give redis://host:port/number, rediss://… or "
-            f"unix://…",
-        ) from exc
-
-
-async def open_client(
-    settings: RedisSettings,
-    *,
-    codec: Codec,
-    queue: str,
-    expires_extra_ms: int = keys.KEEP_MS,
-) -> Client:
-    """Make a client by arq's own pool factory, so that every one of its settings counts."""
-    pool = await arq_create_pool(settings)
-    pack_in_c(pool.connection_pool)
-    await pool.connection_pool.disconnect()
-    reset: Any = pool.connection_pool.reset  # it has no types
-    reset()  # what was opened so far packs in Python: make it anew
-    client = Client(connection_pool=pool.connection_pool)
-    # The pool object of arq goes; its connections live on in the client, which closes them.
-    client.auto_close_connection_pool = True
-    client.job_serializer = codec.dumps
-    client.job_deserializer = cast(Any, codec.loads)
-    client.default_queue_name = queue
-    client.expires_extra_ms = expires_extra_ms
-    return client
+def _of_one(error: RedisUnavailable, job_id: str) -> RedisUnavailable:
+    """Return the error of one caller: what came may have come to many."""
+    hint = f"; if it must run, enqueue it again with key={job_id!r}" if error.may_have_run else ""
+    return RedisUnavailable(f"{error}{hint}", may_have_run=error.may_have_run, job_id=job_id)
 
 
 def _partly(jobs: Sequence[Job[Any]], failures: dict[int, BaseException]) -> BaseException:
@@ -523,7 +432,19 @@ def _partly(jobs: Sequence[Job[Any]], failures: dict[int, BaseException]) -> Bas
             queued=queued,
             refused=refused,
         )
-    return EnqueueError(message, queued=queued, refused=refused)
+    kind = RedisOutOfMemory if isinstance(first, RedisOutOfMemory) else EnqueueError
+    return kind(message, queued=queued, refused=refused)
+
+
+def _name_of_queue(queue: object) -> str:
+    if not isinstance(queue, str):
+        raise ArgumentsError(f"the name of a queue is a text, not {queue!r}")
+    return queue
+
+
+def _new_id() -> str:
+    """Return 32 hexadecimal digits by chance, as arq's ids are: a fifth of what a UUID costs."""
+    return os.urandom(16).hex()
 
 
 def _now_ms() -> int:

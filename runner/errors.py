@@ -8,9 +8,11 @@
     ├── CodecError
     │   ├── EncodeError           a value cannot travel
     │   └── DecodeError           bytes that nobody should trust
+    ├── RedisUnavailable          Redis is away, or did not answer in time
     ├── EnqueueError
     │   ├── PayloadTooLarge       a job is larger than `max_payload_bytes`
-    │   └── QueueFull             a bounded queue has no room
+    │   ├── QueueFull             a bounded queue has no room
+    │   └── RedisOutOfMemory      Redis holds its `maxmemory`
     ├── JobFailed                 the job ended without a result
     │   ├── RemoteError           the task raised; carries the remote traceback
     │   ├── JobExpired            the job's time to start, or its payload, ran out
@@ -50,6 +52,8 @@ __all__ = [
     "JobFailed",
     "PayloadTooLarge",
     "QueueFull",
+    "RedisOutOfMemory",
+    "RedisUnavailable",
     "RemoteError",
     "Retry",
     "RunnerError",
@@ -131,6 +135,23 @@ class DecodeError(CodecError, DeserializationError):
     """Raised when bytes are truncated, altered, or not of the configured codec."""
 
 
+class RedisUnavailable(RunnerError):
+    """Raised when Redis cannot be reached, takes no calls, or did not answer in time.
+
+    Its cause is the error of redis-py.
+
+    Attributes:
+        may_have_run: the call was on its way, so what it did is unknown. To enqueue again is
+            safe with ``key=job_id``: a job that waits, runs, or has a result is not doubled.
+        job_id: the job that was to be enqueued, "" when it was not one job.
+    """
+
+    def __init__(self, message: str = "", *, may_have_run: bool = False, job_id: str = "") -> None:
+        super().__init__(message)
+        self.may_have_run = may_have_run
+        self.job_id = job_id
+
+
 class EnqueueError(RunnerError):
     """Raised when a job could not be put into the queue.
 
@@ -175,6 +196,10 @@ class QueueFull(EnqueueError):
         super().__init__(message, queued=queued, refused=refused)
         self.queue = queue
         self.max_length = max_length
+
+
+class RedisOutOfMemory(EnqueueError):
+    """Raised when Redis holds its `maxmemory` and evicts nothing; the job is not queued."""
 
 
 class JobFailed(RunnerError):

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from runner import broker, codec, keys
 from runner.batch import Gathered
 from runner.codec import ResultRecord, reader_of
-from runner.errors import DecodeError, JobFailed
+from runner.errors import DecodeError, JobFailed, RedisUnavailable
 from runner.shapes import ANYTHING, Shape
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from arq.jobs import Deserializer
     from redis.asyncio import Redis
     from redis.asyncio.client import PubSub
+
+    from runner.pipe import Pipe
 
 logger = logging.getLogger("runner.job")
 
@@ -44,8 +46,9 @@ class Results:
     script call for each queue, so a lost message or a stock worker costs half a second.
     """
 
-    def __init__(self, redis: Redis, client_id: str) -> None:
+    def __init__(self, redis: Redis, client_id: str, pipe: Pipe) -> None:
         self._redis = redis
+        self._pipe = pipe
         self._channel = keys.reply_channel(client_id)
         self._waiting: dict[tuple[str, str], set[asyncio.Future[bytes | None]]] = {}
         self._queues: set[str] = set()  # a message names the job, not its queue
@@ -160,12 +163,12 @@ class Results:
             for start in range(0, len(job_ids), broker.MAX_ENTRIES):
                 try:
                     await self._look_up(queue, job_ids[start : start + broker.MAX_ENTRIES])
-                except (RedisError, OSError, TimeoutError) as exc:
+                except (RedisUnavailable, RedisError) as exc:
                     logger.debug("could not look results up: %s; the next round will", exc)
 
     async def _look_up(self, queue: str, job_ids: list[str]) -> None:
         answers = await broker.read_results(
-            self._redis,
+            self._pipe,
             queue,
             channel=self._channel,
             job_ids=job_ids,

@@ -8,18 +8,17 @@ import math
 import random
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from runner import broker
-from runner.batch import Gathered
-from runner.errors import EnqueueError, QueueFull
+from runner.errors import EnqueueError, QueueFull, RedisUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from redis.asyncio import Redis
-
     from runner.broker import EnqueueEntry
+    from runner.pipe import Pipe
 
 SOONEST_LOOK_S, LATEST_LOOK_S = 0.005, 0.25
 LOOK_TIMEOUT_S = 10.0
@@ -49,21 +48,48 @@ class _Sent:
 class Outbox:
     """Join the enqueues of one tick into one script call for each queue.
 
-    An entry that finds its queue full and may wait joins the line of that queue and bound.
+    While a call is under way the next batch gathers, so batches grow with the load, and a
+    lone entry waits for nothing. No task is needed for it: the loop sends at the end of the
+    tick, and the reply answers those who wait, so that a cancelled caller drops only its own
+    future. An entry that finds its queue full and may wait joins the line of that queue and
+    bound.
     """
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-        self._gathered = Gathered(self._send, "runner outbox")
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
         self._lines: dict[tuple[str, int], Line] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: list[_Sent] = []
+        self._is_scheduled = False
+        self._under_way = 0
+        self._emptied: asyncio.Future[None] | None = None
 
-    async def send(self, queue: str, entry: EnqueueEntry, until: Until = None) -> bool:
-        """Return True when the job is queued, False when its id is there already.
+    def send(
+        self,
+        queue: str,
+        entry: EnqueueEntry,
+        until: Until = None,
+    ) -> asyncio.Future[bool]:
+        """Return what will be True when the job is queued, False when its id is there already.
 
-        Raises:
+        It raises:
             QueueFull: the queue had no room, or none in time; the job is not queued.
+            EnqueueError: Redis refused the job.
+            RedisUnavailable: there was no connection, or no answer.
         """
-        return await self._hand_over(queue, entry, until)
+        loop = asyncio.get_running_loop()
+        sent = _Sent(queue, entry, until, loop.create_future())
+        line = None if until is None else self._lines.get((queue, entry.max_length))
+        if line is not None and line.is_open:
+            line.join(sent)  # behind those who came before
+            return sent.future
+        if loop is not self._loop:
+            self._move_to(loop)
+        self._waiting.append(sent)
+        if not self._under_way and not self._is_scheduled:
+            self._is_scheduled = True
+            loop.call_soon(self._send_waiting)
+        return sent.future
 
     async def send_many(
         self,
@@ -81,12 +107,12 @@ class Outbox:
         for start in range(0, len(entries), broker.MAX_ENTRIES):
             part = entries[start : start + broker.MAX_ENTRIES]
             if until is not None:
-                waiting = [self._hand_over(queue, entry, until) for entry in part]
+                waiting = [self.send(queue, entry, until) for entry in part]
                 outcomes += await asyncio.gather(*waiting, return_exceptions=True)
                 continue
             sent = [entry for entry in part if entry.max_length not in full]
             try:
-                answers = iter(await broker.enqueue(self._redis, queue, sent))
+                answers = iter(await broker.enqueue(self._pipe, queue, sent))
             except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the caller
                 return outcomes + [exc] * (len(entries) - len(outcomes))
             outcomes += [full.get(e.max_length) or next(answers) for e in part]
@@ -97,39 +123,73 @@ class Outbox:
 
     async def close(self) -> None:
         """Send what was handed over; who waits for room hears that there was none. Idempotent."""
-        await self._gathered.drain()
+        loop = asyncio.get_running_loop()
+        if loop is self._loop:
+            while self._waiting or self._under_way:
+                if self._emptied is None or self._emptied.done():
+                    self._emptied = loop.create_future()
+                await asyncio.wait((self._emptied,))
         for line in list(self._lines.values()):
             await line.close()
         self._lines.clear()
 
-    def _hand_over(self, queue: str, entry: EnqueueEntry, until: Until) -> asyncio.Future[bool]:
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        sent = _Sent(queue, entry, until, future)
-        line = None if until is None else self._lines.get((queue, entry.max_length))
-        if line is not None and line.is_open:
-            line.join(sent)  # behind those who came before
+    def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin anew in another loop: those who waited in the old one have gone with it."""
+        self._loop = loop
+        self._waiting, self._lines = [], {}
+        self._is_scheduled, self._under_way, self._emptied = False, 0, None
+
+    def _send_waiting(self) -> None:
+        self._is_scheduled = False
+        batch, self._waiting = self._waiting, []
+        if len(batch) == 1:
+            parts = [(batch[0].queue, batch)]
         else:
-            self._gathered.add(sent)
-        return future
+            by_queue: dict[str, list[_Sent]] = {}
+            for sent in batch:
+                by_queue.setdefault(sent.queue, []).append(sent)
+            parts = [
+                (queue, of_queue[start : start + broker.MAX_ENTRIES])
+                for queue, of_queue in by_queue.items()
+                for start in range(0, len(of_queue), broker.MAX_ENTRIES)
+            ]
+        self._under_way += len(parts)
+        for queue, part in parts:
+            self._pipe.send_script(
+                partial(self._answer, queue, part, self._loop),
+                broker.ENQUEUE,
+                broker.enqueue_keys(queue),
+                broker.enqueue_args([sent.entry for sent in part]),
+            )
 
-    async def _send(self, batch: list[_Sent]) -> None:
-        by_queue: dict[str, list[_Sent]] = {}
-        for sent in batch:
-            by_queue.setdefault(sent.queue, []).append(sent)
-        for queue, part in by_queue.items():
-            await self._send_queue(queue, part)
-
-    async def _send_queue(self, queue: str, part: list[_Sent]) -> None:
+    def _answer(
+        self,
+        queue: str,
+        part: list[_Sent],
+        loop: asyncio.AbstractEventLoop | None,
+        reply: Any,
+    ) -> None:
+        if loop is not self._loop:
+            return
         outcomes: Sequence[bool | BaseException]
         try:
-            outcomes = await broker.enqueue(self._redis, queue, [sent.entry for sent in part])
-        except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the callers
+            outcomes = broker.enqueue_outcomes(queue, [sent.entry for sent in part], reply)
+        except Exception as exc:  # noqa: BLE001  a reply that is none of the script's: tell it
             outcomes = [exc] * len(part)
         for sent, outcome in zip(part, outcomes, strict=True):
             if isinstance(outcome, QueueFull) and sent.until is not None:
                 self._line_of(sent).join(sent)
-            else:
-                sent.answer(outcome)
+                continue
+            if isinstance(outcome, RedisUnavailable):
+                self._pipe.renew()  # a replica says so inside of the script's reply
+            sent.answer(outcome)
+        self._under_way -= 1
+        if self._under_way:
+            return
+        if self._waiting and not self._is_scheduled:
+            self._send_waiting()
+        elif self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
 
     def _line_of(self, sent: _Sent) -> Line:
         key = (sent.queue, sent.entry.max_length)
@@ -137,7 +197,7 @@ class Outbox:
         if line is None:
             # Lines that are over go when a new one is made: their number stays small.
             self._lines = {k: other for k, other in self._lines.items() if other.is_open}
-            line = self._lines[key] = Line(self._redis, *key)
+            line = self._lines[key] = Line(self._pipe, *key)
         return line
 
 
@@ -149,8 +209,8 @@ class Line:
     both, so one that gives up in the line is not queued, and none is sent twice.
     """
 
-    def __init__(self, redis: Redis, queue: str, max_length: int) -> None:
-        self._redis = redis
+    def __init__(self, pipe: Pipe, queue: str, max_length: int) -> None:
+        self._pipe = pipe
         self._queue = queue
         self._max_length = max_length
         self._waiting: deque[_Sent] = deque()
@@ -215,15 +275,18 @@ class Line:
 
     async def _move(self) -> bool:
         """Send as many as there is room for; tell whether any was taken."""
-        async with asyncio.timeout(LOOK_TIMEOUT_S):
-            length = await self._redis.zcard(self._queue)
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                length = await self._pipe.execute_command("ZCARD", self._queue)
+        except TimeoutError as exc:
+            raise RedisUnavailable(f"Redis does not say how long {self._queue!r} is") from exc
         room = min(self._max_length - length, broker.MAX_ENTRIES, len(self._waiting))
         if room < 1:
             return False
         moving = [self._waiting.popleft() for _ in range(room)]
         try:
             outcomes = await broker.enqueue(
-                self._redis, self._queue, [sent.entry for sent in moving]
+                self._pipe, self._queue, [sent.entry for sent in moving]
             )
         except Exception as exc:
             for sent in moving:

@@ -55,6 +55,8 @@ _FASTER: dict[type, type] = {
     SSLConnection: PackingSSLConnection,
     UnixDomainSocketConnection: PackingUnixConnection,
 }
+PACKING: tuple[type, ...] = tuple(_FASTER.values())
+"""The classes above."""
 
 
 def pack_in_c(pool: ConnectionPool) -> None:

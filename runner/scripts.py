@@ -21,18 +21,24 @@ import hashlib
 import re
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.exceptions import NoScriptError
 
 from runner.errors import ScriptError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from redis.asyncio import Redis
+    from collections.abc import Awaitable, Sequence
 
 _LINE = re.compile(r"^-- (KEYS|ARGV|Uses|Returns): *(.*)$")
+
+
+class Executes(Protocol):
+    """What runs commands: a client of redis-py, or a `Pipe`."""
+
+    def execute_command(self, *command: Any) -> Awaitable[Any]:
+        """Run a command and return its reply, or raise the error that came in its place."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,7 @@ class Script:
     keys: tuple[Place, ...]
     args: tuple[Place, ...]
 
-    async def call(self, redis: Redis, *, keys: Sequence[Any], args: Sequence[Any]) -> Any:
+    async def call(self, redis: Executes, *, keys: Sequence[Any], args: Sequence[Any]) -> Any:
         """Run by EVALSHA, or by EVAL where the server does not know the script yet.
 
         NOSCRIPT means that nothing ran, so the whole call is sent again. Any other
@@ -64,7 +70,7 @@ class Script:
             ScriptError: the call does not fit the contract.
         """
         self.check(keys, args)
-        execute: Any = redis.execute_command
+        execute = redis.execute_command
         try:
             return await execute("EVALSHA", self.sha, len(keys), *keys, *args)
         except NoScriptError:

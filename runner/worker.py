@@ -22,8 +22,8 @@ from arq.worker import Function
 from runner import broker, execution, keys
 from runner import writer as writers
 from runner.broker import Broker, Settlement
-from runner.client import open_client
 from runner.codec import Codec, codec_of
+from runner.connection import open_client
 from runner.cycle import TROUBLE
 from runner.leases import Leases
 from runner.queues import Queues

@@ -11,8 +11,8 @@ import uvloop
 
 from runner import logs
 from runner.cli.load import load_settings
-from runner.client import open_client
 from runner.codec import codec_of
+from runner.connection import open_client
 from runner.errors import SettingsError
 from runner.signing import chosen_codec
 from runner.writer import Candidate, adopt_database

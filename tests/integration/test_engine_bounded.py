@@ -13,8 +13,8 @@ from redis.exceptions import RedisError
 
 import runner
 from runner import Context, keys, task
-from runner.client import open_client
 from runner.codec import MsgpackCodec
+from runner.connection import open_client
 from runner.errors import ArgumentsError, EnqueueError, QueueFull
 from tests.engine import Gate, drain, raw, serving
 from tests.support import wait_until
@@ -209,7 +209,7 @@ async def test_batch_stops_at_the_first_refusal_though_room_comes_meanwhile(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with bounded(redis_url, 600) as client:
-        send: Any = client.execute_command
+        send: Any = client._pipe.execute_command
         calls = 0
 
         async def watched(*args: Any, **options: Any) -> Any:
@@ -221,7 +221,7 @@ async def test_batch_stops_at_the_first_refusal_though_room_comes_meanwhile(
                     await send("DEL", QUEUE)  # as if workers had taken everything
             return answer
 
-        monkeypatch.setattr(client, "execute_command", watched)
+        monkeypatch.setattr(client._pipe, "execute_command", watched)
         with pytest.raises(QueueFull) as caught:
             await client.enqueue_many([note.call(n) for n in range(1_600)])
         assert caught.value.refused == tuple(range(600, 1_600))
@@ -389,7 +389,7 @@ async def test_trouble_with_redis_reaches_those_who_wait(
             raise RedisError("away")
 
         with monkeypatch.context() as patched:
-            patched.setattr(client, "execute_command", away)
+            patched.setattr(client._pipe, "execute_command", away)
             for call in waiting:
                 with pytest.raises(RedisError, match="away"):
                     await call
@@ -405,14 +405,14 @@ async def test_full_queue_is_asked_seldom(redis_url: str, monkeypatch: pytest.Mo
     async with bounded(redis_url, 1, when_full="wait", full_timeout=1) as client:
         await client.enqueue(note, 0)
         asked = 0
-        zcard: Any = client.zcard
+        send: Any = client._pipe.execute_command
 
-        async def counted(name: str) -> Any:
+        async def counted(*command: Any) -> Any:
             nonlocal asked
             asked += 1
-            return await zcard(name)
+            return await send(*command)
 
-        monkeypatch.setattr(client, "zcard", counted)
+        monkeypatch.setattr(client._pipe, "execute_command", counted)
         outcomes = await asyncio.gather(
             *(client.enqueue(note, n) for n in range(1_000)), return_exceptions=True
         )

@@ -87,10 +87,8 @@ async def test_enqueue_refuses_an_id_whose_result_is_kept(rig: Rig, redis: Any) 
 
 
 async def test_enqueue_stops_at_the_queues_bound(rig: Rig, redis: Any) -> None:
-    entries = [EnqueueEntry(i, payload(i), None, LIFETIME_MS, False) for i in "abc"]
-    outcomes = await broker.enqueue(
-        redis, QUEUE, [replace(entry, max_length=2) for entry in entries]
-    )
+    entries = [EnqueueEntry(i, payload(i), None, LIFETIME_MS, False, 2) for i in "abc"]
+    outcomes = await broker.enqueue(redis, QUEUE, entries)
     assert outcomes[:2] == [True, True]
     assert isinstance(outcomes[2], QueueFull)
     assert await rig.ids() == {"a", "b"}
