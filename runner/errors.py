@@ -19,6 +19,9 @@
     │   └── WriteRejected         Postgres refused the job's unit of writes
     ├── WriterError
     │   ├── UnitError             an operation cannot be written down
+    │   │   └── UnitChanged       a unit's id was used before, for other writes
+    │   ├── CommitTimeout         a unit was not committed in time; a TimeoutError too
+    │   ├── WriterBacklogFull     too much waits for the writer; nothing was submitted
     │   ├── WriterUnavailable     no database is configured, or it cannot be the writer's
     │   └── StoreWentBack         Redis or Postgres lost what the other still knows
     └── ScriptError               a call does not fit a Lua script's contract
@@ -43,6 +46,7 @@ __all__ = [
     "ArgumentsError",
     "Cancel",
     "CodecError",
+    "CommitTimeout",
     "DecodeError",
     "EncodeError",
     "EnqueueError",
@@ -61,8 +65,10 @@ __all__ = [
     "TaskNotFound",
     "TooManyCrashes",
     "TooManyTries",
+    "UnitChanged",
     "UnitError",
     "WriteRejected",
+    "WriterBacklogFull",
     "WriterError",
     "WriterUnavailable",
 ]
@@ -247,6 +253,37 @@ class WriterError(RunnerError):
 
 class UnitError(WriterError):
     """Raised at the call when an operation cannot be written down as it is."""
+
+
+class UnitChanged(UnitError):
+    """Raised when a unit's id was used before, a short while ago, for other writes."""
+
+
+class CommitTimeout(WriterError, TimeoutError):
+    """Raised when a unit was not committed in time. It may still be, soon or late.
+
+    Attributes:
+        unit: the unit's id: submitted again under it, with the same writes, it is applied
+            once, and gives the same answer. "" when the unit has none of its own.
+    """
+
+    def __init__(self, message: str = "", *, unit: str = "") -> None:
+        super().__init__(message)
+        self.unit = unit
+
+
+class WriterBacklogFull(WriterError):
+    """Raised when too much waits for the writer, and did so as long as the caller may wait.
+
+    Nothing of the unit was submitted.
+
+    Attributes:
+        unit: the unit's id.
+    """
+
+    def __init__(self, message: str = "", *, unit: str = "") -> None:
+        super().__init__(message)
+        self.unit = unit
 
 
 class WriterUnavailable(WriterError):
