@@ -18,12 +18,12 @@ import runner
 from runner import Client, Context, RetryPolicy, keys, task
 from runner.broker import Claimed
 from runner.errors import (
+    CommitTimeout,
     LeaseLost,
     RemoteError,
     ResultTooLarge,
     UnitChanged,
     WriteRejected,
-    WriterUnavailable,
 )
 from runner.types import Committed, DeadLetter
 from runner.writer import Commits
@@ -297,7 +297,7 @@ async def is_impatient(ctx: Context) -> str:
     ctx.db.insert("t", id=1)
     try:
         await ctx.db.commit(timeout=0.05)
-    except WriterUnavailable as exc:
+    except CommitTimeout as exc:
         ctx.db.insert("t", id=2)
         return str(exc)
     return ""

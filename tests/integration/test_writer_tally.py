@@ -328,12 +328,12 @@ async def test_an_answer_stands_in_redis_for_an_hour(redis_url: str, database_ur
         certain = await submit(e, "two", lambda u: u.insert("t", id=9))
         bad = await submit(e, "three", lambda u: u.insert("t", id=9))
         await e.answered(bad)
-        answer = await e.redis.get(keys.ANSWERED_UNIT + entry)
+        answer = await e.redis.get(keys.ANSWER + entry)
         assert read_tally(answer or b"", entry, (1,)).rows == ([{"id": 1}, {"id": 2}],)
-        assert 0 < await e.redis.pttl(keys.ANSWERED_UNIT + entry) <= 3_600_000
-        answer = await e.redis.get(keys.ANSWERED_UNIT + certain)
+        assert 0 < await e.redis.pttl(keys.ANSWER + entry) <= 3_600_000
+        answer = await e.redis.get(keys.ANSWER + certain)
         assert read_tally(answer or b"", certain, (1,)).counts == (1,)
-        assert await e.redis.exists(keys.ANSWERED_UNIT + bad) == 0
+        assert await e.redis.exists(keys.ANSWER + bad) == 0
         facts = decode_rejection(await e.redis.get(keys.FAILED_UNIT + bad) or b"")
         assert facts.sqlstate == "23505"
 
@@ -352,8 +352,8 @@ async def test_a_new_leader_tells_what_the_last_one_noted(
             await b.apply(*(read_entry(name.decode(), fields) for name, fields in entries[1:]))
         async with writing(e.candidate()):
             await e.answered(certain)
-            answer = await e.redis.get(keys.ANSWERED_UNIT + entry)
+            answer = await e.redis.get(keys.ANSWER + entry)
             assert read_tally(answer or b"", entry, (1,)).rows == ([{"id": 1}, {"id": 2}],)
-            answer = await e.redis.get(keys.ANSWERED_UNIT + certain)
+            answer = await e.redis.get(keys.ANSWER + certain)
             assert read_tally(answer or b"", certain, (1,)).counts == (1,)
         assert await e.rows("SELECT entry FROM runner.answers") == []
