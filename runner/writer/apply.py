@@ -18,14 +18,14 @@ from runner.writer.statements import raw_row
 from runner.writer.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from asyncpg import Connection, Record
     from asyncpg.prepared_stmt import PreparedStatement
 
     from runner.writer.catalogue import Known
     from runner.writer.entries import Unit
-    from runner.writer.plan import Group, Row
+    from runner.writer.plan import Group, Profile, Row
     from runner.writer.statements import Statements
     from runner.writer.units import Operation
 
@@ -101,6 +101,7 @@ def prepare_steps(units: Sequence[Unit], known: Known) -> list[Step]:
     An operation whose unit asks what it did, and that must be run to know, is a step of its
     own: what comes before it in the batch is planned apart from what comes behind it.
     """
+    profiles = {text: statements.profile for text, statements in known.items()}
     steps: list[Step] = []
     together: list[Operation] = []
     for unit in units:
@@ -109,16 +110,18 @@ def prepare_steps(units: Sequence[Unit], known: Known) -> list[Step]:
             continue
         for place, operation in enumerate(unit.operations):
             if known[operation[0]].tells:
-                steps += _planned(together, known)
+                if together:
+                    steps += _planned(together, profiles, known)
+                    together = []
                 steps += _asked_steps(unit, place, known)
-                together = []
             else:
                 together.append(operation)
-    return steps + _planned(together, known)
+    return steps + _planned(together, profiles, known)
 
 
-def _planned(operations: Sequence[Operation], known: Known) -> list[Step]:
-    profiles = {text: statements.profile for text, statements in known.items()}
+def _planned(
+    operations: Sequence[Operation], profiles: Mapping[str, Profile], known: Known
+) -> list[Step]:
     steps: list[Step] = []
     for wave in plan(operations, profiles):
         steps.extend(_wave_steps(wave, known))

@@ -26,11 +26,11 @@ from runner.errors import (
     WriteRejected,
 )
 from runner.types import Committed, DeadLetter
-from runner.writer import Commits
-from runner.writer.entries import decode_rejection
+from runner.writer import Commits, adopt_database
+from runner.writer.entries import decode_rejection, read_entry
 from tests.commit_worker import commit_and_wait
 from tests.engine import Gate, Rig, raw, serving
-from tests.integration.test_writer_support import LASTING, engine, unit_of, writing
+from tests.integration.test_writer_support import CODEC, LASTING, bench, engine, unit_of, writing
 from tests.support import wait_until
 
 if TYPE_CHECKING:
@@ -408,6 +408,48 @@ async def test_a_commit_of_a_killed_worker_is_found_by_the_next(
         assert before[1:] == [[1, 1], [[{"id": 1}], None]]
     assert await database.fetchval("SELECT count(*) FROM serials") == 1
     assert await database.fetchval("SELECT n FROM total") == 11
+
+
+@task
+async def writes_and_reads_back(ctx: Context) -> list[Any]:
+    ctx.db.insert("serials", name="x", returning=["id", "name"])
+    try:
+        committed = await ctx.db.commit()
+    except WriteRejected as exc:
+        return [str(exc)]
+    return [committed.counts, committed.rows]
+
+
+async def test_a_job_hears_from_the_leader_behind_one_that_died(
+    redis_url: str, database_url: str, database: Connection[Record], client: Client
+) -> None:
+    async with engine(redis_url, database_url) as e, serving(redis_url, [writes_and_reads_back]):
+        async with writing(e.candidate()):
+            pass  # it took office, and has answered nothing
+        job = await client.enqueue(writes_and_reads_back)
+        await wait_until(lambda: _length(client, 1), description="the unit waits for a writer")
+        async with bench(database_url) as b:
+            # The leader commits, and dies before it tells.
+            for entry, fields in await client.xrange(keys.UNITS):
+                await b.apply(read_entry(entry.decode(), fields))
+        async with writing(e.candidate()):
+            assert await job.result(timeout=20) == [[1], [[{"id": 1, "name": "x"}]]]
+    assert await database.fetchval("SELECT count(*) FROM serials") == 1
+
+
+async def test_adoption_refuses_the_commit_that_a_job_waits_for(
+    redis_url: str, database_url: str, database: Connection[Record], client: Client
+) -> None:
+    async with engine(redis_url, database_url) as e, serving(redis_url, [writes_and_reads_back]):
+        async with writing(e.candidate()):
+            before = await client.enqueue(writes_and_reads_back)
+            assert await before.result(timeout=20) == [[1], [[{"id": 1, "name": "x"}]]]
+        job = await client.enqueue(writes_and_reads_back)
+        await wait_until(lambda: _length(client, 2), description="the unit waits for a writer")
+        await adopt_database(client, database_url, CODEC)
+        (reason,) = await job.result(timeout=20)
+        assert "adopted" in reason
+    assert await database.fetchval("SELECT count(*) FROM serials") == 1
 
 
 # The submitting script.
