@@ -12,6 +12,7 @@ from arq.jobs import JobStatus, ResultNotFound
 
 from runner import errors
 from runner.client import Client, connect
+from runner.database import Answer, Database, DirectUnit, database
 from runner.errors import Cancel, Retry, RunnerError, Snooze
 from runner.execution import Context
 from runner.job import Job
@@ -25,12 +26,15 @@ from runner.worker import Worker
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "Backoff",
     "Call",
     "Cancel",
     "Client",
     "Context",
+    "Database",
     "DeadLetter",
+    "DirectUnit",
     "Job",
     "JobStatus",
     "Outcome",
@@ -48,6 +52,7 @@ __all__ = [
     "WriterStatus",
     "connect",
     "cron",
+    "database",
     "errors",
     "func",
     "task",

@@ -26,6 +26,7 @@ runner:writer                   HASH     the writer's position and counts; lasti
 runner:writer:leader            STRING   the elected candidate; the election's term
 runner:failed:<entry>           STRING   why a unit was refused; 1 h
 runner:answer:<entry>           STRING   what a unit gave back that asked for it; 1 h
+runner:moved:<entry>            STRING   the entry that took its place, after Redis lost data; 1 h
 runner:unit:<id>                STRING   of a unit whose id its caller chose: its entry and a digest
                                          of its contents; 10 min
 runner:sent:<client>            STRING   a client's last submission, so that it can be repeated;
@@ -60,6 +61,7 @@ WAITERS = "runner:waiters:"
 DEAD_LETTER = "runner:dead-letter:"
 FAILED_UNIT = "runner:failed:"
 ANSWER = "runner:answer:"
+MOVED_UNIT = "runner:moved:"
 UNIT = "runner:unit:"
 
 UNITS = "runner:units"
