@@ -25,6 +25,7 @@ runner:units                    STREAM   units not yet committed, and a tail; la
 runner:writer                   HASH     the writer's position and counts; lasting
 runner:writer:leader            STRING   the elected candidate; the election's term
 runner:failed:<entry>           STRING   why a unit was refused; 1 h
+runner:moved:<entry>            STRING   the entry that took its place, after Redis lost data; 1 h
 ==============================  =======  =====================================================
 """
 
@@ -49,6 +50,7 @@ RESULT = result_key_prefix
 WAITERS = "runner:waiters:"
 DEAD_LETTER = "runner:dead-letter:"
 FAILED_UNIT = "runner:failed:"
+MOVED_UNIT = "runner:moved:"
 
 UNITS = "runner:units"
 WRITER = "runner:writer"

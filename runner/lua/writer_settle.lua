@@ -1,5 +1,5 @@
 -- Settle what the writer has committed, so that callers see results.
--- KEYS: queue dead counters writer
+-- KEYS: queue dead counters writer stream
 -- ARGV: previous last leader units:int operations:int batches:int rejected:int done:int entries...
 -- Uses: clock tell bury
 -- Returns: for each entry 1 (settled), 0 (not this entry's job any more) or an error text
@@ -9,11 +9,16 @@
 -- letter, or for a unit without a job ('') the facts for whoever submitted it.
 -- An entry acts only where the job's marker names it, so the call can be repeated. `last` is ''
 -- unless this call is the last for its batch: then the counts grow, once, and the commit is
--- announced.
+-- announced. A Redis that has lost that entry answers LOST, and `answered` stays where it is: what
+-- is below it may be new, and not applied.
 
 local FIELDS = 7
 local COUNTERS_MS = 2592000000
 local FAILED_MS = 3600000
+
+if last ~= '' and #redis.call('XRANGE', stream, last, last) == 0 then
+  return redis.error_reply('LOST ' .. last .. ' is not in the stream any more')
+end
 
 local statuses, settled = {}, {}
 local total = (#ARGV - entries_at + 1) / FIELDS

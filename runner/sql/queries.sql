@@ -62,7 +62,7 @@ INSERT INTO runner.rejected (entry, facts) VALUES ($1, $2);
 SELECT entry, facts FROM runner.rejected WHERE entry = ANY($1::text[]);
 
 -- name: forget_rejected
-DELETE FROM runner.rejected WHERE entry = ANY($1::text[]);
+DELETE FROM runner.rejected WHERE at < now() - interval '2 minutes';
 
 -- name: table
 SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,

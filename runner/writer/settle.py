@@ -120,7 +120,7 @@ class Settler:
             head = counts if is_last else (0, 0, 0, 0, 0)
             statuses = await load("writer_settle").call(
                 self.redis,
-                keys=[queue, keys.dead(queue), keys.counters(queue), keys.WRITER],
+                keys=[queue, keys.dead(queue), keys.counters(queue), keys.WRITER, keys.UNITS],
                 args=[
                     *(self.answered, last if is_last else "", self.name, *head),
                     *(value for entry in part for value in entry),

@@ -17,6 +17,7 @@ PREFIXES = {
     keys.WAITERS,
     keys.DEAD_LETTER,
     keys.FAILED_UNIT,
+    keys.MOVED_UNIT,
 }
 NAMES = PREFIXES | {keys.ABORT, keys.COMMITS_CHANNEL, keys.UNITS, keys.WRITER, keys.LEADER}
 
