@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from runner.codec import Codec
     from runner.writer.apply import Office
     from runner.writer.entries import Unit
+    from runner.writer.pulse import Pulse
 
 __all__ = ["Term"]
 
@@ -59,7 +60,9 @@ class Term:
         office: Office,
         codec: Codec,
         name: str,
+        pulse: Pulse,
     ) -> None:
+        self._pulse = pulse
         self._redis = redis
         self._connection = connection
         self._office = office
@@ -87,6 +90,7 @@ class Term:
         await inheritance.accept()
         async with asyncio.TaskGroup() as group:
             ahead = [
+                group.create_task(self._pulse.watch(), name="writer pulse"),
                 group.create_task(self._read(), name="writer read"),
                 group.create_task(self._plan(), name="writer plan"),
                 group.create_task(self._trim(), name="writer trim"),
@@ -139,7 +143,8 @@ class Term:
                 logger.error("refused the unit %s: %s", batch.units[0].entry, why)
                 return await self._batches.refuse(batch.units[0], why)
         try:
-            return await self._batches.apply(batch)
+            with self._pulse.asking():
+                return await self._batches.apply(batch)
         except BaseException:
             if self._connection.is_closed():
                 # A unit that takes the session with it must not stand in the way for ever.
@@ -154,7 +159,8 @@ class Term:
         It is kept a little longer, for a Redis that forgets what it was told.
         """
         self._housed_at = time.monotonic()
-        await self._connection.execute(query("forget_rejected"))
+        with self._pulse.asking():
+            await self._connection.execute(query("forget_rejected"))
         if self._swap_is_due():
             await self._swap_ledger()
 
