@@ -105,7 +105,7 @@ class Writes:
     ) -> None:
         """Add to columns of the row with this key: a counter."""
         unit = UnitBuilder()
-        unit.add(table, key=key, missing=missing, **deltas)
+        unit.add(table, key=key, missing=missing, returning=False, **deltas)
         await self._commit(unit)
 
     async def update(self, table: str, /, *, key: Mapping[str, Any], **values: Any) -> None:

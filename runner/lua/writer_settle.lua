@@ -1,5 +1,5 @@
 -- Settle what the writer has committed, so that callers see results.
--- KEYS: queue dead counters writer idle wake
+-- KEYS: queue dead counters writer stream idle wake
 -- ARGV: channel previous last look leader units:int operations:int batches:int rejected:int done:int entries...
 -- Uses: clock tell bury wake
 -- Returns: for each entry 1 (settled), 0 (not this entry's job any more) or an error text
@@ -14,13 +14,19 @@
 --   commit-told, commit-refused  the same for the commit of a running job; `keep_ms` is its number
 -- An entry acts only where the job's marker names it, so the call can be repeated. `last` is ''
 -- unless this call is the last for its batch: then the counts grow, once, and the commit is
--- announced. `look` names the entries of which there is more to read, or is '*'.
+-- announced. `look` names the entries of which there is more to read, or is '*'. A Redis that has
+-- lost that entry answers LOST, and `answered` stays where it is: what is below it may be new, and
+-- not applied.
 
 local FIELDS = 7
 local COUNTERS_MS = 2592000000
 local FAILED_MS = 3600000
 local KEEP_MS = 2592000000
 local RETRY_TTL_S = 88400
+
+if last ~= '' and #redis.call('XRANGE', stream, last, last) == 0 then
+  return redis.error_reply('LOST ' .. last .. ' is not in the stream any more')
+end
 
 local statuses, settled, again, commits = {}, {}, {}, {}
 local total = (#ARGV - entries_at + 1) / FIELDS
@@ -91,8 +97,12 @@ local function tell_commit(index)
   local at = entries_at + (index - 1) * FIELDS
   local key, number = 'runner:commits:' .. ARGV[at + 1], ARGV[at + 3]
   local noted = redis.call('HGET', key, number)
-  if not noted or string.match(noted, '^%S+') ~= ARGV[at]
-    or redis.call('HEXISTS', key, 'answer ' .. number) == 1 then
+  if not noted or redis.call('HEXISTS', key, 'answer ' .. number) == 1 then
+    return
+  end
+  -- An entry that was moved, because Redis had lost data, answers for the one that it was.
+  local entry = string.match(noted, '^%S+')
+  if entry ~= ARGV[at] and redis.call('GET', 'runner:moved:' .. entry) ~= ARGV[at] then
     return
   end
   local answer = '+' .. ARGV[at + 4]

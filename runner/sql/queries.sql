@@ -68,15 +68,8 @@ INSERT INTO runner.answers (entry, answer) VALUES ($1, $2);
 SELECT entry, answer FROM runner.answers WHERE entry = ANY($1::text[]);
 
 -- name: forget_told
-WITH rejected AS (DELETE FROM runner.rejected WHERE entry = ANY($1::text[]))
-DELETE FROM runner.answers WHERE entry = ANY($1::text[]);
-
--- name: forget_all_told
--- What was kept before this term began, all of which has been told; unless the term is over.
-WITH rejected AS (
-    DELETE FROM runner.rejected WHERE EXISTS (SELECT FROM runner.writer WHERE epoch = $1)
-)
-DELETE FROM runner.answers WHERE EXISTS (SELECT FROM runner.writer WHERE epoch = $1);
+WITH rejected AS (DELETE FROM runner.rejected WHERE at < now() - interval '2 minutes')
+DELETE FROM runner.answers WHERE at < now() - interval '2 minutes';
 
 -- name: table
 SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,

@@ -69,6 +69,7 @@ class Office:
         answered: the last entry that callers were told of when the term began.
         ledger_age_s: how long the ledger had been in use then.
         losses: how many sessions were lost at this very position before.
+        redis_lost: whether the entry at the position is not in the stream any more.
     """
 
     epoch: int
@@ -78,6 +79,7 @@ class Office:
     answered: str
     ledger_age_s: float = 0.0
     losses: int = 0
+    redis_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

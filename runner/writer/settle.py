@@ -141,7 +141,7 @@ class Settler:
             statuses = await load("writer_settle").call(
                 self.redis,
                 keys=[
-                    *(queue, keys.dead(queue), keys.counters(queue), keys.WRITER),
+                    *(queue, keys.dead(queue), keys.counters(queue), keys.WRITER, keys.UNITS),
                     *(keys.idle(queue), keys.wake(queue)),
                 ],
                 args=[

@@ -356,4 +356,3 @@ async def test_a_new_leader_tells_what_the_last_one_noted(
             assert read_tally(answer or b"", entry, (1,)).rows == ([{"id": 1}, {"id": 2}],)
             answer = await e.redis.get(keys.ANSWER + certain)
             assert read_tally(answer or b"", certain, (1,)).counts == (1,)
-        assert await e.rows("SELECT entry FROM runner.answers") == []
