@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import msgspec
 
 from runner import keys
 from runner.errors import EnqueueError, QueueFull
@@ -25,8 +28,7 @@ WAITER_TTL_MS = 60_000
 Mode: TypeAlias = Literal["done", "again", "back", "submit"]
 
 
-@dataclass(slots=True, kw_only=True)
-class Claimed:
+class Claimed(msgspec.Struct):
     """A job that this worker holds.
 
     Attributes:
@@ -36,6 +38,7 @@ class Claimed:
         payload: the encoded job, None when it is gone.
         attempt: the number of this try, counted from 1.
         crashes: leases of this job that were lost before.
+        until: the time, by `time.monotonic`, beyond which its lease is not renewed any more.
     """
 
     job_id: str
@@ -45,6 +48,7 @@ class Claimed:
     payload: bytes | None
     attempt: int
     crashes: int
+    until: float = math.inf
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,17 +85,17 @@ class CycleReply:
     Attributes:
         queue: the queue that was asked.
         now_ms: Redis's time.
-        next_due_ms: when the next job of the set is due, None when there is none.
-        queued: ids in the set, running ones included.
+        next_due_ms: when the next job of the set is due; None when there is none, and when
+            `more` are due now.
         more: due jobs were left behind.
-        statuses: for each settlement 1 (settled), 0 (the lease was lost), or an error's text.
+        statuses: for each settlement 1 (settled), 2 (by an earlier sending of the batch), 0 (the
+            lease was lost), or an error's text.
         claimed: the jobs that are now held.
     """
 
     queue: str
     now_ms: int
     next_due_ms: float | None
-    queued: int
     more: bool
     statuses: list[int | str]
     claimed: list[Claimed]
@@ -149,6 +153,8 @@ class Broker:
         limit: int,
         worker: str = "",
         idle_ms: int = 0,
+        batch: str = "",
+        lane: str = "",
     ) -> CycleReply:
         """Settle what has ended and claim what is due, in one round trip.
 
@@ -159,6 +165,9 @@ class Broker:
             limit: how many jobs to claim at most.
             worker: the name to register as idle when slots stay free; "" never does.
             idle_ms: how long that registration lasts.
+            batch: the token under which these settlements were sent first, when they may have
+                to be sent again; "" when not.
+            lane: where Redis remembers the batch; the next batch of the lane takes its place.
         """
         args: list[Any] = [
             token,
@@ -167,30 +176,33 @@ class Broker:
             worker,
             idle_ms,
             int(self.keeps),
+            batch,
             len(settlements),
         ]
         for settlement in settlements:
-            args.extend(_settlement_fields(settlement))
-        reply = await self._cycle.call(redis, keys=self._keys, args=args)
-        now_ms, upcoming, queued, more, statuses, claimed = reply
+            args += _settlement_fields(settlement)
+        script_keys = [*self._keys, keys.settled(lane)]
+        reply = await self._cycle.call(redis, keys=script_keys, args=args)
+        now_ms, upcoming, more, statuses, claimed = reply
+        values = iter(claimed)
+        queue = self.queue
         return CycleReply(
-            queue=self.queue,
+            queue=queue,
             now_ms=now_ms,
             next_due_ms=float(upcoming) if upcoming else None,
-            queued=queued,
             more=bool(more),
             statuses=[s if isinstance(s, int) else s.decode() for s in statuses],
             claimed=[
                 Claimed(
-                    job_id=job_id.decode(errors="surrogateescape"),
-                    queue=self.queue,
-                    token=token,
-                    run_at_ms=float(score),
-                    payload=payload,
-                    attempt=attempt,
-                    crashes=crashes,
+                    job_id.decode(errors="surrogateescape"),
+                    queue,
+                    token,
+                    float(score),
+                    payload,
+                    attempt,
+                    crashes,
                 )
-                for job_id, score, payload, attempt, crashes in claimed
+                for job_id, score, payload, attempt, crashes in zip(*[values] * 5, strict=True)
             ],
         )
 
@@ -201,12 +213,21 @@ def raw_id(job_id: str) -> bytes:
 
 
 def _settlement_fields(settlement: Settlement) -> tuple[Any, ...]:
-    claimed = settlement.claimed
+    claimed, mode = settlement.claimed, settlement.mode
+    job_id = claimed.job_id.encode(errors="surrogateescape")
+    if (
+        mode == "done"
+        and settlement.counter == "succeeded"
+        and not settlement.extra
+        and not settlement.letter
+    ):
+        ends = (settlement.result, settlement.keep_ms)
+        return (job_id, claimed.token, claimed.attempt, "ok", *ends)
     fields = (
-        raw_id(claimed.job_id),
+        job_id,
         claimed.token,
         claimed.attempt,
-        settlement.mode,
+        mode,
         settlement.counter,
         settlement.result,
         settlement.keep_ms,
@@ -214,7 +235,7 @@ def _settlement_fields(settlement: Settlement) -> tuple[Any, ...]:
         settlement.letter,
         settlement.unit_id,
     )
-    if settlement.mode == "submit":
+    if mode == "submit":
         return (*fields, settlement.operations, settlement.header)
     return fields
 

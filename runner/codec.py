@@ -8,8 +8,7 @@ import logging
 import pathlib
 import pickle
 import traceback as traceback_module
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Annotated, Any, Protocol, TypeAlias, cast
 
 import msgspec
 
@@ -55,8 +54,7 @@ class Codec(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobRecord:
+class JobRecord(msgspec.Struct, frozen=True):
     """One job as it travels: arq's five fields, and ours in ``options``."""
 
     task: str
@@ -67,24 +65,53 @@ class JobRecord:
     options: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResultRecord:
-    """One result as it travels, field for field as arq keeps it.
+class _JobOnWire(msgspec.Struct, gc=False):
+    """A job as msgspec reads it at once; what is not quite so goes through `Codec.loads`."""
+
+    f: str
+    a: tuple[Any, ...]
+    k: dict[str, Any]
+    t: int | None
+    et: Annotated[int, msgspec.Meta(ge=0, lt=_END_OF_CALENDAR_MS)]
+    x: dict[str, Any] | None = None
+    s: Any = msgspec.UNSET
+    r: Any = msgspec.UNSET
+
+
+class ResultRecord(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    rename={
+        "attempt": "t",
+        "task": "f",
+        "args": "a",
+        "kwargs": "k",
+        "enqueued_ms": "et",
+        "success": "s",
+        "result": "r",
+        "started_ms": "st",
+        "finished_ms": "ft",
+        "queue": "q",
+        "job_id": "id",
+    },
+):
+    """One result as it travels, field for field as arq keeps it, under arq's names.
 
     ``result`` is an exception instance when ``success`` is false.
     """
 
-    job_id: str
-    queue: str
+    attempt: int
     task: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    attempt: int
     enqueued_ms: int
-    started_ms: int
-    finished_ms: int
     success: bool
     result: Any
+    started_ms: int
+    finished_ms: int
+    queue: str
+    job_id: str
 
 
 class PickleCodec:
@@ -120,6 +147,7 @@ class MsgpackCodec:
     def __init__(self) -> None:
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_encode_other)
         self._decoder = msgspec.msgpack.Decoder(ext_hook=_decode_extension)
+        self._job_decoder = msgspec.msgpack.Decoder(_JobOnWire, ext_hook=_decode_extension)
 
     def dumps(self, fields: Fields) -> bytes:
         """Encode the fields; raise `EncodeError` naming what cannot travel."""
@@ -136,6 +164,23 @@ class MsgpackCodec:
         except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as exc:
             raise DecodeError(f"not a msgpack job or result: {exc}{_why_not(data)}") from exc
         return _checked(fields)
+
+    def job(self, data: bytes) -> JobRecord | None:
+        """Decode a plain job at once; None: `loads` says what it is, or what is wrong with it."""
+        try:
+            read = self._job_decoder.decode(data)
+        except (msgspec.DecodeError, ValueError, TypeError, RecursionError):
+            return None
+        if read.x or (read.s is not msgspec.UNSET and read.r is not msgspec.UNSET):
+            return None
+        return JobRecord(read.f, read.a, read.k, read.t, read.et, {})
+
+    def result(self, record: ResultRecord) -> bytes | None:
+        """Encode a result at once, as `dumps` would; None: `dumps` says what is wrong with it."""
+        try:
+            return self._encoder.encode(record)
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            return None
 
 
 def codec_named(name: str) -> Codec:
@@ -225,6 +270,8 @@ def decode_job(codec: Codec, data: bytes, *, job_id: str = "") -> JobRecord:
     With `job_id`, a job whose bytes name another id is refused: signed jobs of our clients
     name theirs, so that nobody runs one again under another id.
     """
+    if isinstance(codec, MsgpackCodec) and (record := codec.job(data)) is not None:
+        return record
     fields = getattr(codec, "loads_job", codec.loads)(data)
     if is_result(fields):
         raise DecodeError("not a job: these are the fields of a result")
@@ -260,6 +307,8 @@ def decode_job(codec: Codec, data: bytes, *, job_id: str = "") -> JobRecord:
 
 def encode_result(codec: Codec, record: ResultRecord) -> bytes:
     """Encode one result; a value that cannot travel becomes a failure that says so."""
+    if isinstance(codec, MsgpackCodec) and (encoded := codec.result(record)) is not None:
+        return encoded
     fields: Fields = {
         "t": record.attempt,
         "f": record.task,

@@ -8,6 +8,7 @@ slots, so that the loop works while Redis does. Every claim has a token of its o
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import logging
 import secrets
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from runner.broker import Broker, Claimed, CycleReply, Settlement
 
-_Pending: TypeAlias = "tuple[Settlement, Settling]"
+_Pending: TypeAlias = "tuple[Settlement, Settling | None]"
 
 logger = logging.getLogger("runner.cycle")
 
@@ -59,6 +60,8 @@ class Cycles:
     Args:
         redis: returns the connection pool of the moment.
         start: called with each claimed job.
+        settled: called with what was handed in without a future, and its status; None says that
+            it was given up.
         replied: called with each reply, after its jobs have started.
         room: returns how many jobs may be claimed now; it knows what is `reserved`.
         capacity: how many jobs may run at once.
@@ -72,6 +75,7 @@ class Cycles:
         redis: Callable[[], Redis],
         *,
         start: Callable[[Claimed], None],
+        settled: Callable[[Settlement, int | str | None], None],
         replied: Callable[[CycleReply], None],
         room: Callable[[], int],
         capacity: int,
@@ -86,22 +90,29 @@ class Cycles:
         """How long an idle registration lasts; 0: the worker cannot be woken."""
         self._redis = redis
         self._start = start
+        self._settled = settled
         self._replied = replied
         self._room = room
-        self._lanes = max(1, min(lanes, capacity))
-        self._share = -(-capacity // self._lanes)
+        lanes = max(1, min(lanes, capacity))
+        self._share = -(-capacity // lanes)
         self.reserved = 0
         """Slots promised to claims that are under way."""
         self.backlog = False
         """Whether the last claim left due jobs behind."""
-        self._active: set[asyncio.Task[None]] = set()
+        self._active: dict[asyncio.Task[None], str] = {}  # the lane of each
         self._calls: set[asyncio.Task[CycleReply]] = set()
         self._waiting: deque[_Pending] = deque()
         self._kick_due = False
+        # That of the worker: a job that hands in is not to lend its own to those that follow.
+        self._context = contextvars.copy_context()
         self._troubles = 0
         self._given_up = False
-        self._prefix = f"r:{secrets.token_hex(6)}"
+        name = secrets.token_hex(6)
+        self._prefix = f"r:{name}"
         self._numbers = itertools.count(1)
+        self.lanes = [f"{name}:{number}" for number in range(lanes)]
+        """Where Redis remembers what was settled last."""
+        self._free_lanes = list(self.lanes)
 
     def hand_in(self, settlement: Settlement) -> Settling:
         """Let the next cycle settle one attempt; its status comes by the future.
@@ -109,26 +120,32 @@ class Cycles:
         It is tried again while Redis is away. When the waiter is cancelled, the settlement
         goes on.
         """
-        loop = asyncio.get_running_loop()
-        future = Settling(loop=loop)
+        future = Settling(loop=asyncio.get_running_loop())
+        self._put(settlement, future)
+        return future
+
+    def pass_in(self, settlement: Settlement) -> None:
+        """Do the same where nobody waits: `settled` is called with the status."""
+        self._put(settlement, None)
+
+    def _put(self, settlement: Settlement, future: Settling | None) -> None:
         if self._given_up:
-            future.give_up()
-            return future
+            self._tell(settlement, future, None)
+            return
         self._waiting.append((settlement, future))
         if not self._kick_due:
             # After the callbacks of this moment, so that what ends together travels together.
             self._kick_due = True
-            loop.call_soon(self._kick)
-        return future
+            asyncio.get_running_loop().call_soon(self._kick, context=self._context)
 
     async def once(self) -> CycleReply:
-        """Run one cycle now that claims; raise what it raises.
+        """Claim once, now; raise what that raises.
 
         A cancelled caller does not cancel the call: what it claims would belong to nobody
         until the lease is over. Its jobs are started, or handed back by a worker that stops.
         """
         call = asyncio.get_running_loop().create_task(
-            self._run(*self._load(claim=True)),
+            self._run([], self._reserve(), token=self._name()),
             name="runner claim",
         )
         self._calls.add(call)
@@ -158,17 +175,34 @@ class Cycles:
     def reopen(self) -> None:
         """Settle again after `cancel`: a closed worker may start another time."""
         self._given_up = False
+        self._context = contextvars.copy_context()
 
     def _drop(self, batch: Iterable[_Pending]) -> None:
-        for _, future in batch:
+        for settlement, future in batch:
+            self._tell(settlement, future, None)
+
+    def _tell(
+        self,
+        settlement: Settlement,
+        future: Settling | None,
+        status: int | str | None,
+    ) -> None:
+        if future is None:
+            self._settled(settlement, status)
+        elif future.done():
+            pass
+        elif status is None:
             future.give_up()
+        else:
+            future.set_result(status)
 
     def _kick(self) -> None:
         self._kick_due = False
-        while len(self._active) < self._lanes and self._has_work():
-            lane = self._lane(*self._load(claim=self.claims))
-            task = asyncio.get_running_loop().create_task(lane, name="runner cycle")
-            self._active.add(task)
+        while self._free_lanes and self._has_work():
+            lane = self._free_lanes.pop()
+            work = self._lane(self._load(), self._reserve() if self.claims else 0, lane)
+            task = asyncio.get_running_loop().create_task(work, name="runner cycle")
+            self._active[task] = lane
             task.add_done_callback(self._lane_done)
 
     def _has_work(self) -> bool:
@@ -177,7 +211,7 @@ class Cycles:
         return self.claims and self.backlog and self._limit() > 0
 
     def _lane_done(self, task: asyncio.Task[None]) -> None:
-        self._active.discard(task)
+        self._free_lanes.append(self._active.pop(task))
         if not task.cancelled() and (exc := task.exception()) is not None:
             logger.error("a cycle of the engine failed; its jobs are settled again", exc_info=exc)
         self._kick()
@@ -190,43 +224,78 @@ class Cycles:
     def _limit(self) -> int:
         return max(0, min(self._room(), self._share, MAX_ENTRIES))
 
-    def _load(self, *, claim: bool) -> tuple[list[_Pending], int]:
-        """Take what the next cycle carries: settlements, and how many jobs it may claim."""
-        count = min(len(self._waiting), MAX_ENTRIES)
-        batch = [self._waiting.popleft() for _ in range(count)]
-        limit = self._limit() if claim else 0
+    def _reserve(self) -> int:
+        """Return how many jobs the next cycle may claim, and promise them their slots."""
+        limit = self._limit()
         self.reserved += limit
-        return batch, limit
+        return limit
 
-    async def _lane(self, batch: list[_Pending], limit: int) -> None:
+    def _load(self) -> list[_Pending]:
+        """Take what the next cycle settles."""
+        waiting = self._waiting
+        if len(waiting) <= MAX_ENTRIES:
+            batch = list(waiting)
+            waiting.clear()
+            return batch
+        return [waiting.popleft() for _ in range(MAX_ENTRIES)]
+
+    async def _lane(self, batch: list[_Pending], limit: int, lane: str) -> None:
+        """Send a batch until it is answered.
+
+        Whether a call without an answer ran is unknown. It is sent again, and nothing else
+        travels in its lane before: Redis remembers the last batch of each.
+        """
+        token = name = self._name()
         try:
-            await self._run(batch, limit)
-        except TROUBLE as exc:
-            if self._troubles == 0:
-                logger.warning("Redis does not answer (%s); finished jobs wait for it", exc)
-            delay_s = RETRY_DELAYS_S[min(self._troubles, len(RETRY_DELAYS_S) - 1)]
-            self._troubles += 1
-            await asyncio.sleep(delay_s)
+            while True:
+                try:
+                    await self._run(batch, limit, token=token, name=name, lane=lane)
+                except TROUBLE as exc:
+                    await self._wait_for_redis(exc)
+                else:
+                    return
+                if not batch:
+                    return
+                token, limit = self._name(), self._reserve() if self.claims else 0
+        except BaseException:
+            if self._given_up:
+                self._drop(batch)
+            else:
+                self._waiting.extendleft(reversed(batch))
+            raise
 
-    async def _run(self, batch: list[_Pending], limit: int) -> CycleReply:
+    async def _wait_for_redis(self, exc: Exception) -> None:
+        if self._troubles == 0:
+            logger.warning("Redis does not answer (%s); finished jobs wait for it", exc)
+        delay_s = RETRY_DELAYS_S[min(self._troubles, len(RETRY_DELAYS_S) - 1)]
+        self._troubles += 1
+        await asyncio.sleep(delay_s)
+
+    def _name(self) -> str:
+        return f"{self._prefix}:{next(self._numbers)}"
+
+    async def _run(
+        self,
+        batch: list[_Pending],
+        limit: int,
+        *,
+        token: str,
+        name: str = "",
+        lane: str = "",
+    ) -> CycleReply:
         idle = self.worker if self.idle_ms and limit else ""
         try:
             async with asyncio.timeout(CYCLE_TIMEOUT_S):
                 reply = await self.broker.cycle(
                     self._redis(),
-                    token=f"{self._prefix}:{next(self._numbers)}",
+                    token=token,
                     settlements=[settlement for settlement, _ in batch],
                     limit=limit,
                     worker=idle,
                     idle_ms=self.idle_ms,
+                    batch=name,
+                    lane=lane,
                 )
-        except BaseException:
-            if self._given_up:
-                self._drop(batch)
-            else:
-                # Whether it ran is unknown: it is sent again, and the fence tells.
-                self._waiting.extendleft(reversed(batch))
-            raise
         finally:
             self.reserved -= limit
         if self._troubles:
@@ -239,8 +308,10 @@ class Cycles:
         self.backlog = reply.more
         for claimed in reply.claimed:
             self._start(claimed)
-        for (_, future), status in zip(batch, reply.statuses, strict=True):
-            if not future.done():
+        for (settlement, future), status in zip(batch, reply.statuses, strict=True):
+            if future is None:
+                self._settled(settlement, status)
+            elif not future.done():
                 future.set_result(status)
         self._replied(reply)
         if reply.more:

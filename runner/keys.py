@@ -9,7 +9,7 @@ arq:queue (or the queue's name) ZSET     while it has jobs: id → run-at ms; of
                                          the end of its lease
 arq:job:<id>                    STRING   until the job ends; 30 days at most
 arq:in-progress:<id>            STRING   the lease; without expiry while ``committing:<entry>``
-arq:retry:<id>                  STRING   until the job ends; 88,400 s as in arq
+arq:retry:<id>                  STRING   tries that have ended; 88,400 s as in arq
 arq:result:<id>                 STRING   ``keep_result``
 arq:abort                       ZSET     arq's
 <queue>:health-check            STRING   arq's
@@ -17,6 +17,7 @@ runner:held:<queue>             HASH     while it has claims: id → "token cras
 runner:clock:<queue>            STRING   time of the last claim in ms; 1 h, gone with the last claim
 runner:idle:<queue>             ZSET     idle workers → expiry in ms; seconds
 runner:wake:<queue>             LIST     wake tokens; seconds
+runner:settled:<lane>           STRING   the last batch that a lane of a worker settled; 1 h
 runner:waiters:<id>             SET      reply channels that wait for the result; a minute, renewed
 runner:counters:<queue>         HASH     counts by outcome; 30 days after the last
 runner:dead:<queue>             ZSET     job id → time of death in ms; 30 days after the last
@@ -95,7 +96,7 @@ def in_progress(job_id: str) -> str:
 
 
 def retry(job_id: str) -> str:
-    """STRING: how many attempts have begun."""
+    """STRING: how many tries have ended; a stock worker counts the one that goes on too."""
     return RETRY + job_id
 
 
@@ -137,6 +138,11 @@ def idle(queue: str) -> str:
 def wake(queue: str) -> str:
     """LIST: tokens that wake idle workers."""
     return f"runner:wake:{queue}"
+
+
+def settled(lane: str) -> str:
+    """STRING: the last batch of settlements of one lane, and what became of each."""
+    return f"runner:settled:{lane}"
 
 
 def counters(queue: str) -> str:

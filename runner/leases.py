@@ -10,7 +10,6 @@ import logging
 import math
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import redis as redis_sync
@@ -25,26 +24,12 @@ if TYPE_CHECKING:
 
     from redis.asyncio import ConnectionPool
 
+    from runner.broker import Claimed as Lease
+
 logger = logging.getLogger("runner.leases")
 
 # What the connections of redis-py's asyncio pool take that its other pool does not know.
 _ONLY_ASYNC = frozenset({"redis_connect_func", "connection_pool", "single_connection_client"})
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """One held job.
-
-    Attributes:
-        queue: the queue that it is held in.
-        until: the time, by `time.monotonic`, beyond which it is not renewed any more.
-    """
-
-    queue: str
-    job_id: str
-    token: str
-    attempt: int
-    until: float
 
 
 class Leases:
@@ -62,6 +47,9 @@ class Leases:
         self._looked_at = math.inf  # when the thread last had nothing overdue, by monotonic
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+
+    def __len__(self) -> int:
+        return len(self._held)
 
     def add(self, lease: Lease) -> None:
         """Renew this lease from now on."""

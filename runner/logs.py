@@ -13,8 +13,6 @@ import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
-import structlog
-
 from runner.errors import SettingsError, did_you_mean
 
 if TYPE_CHECKING:
@@ -23,6 +21,8 @@ if TYPE_CHECKING:
 FORMATS = ("plain", "console", "json")
 VARIABLE = "RUNNER_LOG"
 ARQ_HANDLER = "arq.standard"
+
+_unconfigured = False  # structlog, which nobody had imported yet when `configure` was called
 
 
 def chosen_format() -> str:
@@ -45,27 +45,14 @@ def configure(name: str | None = None, *, stream: TextIO | None = None) -> None:
     arq's command line sets a handler of its own for logger ``arq``. It stays for "plain",
     and makes way for the others, unless ``--custom-log-dict`` put another there.
     """
+    global _unconfigured  # noqa: PLW0603  a process has one
     name = name or chosen_format()
-    shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
+    _unconfigured = name == "plain" and "structlog" not in sys.modules
+    if not _unconfigured:
+        _configure_structlog()
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.set_name(f"runner.{name}")
-    handler.setFormatter(_formatter(name, shared))
+    handler.setFormatter(_formatter(name))
     root = logging.getLogger()
     for old in list(root.handlers):
         if (old.get_name() or "").startswith("runner."):
@@ -83,18 +70,62 @@ def configure(name: str | None = None, *, stream: TextIO | None = None) -> None:
     arq_logger.propagate = True
 
 
-def _formatter(name: str, shared: list[Processor]) -> logging.Formatter:
+def bind(job_id: str, task: str, attempt: int) -> None:
+    """Let what is logged from here on in this context say which job speaks.
+
+    Plain lines need no structlog. While nobody has imported it, nobody reads what is bound.
+    """
+    global _unconfigured  # noqa: PLW0603  as above
+    structlog = sys.modules.get("structlog")
+    if structlog is None:
+        return
+    if _unconfigured:
+        _unconfigured = False
+        _configure_structlog()
+    structlog.contextvars.bind_contextvars(job_id=job_id, task=task, attempt=attempt)
+
+
+def _configure_structlog() -> None:
+    import structlog  # noqa: PLC0415  with rich, which it imports, 5 MB
+
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_shared(),
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def _shared() -> list[Processor]:
+    import structlog  # noqa: PLC0415  as above
+
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+
+
+def _formatter(name: str) -> logging.Formatter:
+    if name == "plain":
+        return logging.Formatter("%(asctime)s: %(message)s", datefmt="%H:%M:%S")
+    import structlog  # noqa: PLC0415  as above
+
     renderers: list[Processor]
     if name == "json":
         renderers = [
             structlog.processors.dict_tracebacks,
             structlog.processors.JSONRenderer(),
         ]
-    elif name == "console":
-        renderers = [structlog.dev.ConsoleRenderer()]
     else:
-        return logging.Formatter("%(asctime)s: %(message)s", datefmt="%H:%M:%S")
+        renderers = [structlog.dev.ConsoleRenderer()]
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(allow=["extra"])],
+        foreign_pre_chain=[*_shared(), structlog.stdlib.ExtraAdder(allow=["extra"])],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
     )

@@ -29,6 +29,7 @@ class Queues:
         brokers: the queues, the most urgent first.
         redis: returns the connection pool of the moment.
         start: called with each claimed job.
+        settled: called with what was passed in, and its status (see `Cycles`).
         replied: called with each reply, after its jobs have started.
         free: returns how many slots are free.
         capacity: how many jobs may run at once.
@@ -42,6 +43,7 @@ class Queues:
         redis: Callable[[], Redis],
         *,
         start: Callable[[Claimed], None],
+        settled: Callable[[Settlement, int | str | None], None],
         replied: Callable[[CycleReply], None],
         free: Callable[[], int],
         capacity: int,
@@ -56,7 +58,8 @@ class Queues:
             Cycles(
                 broker,
                 redis,
-                start=self._started,
+                start=self._started if len(brokers) > 1 else start,
+                settled=settled,
                 replied=self._replied,
                 room=self._room_for(rank),
                 capacity=capacity,
@@ -84,6 +87,17 @@ class Queues:
         future = line.hand_in(settlement)
         self._kick_others(line)
         return future
+
+    def pass_in(self, settlement: Settlement) -> None:
+        """Do the same where nobody waits for the status."""
+        line = self._lines[self._rank[settlement.claimed.queue]]
+        line.pass_in(settlement)
+        self._kick_others(line)
+
+    @property
+    def lanes(self) -> list[str]:
+        """Where Redis remembers what was settled last."""
+        return [lane for line in self._lines for lane in line.lanes]
 
     def open(self, *, claims: bool, idle_ms: int) -> None:
         """Take settlements (again).
@@ -120,7 +134,7 @@ class Queues:
         if len(self._lines) == 1:
             return room
         if any(line.backlog for line in self._lines[:rank]):
-            room = min(room, self._owed[rank] // TURN)
+            room = min(room, self._owed[rank] // TURN - self._lines[rank].reserved)
         turns_of_others = sum(
             self._owed[later] // TURN
             for later in range(rank + 1, len(self._lines))
@@ -129,11 +143,10 @@ class Queues:
         return room - turns_of_others
 
     def _started(self, claimed: Claimed) -> None:
-        if len(self._lines) > 1:
-            rank = self._rank[claimed.queue]
-            self._owed[rank] = max(self._owed[rank] - TURN, 0)
-            for later in range(rank + 1, len(self._lines)):
-                self._owed[later] = min(self._owed[later] + 1, TURN * TURN)
+        rank = self._rank[claimed.queue]
+        self._owed[rank] = max(self._owed[rank] - TURN, 0)
+        for later in range(rank + 1, len(self._lines)):
+            self._owed[later] = min(self._owed[later] + 1, TURN * TURN)
         self._start(claimed)
 
     def _replied(self, reply: CycleReply) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import contextvars
 import logging
-import math
 import signal
 import time
-from typing import TYPE_CHECKING, Any, cast
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import arq.worker
 import uvloop
@@ -22,19 +22,19 @@ from arq.constants import default_queue_name, expires_extra_ms
 from arq.worker import Function
 
 from runner import broker, execution, keys
+from runner import writer as writers
 from runner.broker import Broker, Settlement
 from runner.client import open_client
 from runner.codec import Codec, codec_of
 from runner.cycle import TROUBLE
-from runner.leases import Lease, Leases
+from runner.leases import Leases
 from runner.queues import Queues
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
 from runner.wake import Waker
-from runner.writer import Candidate, Commits, ReadPool
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
     from datetime import timezone as TimeZone  # noqa: N812  the parameter is called timezone
     from signal import Signals
 
@@ -45,6 +45,10 @@ if TYPE_CHECKING:
 
     from runner.broker import Claimed, CycleReply
 
+    _Waiting: TypeAlias = tuple[
+        execution.Attempt, Coroutine[Any, Any, None], Any, contextvars.Context
+    ]
+
 logger = logging.getLogger("arq.worker")
 
 LEASE_S = 15.0
@@ -53,6 +57,8 @@ LEAST_WAIT_S = 0.01
 SOONEST_BACKOFF_S, LATEST_BACKOFF_S = 0.1, 5.0
 SETTLE_AGAIN_S = 1.0
 LOOP_END_S = 1.0
+TURN_S = 0.005
+"""After how long jobs that never wait let the loop turn, so that others are settled and claimed."""
 
 
 class Worker(arq.worker.Worker):
@@ -170,19 +176,24 @@ class Worker(arq.worker.Worker):
         self.stopping = False
         self._offers_writer = writer and database_url is not None
         self.reads = (
-            ReadPool(database_url, max_size=read_pool_size)
+            writers.ReadPool(database_url, max_size=read_pool_size)
             if database_url is not None and read_pool_size > 0
             else None
         )
-        self.commits = Commits(lambda: self.pool)
-        self.candidate: Candidate | None = None
-        self._jobs: dict[str, tuple[asyncio.Task[None], execution.Attempt]] = {}
+        self._commits: writers.Commits | None = None
+        self.candidate: writers.Candidate | None = None
+        self._ready: deque[Claimed] = deque()  # claimed, and not yet begun
+        self._taker: asyncio.Task[None] | None = None  # the task that is about to begin them
+        self._job_runners: set[asyncio.Task[None]] = set()
+        self._context = contextvars.copy_context()  # what every job begins with
+        self._jobs: dict[str, tuple[asyncio.Task[None], execution.Attempt]] = {}  # those that wait
         lease_ms = int(self.lease_s * 1000)
         names = dict.fromkeys((self.queue_name, *queues))
         self.cycles = Queues(
             [Broker(name, lease_ms=lease_ms, keeps=history) for name in names],
             lambda: self.pool,
             start=self._start_job,
+            settled=self._settled,
             replied=self._replied,
             free=self._free,
             capacity=max_jobs,
@@ -214,6 +225,7 @@ class Worker(arq.worker.Worker):
         self.ctx["redis"] = self.pool
         if self.on_startup:
             await self.on_startup(self.ctx)
+        self._context = contextvars.copy_context()
         self._leases.start(self.pool.connection_pool)
         await self._start_candidate()
         idle_ms = 0
@@ -225,6 +237,9 @@ class Worker(arq.worker.Worker):
         self._loop_ended.clear()
         try:
             await self._loop()
+            if not self.history:  # arq's bare Worker leaves no key of ours
+                with contextlib.suppress(*TROUBLE):
+                    await self.pool.delete(*self._notes())
         finally:
             self.cycles.rest()
             try:
@@ -253,7 +268,7 @@ class Worker(arq.worker.Worker):
     async def _start_candidate(self) -> None:
         if self._offers_writer and self.candidate is None:
             assert self.database_url is not None
-            self.candidate = Candidate(
+            self.candidate = writers.Candidate(
                 redis=self.pool,
                 database_url=self.database_url,
                 codec=self.codec,
@@ -293,12 +308,15 @@ class Worker(arq.worker.Worker):
 
     async def _burst_is_over(self) -> bool:
         if 0 <= self.max_burst_jobs <= self._jobs_started():
-            await asyncio.gather(*self.tasks.values())
+            await self._end_jobs()
             return True
-        if self.tasks:
+        if self._ready or self.tasks or len(self._leases):
             return False
         waiting = [await self.pool.zcard(name) for name in self.cycles.names]
         return not any(waiting)
+
+    def _jobs_started(self) -> int:
+        return super()._jobs_started() + len(self._ready)
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
         """Claim and start up to so many due jobs, the oldest first.
@@ -331,25 +349,104 @@ class Worker(arq.worker.Worker):
         return max(room, 0)
 
     def _start_job(self, claimed: Claimed) -> None:
-        attempt = execution.begin(claimed)
         self.job_counter += 1
-        stops = self.stopping or not self.allow_pick_jobs
-        line = self._hand_back(attempt) if stops else self._run(attempt)
-        task = asyncio.get_running_loop().create_task(line, name=claimed.job_id)
-        task.add_done_callback(functools.partial(self._forget, attempt))
-        self._jobs[claimed.token + claimed.job_id] = (task, attempt)
-        self.tasks[claimed.job_id] = task
-        self._leases.add(
-            Lease(claimed.queue, claimed.job_id, claimed.token, claimed.attempt, math.inf),
-        )
+        self._leases.add(claimed)
+        self._ready.append(claimed)
+        if self._taker is None:
+            self._take_up()
+
+    def _take_up(self) -> None:
+        """Begin a task for what is ready."""
+        task = asyncio.get_running_loop().create_task(self._run_ready(), name="runner jobs")
+        self._taker = task
+        self._job_runners.add(task)
+        task.add_done_callback(self._runner_done)
+
+    def _runner_done(self, task: asyncio.Task[None]) -> None:
+        self._job_runners.discard(task)
+        if not task.cancelled():
+            task.exception()  # it is logged
+        if task is self._taker:  # it was cancelled before it began
+            self._taken()
+
+    def _taken(self) -> None:
+        """Begin another task for what a task has left."""
+        self._taker = None
+        if self._ready:
+            self._take_up()
+
+    async def _run_ready(self) -> None:
+        """Run jobs one after another until one of them waits: this task is then its own.
+
+        Whatever else is ready has another task. So a job that never waits costs no task, and
+        one that does has a task to itself: to be cancelled, and to be `asyncio.current_task`.
+        """
+        waiting = None
+        try:
+            waiting = self._run_until_one_waits()
+        finally:
+            self._taken()
+        if waiting is not None:
+            await self._wait_out(*waiting)
+
+    def _run_until_one_waits(self) -> _Waiting | None:
+        """Run jobs in contexts of their own, for as long as a turn of the loop should take."""
+        this_task = asyncio.current_task()
+        assert this_task is not None
+        ready, until = self._ready, time.monotonic() + TURN_S
+        while ready:
+            attempt = execution.begin(ready.popleft())
+            stops = self.stopping or not self.allow_pick_jobs
+            line = self._hand_back(attempt) if stops else self._run(attempt)
+            context = self._context.copy()
+            try:
+                waits_for = context.run(line.send, None)
+            except StopIteration:
+                self._line_over(attempt, None)
+            except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  it is logged
+                self._line_over(attempt, exc)
+            else:
+                return attempt, line, waits_for, context
+            # A job that cancelled its own task has cancelled this one: it takes no other.
+            if this_task.cancelling() or time.monotonic() > until:
+                break
+        return None
+
+    async def _wait_out(
+        self,
+        attempt: execution.Attempt,
+        line: Coroutine[Any, Any, None],
+        waits_for: Any,
+        context: contextvars.Context,
+    ) -> None:
+        """Let a job that waits go on to its end, in this task."""
+        task = asyncio.current_task()
+        assert task is not None
+        job_id, key = attempt.claimed.job_id, attempt.claimed.token + attempt.claimed.job_id
+        task.set_name(job_id)
+        self._jobs[key] = (task, attempt)
+        self.tasks[job_id] = task
+        try:
+            await execution.go_on(line, waits_for, context.run)
+        except (Exception, asyncio.CancelledError) as exc:
+            self._line_over(attempt, exc)
+            raise
+        else:
+            self._line_over(attempt, None)
+        finally:
+            self._jobs.pop(key, None)
+            if self.tasks.get(job_id) is task:
+                del self.tasks[job_id]
+
+    def commits_of(self, attempt: execution.Attempt) -> writers.JobCommits:
+        """Return what an attempt commits with before its end."""
+        if self._commits is None:
+            self._commits = writers.Commits(lambda: self.pool)
+        return self._commits.of_job(attempt.claimed, attempt.record.enqueued_ms)
 
     def limit_lease(self, attempt: execution.Attempt, timeout_s: float) -> None:
         """Renew the lease for as long as the job may run, and one lease more to end it."""
-        claimed = attempt.claimed
-        until = time.monotonic() + timeout_s + self.lease_s
-        self._leases.add(
-            Lease(claimed.queue, claimed.job_id, claimed.token, claimed.attempt, until),
-        )
+        attempt.claimed.until = time.monotonic() + timeout_s + self.lease_s
 
     def leases_are_overdue(self) -> bool:
         """Say whether leases were not renewed in time, as after SIGSTOP."""
@@ -362,23 +459,21 @@ class Worker(arq.worker.Worker):
 
     async def _hand_back(self, attempt: execution.Attempt) -> None:
         """Give back a job that was claimed while the worker was told to stop."""
-        await self.settle(Settlement(claimed=attempt.claimed, mode="back"), attempt)
+        self.pass_in(Settlement(claimed=attempt.claimed, mode="back"), attempt)
 
-    def _forget(self, attempt: execution.Attempt, task: asyncio.Task[None]) -> None:
-        """Drop a job whose task is over, and see to it when it never came to its settlement."""
+    def _line_over(self, attempt: execution.Attempt, exc: BaseException | None) -> None:
+        """See to an attempt whose line is over, also when it never came to its settlement."""
         claimed = attempt.claimed
-        if not task.cancelled():
-            if (exc := task.exception()) is not None:
-                # Its lease runs out: a crash, so that it ends as a dead letter if it goes on so.
-                logger.error("job %s could not be settled", claimed.job_id, exc_info=exc)
-        elif not attempt.released and not attempt.lost_lease:
-            # Cancelled before its first step, or while its abort was looked up.
-            self.cycles.hand_in(Settlement(claimed=claimed, mode="back"))
-        self._release(attempt)
-        self._leases.remove(claimed.token, claimed.job_id)
-        self._jobs.pop(claimed.token + claimed.job_id, None)
-        if self.tasks.get(claimed.job_id) is task:
-            del self.tasks[claimed.job_id]
+        if isinstance(exc, asyncio.CancelledError):
+            if not attempt.released and not attempt.lost_lease:
+                # Cancelled while its abort was looked up.
+                self.pass_in(Settlement(claimed=claimed, mode="back"), attempt)
+        elif exc is not None:
+            # Its lease runs out: a crash, so that it ends as a dead letter if it goes on so.
+            logger.error("job %s could not be settled", claimed.job_id, exc_info=exc)
+        if not attempt.passed_in:
+            self._release(attempt)
+            self._leases.remove(claimed.token, claimed.job_id)
         if self.burst:
             self._nudge.set()
 
@@ -399,29 +494,62 @@ class Worker(arq.worker.Worker):
     async def settle(self, settlement: Settlement, attempt: execution.Attempt) -> int | str:
         """Settle an attempt; its slot is free from now on, its lease goes on until then."""
         self._release(attempt)
-        claimed = settlement.claimed
         status = await self.cycles.hand_in(settlement)
         while isinstance(status, str):
-            logger.error("Redis refused the end of job %s: %s", claimed.job_id, status)
+            self._log_refused(settlement, status)
             await asyncio.sleep(SETTLE_AGAIN_S)
             status = await self.cycles.hand_in(settlement)
         if status == 0:
-            logger.warning(
-                "job %s: the lease was lost before the end was settled; it runs elsewhere",
-                claimed.job_id,
-            )
+            self._log_lost(settlement)
         return status
 
-    async def remember_try(self, job_id: str, attempt: int) -> None:
-        """Set the count of tries, as arq does for ``_job_try``."""
-        await self.pool.setex(keys.retry(job_id), keys.RETRY_TTL_S, str(attempt))
+    def pass_in(self, settlement: Settlement, attempt: execution.Attempt) -> None:
+        """Settle an attempt that nobody waits for; see `settle`."""
+        self._release(attempt)
+        attempt.passed_in = True
+        self.cycles.pass_in(settlement)
 
-    def _lease_lost(self, lease: Lease) -> None:
+    def _settled(self, settlement: Settlement, status: int | str | None) -> None:
+        """Hear what became of a settlement that was passed in; None: it was given up."""
+        claimed = settlement.claimed
+        if isinstance(status, str):
+            self._log_refused(settlement, status)
+            again = asyncio.get_running_loop().create_task(
+                self._settle_again(settlement),
+                name=f"runner settles {claimed.job_id} again",
+            )
+            self._job_runners.add(again)
+            again.add_done_callback(self._runner_done)
+            return
+        self._leases.remove(claimed.token, claimed.job_id)
+        if status == 0:
+            self._log_lost(settlement)
+        if self.burst:
+            self._nudge.set()
+
+    async def _settle_again(self, settlement: Settlement) -> None:
+        await asyncio.sleep(SETTLE_AGAIN_S)
+        self.cycles.pass_in(settlement)
+
+    def _log_refused(self, settlement: Settlement, status: str) -> None:
+        logger.error("Redis refused the end of job %s: %s", settlement.claimed.job_id, status)
+
+    def _log_lost(self, settlement: Settlement) -> None:
+        logger.warning(
+            "job %s: the lease was lost before the end was settled; it runs elsewhere",
+            settlement.claimed.job_id,
+        )
+
+    async def remember_try(self, job_id: str, attempt: int) -> None:
+        """Set the count of tries that have ended, as ``_job_try`` asks for."""
+        await self.pool.setex(keys.retry(job_id), keys.RETRY_TTL_S, str(attempt - 1))
+
+    def _lease_lost(self, lease: Claimed) -> None:
         """Hear from the lease thread that somebody else has a job now."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: so is the worker
             self.loop.call_soon_threadsafe(self._cancel_lost, lease)
 
-    def _cancel_lost(self, lease: Lease) -> None:
+    def _cancel_lost(self, lease: Claimed) -> None:
         self._leases.remove(lease.token, lease.job_id)
         running = self._jobs.get(lease.token + lease.job_id)
         if running is not None and lease.job_id in self.job_tasks:
@@ -464,6 +592,17 @@ class Worker(arq.worker.Worker):
             async with asyncio.timeout(LOOP_END_S):
                 await self._loop_ended.wait()
 
+    def _notes(self) -> list[str]:
+        return [keys.settled(lane) for lane in self.cycles.lanes]
+
+    async def _end_jobs(self) -> None:
+        """Wait until every job has ended and is settled, those of a last claim too."""
+        while True:
+            await asyncio.gather(*self._job_runners, return_exceptions=True)
+            await self.cycles.drain()
+            if not self._job_runners:
+                return
+
     async def close(self) -> None:
         """Hand back what runs, stop what was started in reverse order, disconnect. Idempotent."""
         if not self._handle_signals:
@@ -473,21 +612,20 @@ class Worker(arq.worker.Worker):
         self.cycles.rest()
         await self._end_loop()
         await self._waker.stop()
-        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
-        await self.cycles.drain()
-        # What a last claim brought has been handed back by now.
-        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        await self._end_jobs()
         if self.candidate is not None:
             await self.candidate.stop()
             self.candidate = None
-        await self.commits.stop()
+        if self._commits is not None:
+            await self._commits.stop()
+            self._commits = None
         self._leases.stop()
         if self.reads is not None:
             await self.reads.close()
         with contextlib.suppress(*TROUBLE):
             for name in self.cycles.names:
                 await self.pool.zrem(keys.idle(name), self.cycles.worker)
-            await self.pool.delete(self.health_check_key)
+            await self.pool.delete(self.health_check_key, *self._notes())
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
         await self.pool.aclose(close_connection_pool=True)

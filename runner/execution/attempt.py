@@ -13,17 +13,17 @@ hooks, results and dead letters.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import random
 from typing import TYPE_CHECKING, Any
 
-import structlog
 from arq.jobs import DeserializationError
 from arq.utils import ms_to_datetime
 from arq.worker import RetryJob
 
-from runner import codec, errors
+from runner import codec, errors, logs
 from runner.codec import JobRecord
 from runner.errors import Cancel, DecodeError, Retry, Snooze
 from runner.execution.context import Context
@@ -39,10 +39,13 @@ from runner.execution.records import (
     timeout_of,
 )
 from runner.execution.settlement import settlement
-from runner.tasks import seconds
+from runner.execution.steps import as_coroutine, go_on
+from runner.tasks import Task, seconds
 from runner.types import Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from runner.broker import Claimed
 
 logger = logging.getLogger("arq.worker")
@@ -65,17 +68,19 @@ async def run(host: Host, attempt: Attempt) -> None:
     await end(host, attempt, ending)
 
 
+_UNKNOWN = JobRecord(
+    task="<unknown>",
+    args=(),
+    kwargs={},
+    attempt=None,
+    enqueued_ms=0,
+    options={},
+)
+
+
 def begin(claimed: Claimed) -> Attempt:
     """Return the job as it is before anything of it is known."""
-    record = JobRecord(
-        task="<unknown>",
-        args=(),
-        kwargs={},
-        attempt=None,
-        enqueued_ms=0,
-        options={},
-    )
-    return Attempt(claimed, started_ms=now_ms(), record=record, number=claimed.attempt)
+    return Attempt(claimed, now_ms(), _UNKNOWN, claimed.attempt)
 
 
 def load(host: Host, attempt: Attempt) -> Ending | None:
@@ -89,7 +94,9 @@ def load(host: Host, attempt: Attempt) -> Ending | None:
         failure = DeserializationError("unable to deserialize job")
         failure.__cause__ = exc
         return Ending(Outcome.UNDECODABLE, failure)
-    attempt.function = host.functions.get(attempt.record.task)
+    function = attempt.function = host.functions.get(attempt.record.task)
+    if function is not None and isinstance(function.coroutine, Task):
+        attempt.task = function.coroutine
     return None
 
 
@@ -123,59 +130,83 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
 async def perform(host: Host, attempt: Attempt) -> Ending:
     """Call the function under its time limit, and classify how it ended."""
     context = attempt.context = make_context(host, attempt)
-    structlog.contextvars.bind_contextvars(
-        job_id=attempt.claimed.job_id,
-        task=attempt.record.task,
-        attempt=attempt.number,
-    )
-    this_task = asyncio.current_task()
-    assert this_task is not None
-    timer: asyncio.TimerHandle | None = None
-    timeout_s = timeout_of(host, attempt)
-
-    def overrun(patience: int = LOOKS_AFTER_A_GAP) -> None:
-        nonlocal timer
-        if patience and host.leases_are_overdue():
-            # The process was stopped for a while. First the leases: the job may be lost.
-            timer = asyncio.get_running_loop().call_later(LOOK_S, overrun, patience - 1)
-            return
-        attempt.timed_out = True
-        this_task.cancel()
-
+    logs.bind(attempt.claimed.job_id, attempt.record.task, attempt.number)
     try:
         if host.on_job_start:
             await host.on_job_start(context)
         args, kwargs = arguments(attempt)
         log_start(attempt)
-        host.job_tasks[attempt.claimed.job_id] = this_task
+        timeout_s = timeout_of(host, attempt)
         if timeout_s is not None:
             host.limit_lease(attempt, timeout_s)
-            timer = asyncio.get_running_loop().call_later(timeout_s, overrun)
         assert attempt.function is not None
-        value = await attempt.function.coroutine(context, *args, **kwargs)
+        coroutine = as_coroutine(attempt.function.coroutine(context, *args, **kwargs))
+        try:
+            waits_for = coroutine.send(None)
+        except StopIteration as stop:  # it is over, and has never waited
+            value = stop.value
+        else:
+            value = await wait_out(host, attempt, go_on(coroutine, waits_for), timeout_s)
         attempt.unit = context.unit()
     except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  every end is classified
         if isinstance(exc, asyncio.CancelledError):
             # The cancellation ends here: what follows is the settlement.
-            this_task.uncancel()
+            current_task().uncancel()
         return classify(host, attempt, exc)
+    return Ending(Outcome.SUCCEEDED, value)
+
+
+async def wait_out(
+    host: Host,
+    attempt: Attempt,
+    function: Awaitable[Any],
+    timeout_s: float | None,
+) -> Any:
+    """Let a function that waits go on to its end, or its time limit; others may cancel it."""
+    this_task = current_task()
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+
+    def overrun(patience: int = LOOKS_AFTER_A_GAP) -> None:
+        nonlocal timer
+        if patience and host.leases_are_overdue():
+            # The process was stopped for a while. First the leases: the job may be lost.
+            timer = loop.call_later(LOOK_S, overrun, patience - 1)
+            return
+        attempt.timed_out = True
+        this_task.cancel()
+
+    host.job_tasks[attempt.claimed.job_id] = this_task
+    if timeout_s is not None:
+        timer = loop.call_later(timeout_s, overrun)
+    try:
+        return await function
     finally:
         if timer is not None:
             timer.cancel()
         host.job_tasks.pop(attempt.claimed.job_id, None)
-    return Ending(Outcome.SUCCEEDED, value)
+
+
+def current_task() -> asyncio.Task[Any]:
+    """Return the task that runs the attempt."""
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 def make_context(host: Host, attempt: Attempt) -> Context:
     """Return arq's dict for this attempt, with our parts."""
-    commits = host.commits.of_job(attempt.claimed, attempt.record.enqueued_ms)
-    context = Context(host.ctx, host.reads, commits)
+    context = Context(host.ctx, host.reads, functools.partial(host.commits_of, attempt))
     context["job_id"] = attempt.claimed.job_id
     context["job_try"] = attempt.number
-    context["enqueue_time"] = ms_to_datetime(attempt.record.enqueued_ms)
+    context["enqueue_time"] = enqueue_time(attempt.record.enqueued_ms)
     run_at_ms = attempt.claimed.run_at_ms
     context["score"] = int(run_at_ms) if math.isfinite(run_at_ms) else 0
     return context
+
+
+enqueue_time = functools.lru_cache(maxsize=256)(ms_to_datetime)
+"""arq's, for the jobs of one call, which have the same."""
 
 
 def arguments(attempt: Attempt) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -278,6 +309,9 @@ async def end(host: Host, attempt: Attempt, ending: Ending) -> None:
             await guarded(host.on_job_end, context, "on_job_end")
         except asyncio.CancelledError:
             stopped = True  # the hook ends here, and not the job, which has ended already
+    if not host.after_job_end and not stopped:
+        host.pass_in(prepared, attempt)
+        return
     # A cancellation that comes meanwhile is raised when it is settled: the end of the job
     # stands, only the hook is skipped.
     await host.settle(prepared, attempt)

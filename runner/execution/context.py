@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import runner.writer
 from runner.errors import UnitError
-from runner.writer import JobCommits, JobDatabase, ReadPool
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from runner.client import Client
+    from runner.writer import JobCommits, JobDatabase, ReadPool
 
 
 class Context(dict[Any, Any]):
@@ -31,7 +32,7 @@ class Context(dict[Any, Any]):
         self,
         values: Mapping[Any, Any],
         reads: ReadPool | None = None,
-        commits: JobCommits | None = None,
+        commits: Callable[[], JobCommits] | None = None,
     ) -> None:
         super().__init__(values)
         self._reads = reads
@@ -42,7 +43,9 @@ class Context(dict[Any, Any]):
     def db(self) -> JobDatabase:
         """The job's writes, submitted with its completion or by `commit`; and its reads."""
         if self._db is None:
-            self._db = JobDatabase(self._reads, self._commits)
+            # By its module, which imports asyncpg at the first use.
+            commits = self._commits() if self._commits else None
+            self._db = runner.writer.JobDatabase(self._reads, commits)
         return self._db
 
     @property

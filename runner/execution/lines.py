@@ -35,14 +35,15 @@ def log_start(attempt: Attempt) -> None:
 
 def log(host: Host, attempt: Attempt, ending: Ending) -> None:  # noqa: C901, PLR0912  a line each
     """Write arq's line for how an attempt ended."""
+    if ending.outcome is Outcome.SUCCEEDED and not logger.isEnabledFor(logging.INFO):
+        return
     took_s = (now_ms() - attempt.started_ms) / 1000
     waited_s = (now_ms() - attempt.record.enqueued_ms) / 1000
     job_id, ref, exc = attempt.claimed.job_id, attempt.ref, ending.result
     match ending.outcome:
         case Outcome.SUCCEEDED:
-            if logger.isEnabledFor(logging.INFO):
-                shown = "" if exc is None or not host.log_results else _shown(exc)
-                logger.info("%6.2fs ← %s ● %s", took_s, ref, shown)
+            shown = "" if exc is None or not host.log_results else _shown(exc)
+            logger.info("%6.2fs ← %s ● %s", took_s, ref, shown)
         case Outcome.RETRIED | Outcome.SNOOZED if ending.delay_s or isinstance(exc, Retry):
             logger.info("%6.2fs ↻ %s retrying job in %0.2fs", took_s, ref, ending.delay_s or 0)
         case Outcome.RETRIED | Outcome.HANDED_BACK | Outcome.SNOOZED:

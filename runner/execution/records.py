@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from runner.tasks import Task
+import msgspec
+
 from runner.types import Outcome
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from runner.broker import Claimed, Settlement
     from runner.codec import Codec, JobRecord
     from runner.execution.context import Context
-    from runner.writer import Commits, ReadPool
+    from runner.tasks import Task
+    from runner.writer import JobCommits, ReadPool
 
 
 class Function(Protocol):
@@ -38,7 +40,6 @@ class Host(Protocol):
     ctx: dict[Any, Any]
     codec: Codec
     reads: ReadPool | None
-    commits: Commits
     history: bool
     stopping: bool
     job_timeout_s: Any
@@ -57,8 +58,16 @@ class Host(Protocol):
     jobs_failed: int
     jobs_retried: int
 
+    def commits_of(self, attempt: Attempt) -> JobCommits:
+        """Return what the attempt commits with before its end."""
+        ...
+
     async def settle(self, settlement: Settlement, attempt: Attempt) -> int | str:
         """Free the job's slot, and hand its settlement to the next cycle."""
+        ...
+
+    def pass_in(self, settlement: Settlement, attempt: Attempt) -> None:
+        """Do the same where nothing follows, so that nobody waits for it."""
         ...
 
     def limit_lease(self, attempt: Attempt, timeout_s: float) -> None:
@@ -76,18 +85,26 @@ class Host(Protocol):
 
 @dataclass(slots=True)
 class Attempt:
-    """One claimed job as it passes through the steps."""
+    """One claimed job as it passes through the steps.
+
+    Attributes:
+        task: the declared task, None for a plain function.
+        released: its slot is free again.
+        passed_in: its settlement is under way, and nobody waits for it.
+    """
 
     claimed: Claimed
     started_ms: int
     record: JobRecord
-    function: Function | None = None
     number: int = 0
+    function: Function | None = None
+    task: Task[..., Any] | None = None
     context: Context | None = None
     unit: bytes = b""
     lost_lease: bool = False
     timed_out: bool = False
     released: bool = False
+    passed_in: bool = False
 
     @property
     def is_cron(self) -> bool:
@@ -101,15 +118,8 @@ class Attempt:
             return self.record.task
         return f"{self.claimed.job_id}:{self.record.task}"
 
-    @property
-    def task(self) -> Task[..., Any] | None:
-        """The declared task, None for a plain function."""
-        coroutine = self.function.coroutine if self.function else None
-        return coroutine if isinstance(coroutine, Task) else None
 
-
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True, eq=False):
     """What became of one attempt.
 
     Attributes:
@@ -120,7 +130,7 @@ class Ending:
     outcome: Outcome
     result: Any = None
     delay_s: float | None = None
-    extra: Any = field(default=None, compare=False)
+    extra: Any = None
 
 
 AGAIN = frozenset({Outcome.RETRIED, Outcome.SNOOZED, Outcome.HANDED_BACK})

@@ -29,7 +29,8 @@ logger = logging.getLogger("arq.worker")
 
 def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
     """Turn an ending into what happens in Redis. The only place that does."""
-    if ending.outcome in AGAIN:
+    done = ending.outcome is Outcome.SUCCEEDED
+    if not done and ending.outcome in AGAIN:
         return Settlement(
             claimed=attempt.claimed,
             mode="back" if ending.outcome in GIVEN_BACK else "again",
@@ -38,7 +39,6 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
         )
     keep_ms = keep_ms_of(host, attempt)
     result = encode(host, attempt, ending) if keep_ms else b""
-    done = ending.outcome is Outcome.SUCCEEDED
     settled = Settlement(
         claimed=attempt.claimed,
         mode="done",
@@ -53,7 +53,7 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
         settled.unit_id = f"{attempt.claimed.job_id}:{attempt.record.enqueued_ms}:0"
         settled.operations = attempt.unit
         settled.header = header(host, attempt, keep_ms)
-    elif host.history and ending.outcome not in NO_LETTER:
+    elif not done and host.history and ending.outcome not in NO_LETTER:
         settled.letter = letter(attempt, ending)
     return settled
 

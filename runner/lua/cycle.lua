@@ -1,31 +1,42 @@
 -- Settle attempts that have ended, then claim due jobs: one round trip of the engine.
--- KEYS: queue held clock_key idle wake counters dead units
--- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int settling:int entries...
+-- KEYS: queue held clock_key idle wake counters dead units note
+-- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int batch settling:int entries...
 -- Uses: clock grace wake tell bury fence
--- Returns: {now, next due or '', zcard, more, statuses, claimed jobs}
+-- Returns: {now, next due or '', more, statuses, claimed}
 --
--- Settled first: `settling` entries of ten values each:
---   id, token of its claim, attempt, mode, counter, result, keep_ms, extra, letter, unit id
--- followed, for mode `submit`, by two more: operations, job header.
--- Modes:
+-- Settled first: `settling` entries. An entry begins with id, token of its claim, attempt, mode.
+--   ok      it succeeded, and that is all: two more, result and keep_ms
 --   done    the job is over; extra is '' or the ms for which the in-progress key stays (cron)
 --   again   run it again; extra is the delay in ms, or '' for its old place
---   back    the same, and the try is given back (refused, snoozed, handed back)
+--   back    the same, and it costs no try (refused, snoozed, handed back)
 --   submit  the job is over when its unit of writes is committed; the writer settles it
--- A status is 1 (settled), 0 (the lease is lost: nothing was done) or an error text.
+-- All but `ok` have counter, result, keep_ms, extra, letter, unit id; and `submit` has two more:
+-- operations, job header.
+-- A status is 1 (settled), 2 (settled by an earlier sending of this batch), 0 (the lease is lost:
+-- nothing was done) or an error text. `batch` names the entries: the token of the call that carried
+-- them first, or '' when they are never sent again. `note` remembers the last batch of its lane, so
+-- that one whose answer was lost is known when it is sent again.
 --
--- Then claimed: up to `limit` jobs with a score up to now; each {id, run-at score, payload or
--- false, attempt, crashes}. The id's score becomes the end of the lease, so that running jobs
--- leave the head of the set. `worker` registers as idle when slots stay free ('' never does).
--- `keeps` 1 writes counters and dead letters; arq's bare Worker leaves no key of its own.
+-- Then claimed: up to `limit` jobs with a score up to now; each five values: id, run-at score, payload
+-- or false, attempt, crashes. The id's score becomes the end of the lease, so that running jobs
+-- leave the head of the set. `next due` is '' when due jobs are left (`more`). `worker` registers as
+-- idle when slots stay free ('' never does). `keeps` 1 writes counters and dead letters; arq's bare
+-- Worker leaves no key of its own.
+--
+-- `arq:retry` counts the tries that have ended: it is written when a job is to be tried again, and
+-- an attempt that goes on is the one after them.
 
-local FIELDS = 10
+local HEAD = 4
+local FIELDS = {ok = 6, done = 10, again = 10, back = 10, submit = 12}
 local FAR_OFF_MS = 4102444800000
 local RETRY_TTL_S = 88400
 local COUNTERS_MS = 2592000000
+local NOTE_MS = 3600000
 local LOOK_AHEAD = 5000
 
-local function run_again(id, extra, gives_back)
+local counts = {}
+
+local function run_again(id, attempt, extra, costs_a_try)
   local score = now_exact
   if extra ~= '' then
     score = now_exact + tonumber(extra)
@@ -40,8 +51,8 @@ local function run_again(id, extra, gives_back)
   redis.call('HDEL', held, id)
   redis.call('DEL', 'arq:in-progress:' .. id)
   redis.call('ZADD', queue, 'XX', score_text(score), id)
-  if gives_back and redis.call('DECR', 'arq:retry:' .. id) < 1 then
-    redis.call('DEL', 'arq:retry:' .. id)
+  if costs_a_try then
+    redis.call('SET', 'arq:retry:' .. id, attempt, 'EX', RETRY_TTL_S)
   end
   return 1
 end
@@ -60,6 +71,20 @@ local function submit(id, result, unit, operations, header)
   return 1
 end
 
+-- Returns 1, or the text of what Redis says against it.
+local function keep_result(id, result, keep_ms)
+  if keep_ms == '0' then
+    return 1
+  end
+  local stored
+  if keep_ms == '-1' then
+    stored = redis.pcall('SET', 'arq:result:' .. id, result)
+  else
+    stored = redis.pcall('SET', 'arq:result:' .. id, result, 'PX', keep_ms)
+  end
+  return stored.err or 1
+end
+
 local function finish(id, result, keep_ms, extra)
   redis.call('ZREM', queue, id)
   redis.call('HDEL', held, id)
@@ -72,37 +97,33 @@ local function finish(id, result, keep_ms, extra)
   end
   -- An abort that came too late is not meant for the next job of this id.
   redis.pcall('ZREM', 'arq:abort', id)
-  if keep_ms ~= '0' then
-    local stored
-    if keep_ms == '-1' then
-      stored = redis.pcall('SET', 'arq:result:' .. id, result)
-    else
-      stored = redis.pcall('SET', 'arq:result:' .. id, result, 'PX', keep_ms)
-    end
-    if stored.err then
-      return stored.err
-    end
+  local status = keep_result(id, result, keep_ms)
+  if status == 1 then
+    tell_waiters(id, result)
   end
-  tell_waiters(id, result)
-  return 1
+  return status
 end
-
-local counts = {}
 
 local function settle(at, holder)
   local id, claim, attempt, mode = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local counter, result, keep_ms = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
-  local extra, letter, unit = ARGV[at + 7], ARGV[at + 8], ARGV[at + 9]
   if not is_mine(id, claim, attempt, holder) then
     return 0
   end
+  at = at + HEAD
+  if mode == 'submit' then
+    return submit(id, ARGV[at + 1], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7])
+  end
   local status
-  if mode == 'done' then
-    status = finish(id, result, keep_ms, extra)
-  elseif mode == 'submit' then
-    return submit(id, result, unit, ARGV[at + FIELDS], ARGV[at + FIELDS + 1])
+  local counter, letter = 'succeeded', ''
+  if mode == 'ok' then
+    status = finish(id, ARGV[at], ARGV[at + 1], '')
   else
-    status = run_again(id, extra, mode == 'back')
+    counter, letter = ARGV[at], ARGV[at + 4]
+    if mode == 'done' then
+      status = finish(id, ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
+    else
+      status = run_again(id, attempt, ARGV[at + 3], mode == 'again')
+    end
   end
   if keeps == 1 then
     if letter ~= '' then
@@ -115,21 +136,100 @@ local function settle(at, holder)
   return status
 end
 
-local statuses = {}
-if settling > 0 then
-  local ats, in_progress, at = {}, {}, entries_at
+-- The jobs that simply succeeded, freed in one command of each kind.
+local function free(ids, names)
+  redis.call('ZREM', queue, unpack(ids))
+  redis.call('HDEL', held, unpack(ids))
+  redis.call('DEL', unpack(names))
+end
+
+-- Settle what `free` can; return the statuses so far. What it cannot is left to `settle`.
+local function settle_plain(ats, holders)
+  local statuses = {}
+  local plain, ids, names, waiters = {}, {}, {}, {}
+  local count = 0
+  -- Only where there is a writer may a job have committed before its end.
+  local may_have_committed = redis.call('EXISTS', units) == 1
+  for index, at in ipairs(ats) do
+    local id = ARGV[at]
+    if ARGV[at + 3] == 'ok' and holders[index] == ARGV[at + 1] then
+      count = count + 1
+      plain[count], ids[count] = index, id
+      names[#names + 1] = 'arq:in-progress:' .. id
+      names[#names + 1] = 'arq:job:' .. id
+      if ARGV[at + 2] ~= '1' then
+        names[#names + 1] = 'arq:retry:' .. id
+      end
+      if may_have_committed then
+        names[#names + 1] = 'runner:commits:' .. id
+      end
+      waiters[count] = 'runner:waiters:' .. id
+    end
+  end
+  if count == 0 or not pcall(free, ids, names) then
+    return statuses
+  end
+  if redis.call('EXISTS', 'arq:abort') == 1 then
+    redis.pcall('ZREM', 'arq:abort', unpack(ids))
+  end
+  local waited_for = redis.call('EXISTS', unpack(waiters)) > 0
+  for _, index in ipairs(plain) do
+    local at = ats[index]
+    local status = keep_result(ARGV[at], ARGV[at + HEAD], ARGV[at + HEAD + 1])
+    statuses[index] = status
+    if waited_for and status == 1 then
+      pcall(tell_waiters, ARGV[at], ARGV[at + HEAD])
+    end
+  end
+  if keeps == 1 then
+    counts.succeeded = count
+  end
+  return statuses
+end
+
+-- What became of this batch when it was sent before: one character an entry, 1 for a settled one.
+-- It is asked for the first sending too, which may arrive after the second.
+local function settled_before()
+  if batch == '' then
+    return ''
+  end
+  local known = redis.pcall('GET', note)
+  local name, marks = string.match(type(known) == 'string' and known or '', '^(%S+) (%d+)$')
+  return name == batch and marks or ''
+end
+
+local function settle_all()
+  local ats, names, at = {}, {}, entries_at
   for index = 1, settling do
     ats[index] = at
-    in_progress[index] = 'arq:in-progress:' .. ARGV[at]
-    at = at + FIELDS + (ARGV[at + 3] == 'submit' and 2 or 0)
+    names[index] = 'arq:in-progress:' .. ARGV[at]
+    at = at + FIELDS[ARGV[at + 3]]
   end
-  local holders = redis.call('MGET', unpack(in_progress))
+  local before = settled_before()
+  local holders = redis.call('MGET', unpack(names))
+  local statuses = settle_plain(ats, holders)
+  local marks = {}
   for index = 1, settling do
-    -- What goes wrong with one entry stays with it: the others are settled.
-    local ran, status = pcall(settle, ats[index], holders[index])
-    statuses[index] = ran and status or (type(status) == 'table' and status.err or tostring(status))
+    if not statuses[index] then
+      if string.sub(before, index, index) == '1' then
+        statuses[index] = 2
+      else
+        -- What goes wrong with one entry stays with it: the others are settled.
+        local ran, status = pcall(settle, ats[index], holders[index])
+        statuses[index] = ran and status
+          or (type(status) == 'table' and status.err or tostring(status))
+      end
+    end
+    local status = statuses[index]
+    marks[index] = (status == 1 or status == 2) and '1' or '0'
   end
+  if batch ~= '' then
+    redis.pcall('SET', note, batch .. ' ' .. table.concat(marks), 'PX', NOTE_MS)
+  end
+  return statuses
 end
+
+local statuses = settling > 0 and settle_all() or {}
 
 -- Due ids that somebody holds. A token of ours with a due score was put there by a stock abort, or
 -- its lease is in its last millisecond: the score becomes the lease's end again, which lies beyond
@@ -154,73 +254,89 @@ local function is_ghost(id, score)
 end
 
 local claimed = {}
-
-local function take(id, score, payload, tries, leftover)
-  local crashes = 0
-  local attempt = tonumber(tries) or 0
-  if leftover then
-    local _, counted, kept = held_parts(leftover)
-    crashes = tonumber(counted) + 1
-    score = kept
-    counts.crashed = (counts.crashed or 0) + 1
-  end
-  if not leftover or attempt == 0 then
-    attempt = attempt + 1
-  end
-  redis.call('SET', 'arq:in-progress:' .. id, token, 'PX', lease_ms)
-  redis.call('SET', 'arq:retry:' .. id, attempt, 'EX', RETRY_TTL_S)
-  redis.call('HSET', held, id, token .. ' ' .. crashes .. ' ' .. score)
-  redis.call('ZADD', queue, 'XX', now + lease_ms, id)
-  claimed[#claimed + 1] = {id, score, payload, attempt, crashes}
-end
-
+local taken = 0
 local offset = 0
+local no_crash = token .. ' 0 '
+
+-- Write down that these ids are held by this claim.
+local function hold(ids, marks)
+  local scores, lease_end = {}, now + lease_ms
+  for index, id in ipairs(ids) do
+    scores[2 * index - 1], scores[2 * index] = lease_end, id
+  end
+  redis.call('HSET', held, unpack(marks))
+  redis.call('ZADD', queue, 'XX', unpack(scores))
+  for _, id in ipairs(ids) do
+    redis.call('SET', 'arq:in-progress:' .. id, token, 'PX', lease_ms)
+  end
+end
 
 -- Take one page of due ids; return how many it held.
 local function claim_page(count)
   local page = redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'WITHSCORES',
     'LIMIT', offset, count)
-  local ids, scores, in_progress, payloads, tries = {}, {}, {}, {}, {}
-  for at = 1, #page, 2 do
-    local index = #ids + 1
-    ids[index], scores[index] = page[at], page[at + 1]
-    in_progress[index] = 'arq:in-progress:' .. page[at]
-    payloads[index] = 'arq:job:' .. page[at]
-    tries[index] = 'arq:retry:' .. page[at]
-  end
-  if #ids == 0 then
+  local size = #page / 2
+  if size == 0 then
     return 0
   end
-  local holders = redis.call('MGET', unpack(in_progress))
-  payloads = redis.call('MGET', unpack(payloads))
-  tries = redis.call('MGET', unpack(tries))
+  local ids, names = {}, {}
+  for index = 1, size do
+    local id = page[2 * index - 1]
+    ids[index] = id
+    names[index] = 'arq:in-progress:' .. id
+    names[size + index] = 'arq:job:' .. id
+    names[2 * size + index] = 'arq:retry:' .. id
+  end
+  local values = redis.call('MGET', unpack(names))
   local leftovers = redis.call('HMGET', held, unpack(ids))
-  for index, id in ipairs(ids) do
-    if holders[index] then
-      offset = offset + pass_by(id, holders[index])
-    elseif leftovers[index] and now < grace_until then
+  local mine, marks, found = {}, {}, #claimed
+  for index = 1, size do
+    local id, score, payload = ids[index], page[2 * index], values[size + index]
+    local leftover = leftovers[index]
+    if values[index] then
+      offset = offset + pass_by(id, values[index])
+    elseif leftover and now < grace_until then
       offset = offset + 1
-    elseif not payloads[index] and is_ghost(id, scores[index]) then
+    elseif not payload and is_ghost(id, score) then
       redis.call('ZREM', queue, id)
       redis.call('HDEL', held, id)
       redis.pcall('ZREM', 'arq:abort', id)
     else
-      take(id, scores[index], payloads[index], tries[index], leftovers[index])
+      local mark, crashes = no_crash, 0
+      if leftover then
+        local _, counted, kept = held_parts(leftover)
+        crashes = tonumber(counted) + 1
+        score = kept
+        mark = token .. ' ' .. crashes .. ' '
+        counts.crashed = (counts.crashed or 0) + 1
+      end
+      taken = taken + 1
+      mine[#mine + 1] = id
+      marks[#marks + 1] = id
+      marks[#marks + 1] = mark .. score
+      claimed[found + 1] = id
+      claimed[found + 2] = score
+      claimed[found + 3] = payload
+      claimed[found + 4] = (tonumber(values[2 * size + index]) or 0) + 1
+      claimed[found + 5] = crashes
+      found = found + 5
     end
   end
-  return #ids
+  if #mine > 0 then
+    hold(mine, marks)
+  end
+  return size
 end
 
 local more = 0
 if limit > 0 then
-  while #claimed < limit and offset < LOOK_AHEAD do
-    local wanted = math.min(limit - #claimed, 500)
-    if claim_page(wanted) == 0 then
+  while taken < limit and offset < LOOK_AHEAD do
+    if claim_page(math.min(limit - taken, 500)) == 0 then
       break
     end
   end
 end
-if #claimed >= limit then
+if taken >= limit then
   more = #redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', offset, 1)
 end
 
@@ -231,7 +347,7 @@ elseif noted > 0 then
 end
 
 if worker ~= '' then
-  if limit > 0 and #claimed < limit then
+  if limit > 0 and taken < limit then
     redis.call('ZADD', idle, now + idle_ms, worker)
     redis.call('ZREMRANGEBYSCORE', idle, '-inf', now)
     redis.call('PEXPIRE', idle, idle_ms)
@@ -250,6 +366,9 @@ if keeps == 1 and next(counts) then
   redis.call('PEXPIRE', counters, COUNTERS_MS)
 end
 
-local upcoming = redis.call('ZRANGEBYSCORE', queue, '(' .. (now + 1), '+inf', 'WITHSCORES',
-  'LIMIT', 0, 1)
-return {now, upcoming[2] or '', redis.call('ZCARD', queue), more, statuses, claimed}
+local upcoming = ''
+if more == 0 then
+  upcoming = redis.call('ZRANGEBYSCORE', queue, '(' .. (now + 1), '+inf', 'WITHSCORES',
+    'LIMIT', 0, 1)[2] or ''
+end
+return {now, upcoming, more, statuses, claimed}

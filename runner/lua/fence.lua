@@ -6,14 +6,14 @@ local function held_parts(value)
 end
 
 -- My token in the in-progress key; or that key is gone, but nobody has claimed since: held is still
--- my token, the count of tries is my attempt, and the id is in the set. `holder` is the value of the
--- in-progress key, or false.
+-- my token, the count of tries that have ended is what it was, and the id is in the set. `holder` is
+-- the value of the in-progress key, or false.
 local function is_mine(id, claim, attempt, holder)
   if holder then
     return holder == claim
   end
   local value = redis.call('HGET', held, id)
   return value and held_parts(value) == claim
-    and redis.call('GET', 'arq:retry:' .. id) == attempt
+    and (tonumber(redis.call('GET', 'arq:retry:' .. id)) or 0) == tonumber(attempt) - 1
     and redis.call('ZSCORE', queue, id) ~= false
 end

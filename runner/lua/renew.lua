@@ -1,20 +1,13 @@
 -- Renew leases: the holder's own, or one that ran out while nobody else could claim.
 -- KEYS: queue held clock_key
 -- ARGV: lease_ms:int entries...
--- Uses: clock grace
+-- Uses: clock grace fence
 -- Returns: for each entry 1 (renewed) or 0 (lost, or the job has ended)
 --
 -- An entry is three values: id, token, attempt. ZADD XX: a finished id is never put back.
 
 local FIELDS = 3
 local statuses = {}
-
-local function lapsed_but_mine(id, token, attempt)
-  local value = redis.call('HGET', held, id)
-  return value and string.match(value, '^(%S+)') == token
-    and redis.call('GET', 'arq:retry:' .. id) == attempt
-    and redis.call('ZSCORE', queue, id) ~= false
-end
 
 for at = entries_at, #ARGV, FIELDS do
   local id, token, attempt = ARGV[at], ARGV[at + 1], ARGV[at + 2]
@@ -25,7 +18,7 @@ for at = entries_at, #ARGV, FIELDS do
     -- PEXPIRE works at maxmemory too, SET does not.
     redis.call('PEXPIRE', key, lease_ms)
     renewed = 1
-  elseif not holder and lapsed_but_mine(id, token, attempt) then
+  elseif is_mine(id, token, attempt, holder) then
     redis.call('SET', key, token, 'PX', lease_ms)
     renewed = 1
   end

@@ -2,17 +2,24 @@
 
 Submit (`units`, `database`) → stream (`stream`) → plan and apply (`plan`, `apply`) → settle
 (`settle`); who may write is decided in `election`, and `candidate` puts it all together.
+
+What is named here is imported when it is first asked for: a worker without a database does
+not pay for asyncpg.
 """
 
 from __future__ import annotations
 
-from runner.writer.adoption import adopt_database
-from runner.writer.candidate import Candidate
-from runner.writer.commits import Commits, JobCommits
-from runner.writer.database import JobDatabase, ReadPool
-from runner.writer.office import adopt
-from runner.writer.status import writer_status
-from runner.writer.units import UnitBuilder
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runner.writer.adoption import adopt_database
+    from runner.writer.candidate import Candidate
+    from runner.writer.commits import Commits, JobCommits
+    from runner.writer.database import JobDatabase, ReadPool
+    from runner.writer.office import adopt
+    from runner.writer.status import writer_status
+    from runner.writer.units import UnitBuilder
 
 __all__ = [
     "Candidate",
@@ -25,3 +32,23 @@ __all__ = [
     "adopt_database",
     "writer_status",
 ]
+
+_MODULES = {
+    "Candidate": "candidate",
+    "Commits": "commits",
+    "JobCommits": "commits",
+    "JobDatabase": "database",
+    "ReadPool": "database",
+    "UnitBuilder": "units",
+    "adopt": "office",
+    "adopt_database": "adoption",
+    "writer_status": "status",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -15,7 +15,7 @@ from runner.writer.failures import DUPLICATE, FENCED, MISSING, BadValue
 from runner.writer.plan import Scope, Wave, plan
 from runner.writer.queries import query
 from runner.writer.statements import raw_row
-from runner.writer.tally import Tally
+from runner.writer.tallying import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

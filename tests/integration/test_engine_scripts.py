@@ -142,7 +142,7 @@ async def test_claim_holds_a_job_until_its_lease_ends(rig: Rig, redis: Any) -> N
     assert (claimed.payload, claimed.attempt, claimed.crashes) == (payload("j"), 1, 0)
     assert await redis.get(keys.in_progress("j")) == b"r:me:1"
     assert 0 < await redis.pttl(keys.in_progress("j")) <= LEASE_MS
-    assert await redis.get(keys.retry("j")) == b"1"
+    assert await redis.exists(keys.retry("j")) == 0  # it counts the tries that have ended
     score = await redis.zscore(QUEUE, "j")
     assert score is not None
     assert before + LEASE_MS - 1 <= score <= await rig.server_ms() + LEASE_MS
@@ -508,6 +508,94 @@ async def test_retry_that_is_sent_again_changes_nothing(rig: Rig, redis: Any) ->
     score = await redis.zscore(QUEUE, "j")
     assert await rig.settle(again) == [0]
     assert await redis.zscore(QUEUE, "j") == score
+
+
+ENDINGS: list[dict[str, Any]] = [
+    {"keep_ms": 0},
+    {"keep_ms": 60_000},
+    {"counter": "failed", "letter": b"letter"},
+    {"extra": "60000"},
+    {"mode": "again", "counter": "retried"},
+    {"mode": "back", "counter": ""},
+    {"mode": "submit", "unit_id": "u", "operations": b"o", "header": b"h"},
+]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+async def test_batch_whose_answer_was_lost_is_known_when_it_is_sent_again(
+    rig: Rig, redis: Any, ending: dict[str, Any]
+) -> None:
+    async def send(token: str, *settlements: Settlement) -> list[int | str]:
+        reply = await rig.broker.cycle(
+            redis, token=token, settlements=settlements, limit=0, batch="r:t:1", lane="l:0"
+        )
+        return reply.statuses
+
+    await rig.put("j", "lost")
+    claimed, lost = await rig.claim()
+    await redis.set(keys.in_progress("lost"), "somebody else's")
+    batch = (replace(done(claimed), **ending), done(lost))
+    assert await send("r:t:1", *batch) == [1, 0]
+    before = await everything(redis)
+    assert 0 < await redis.pttl(keys.settled("l:0")) <= 3_600_000
+    for number in (2, 3):
+        assert await send(f"r:t:{number}", *batch) == [2, 0]
+    assert await everything(redis) == before
+    await redis.delete(keys.UNITS)
+
+
+async def test_first_sending_that_arrives_after_the_second_changes_nothing(
+    rig: Rig, redis: Any
+) -> None:
+    claimed = await rig.claim_one()
+    for token, status in (("r:t:2", 1), ("r:t:1", 2), ("r:t:3", 2)):
+        reply = await rig.broker.cycle(
+            redis, token=token, settlements=[done(claimed)], limit=0, batch="r:t:1", lane="l:0"
+        )
+        assert reply.statuses == [status]
+    assert await redis.hget(keys.counters(QUEUE), "succeeded") == b"1"
+
+
+async def test_next_batch_of_a_lane_is_not_taken_for_the_last(rig: Rig, redis: Any) -> None:
+    async def send(token: str, batch: str, settlement: Settlement) -> list[int | str]:
+        reply = await rig.broker.cycle(
+            redis, token=token, settlements=[settlement], limit=0, batch=batch, lane="l:0"
+        )
+        return reply.statuses
+
+    first, second = await rig.claim_one("first"), await rig.claim_one("second")
+    assert await send("r:t:1", "r:t:1", done(first)) == [1]
+    # Its first sending never arrived; what is remembered is another batch.
+    assert await send("r:t:3", "r:t:2", done(second)) == [1]
+    assert await send("r:t:4", "r:t:1", done(first)) == [0]
+
+
+async def everything(redis: Any) -> dict[bytes, Any]:
+    """Read all keys with their values, but for the time of the last claim."""
+    names = set(await redis.keys()) - {keys.clock(QUEUE).encode()}
+    return {name: await redis.dump(name) for name in names}
+
+
+async def test_many_ends_and_their_waiters_are_one_batch(rig: Rig, redis: Any) -> None:
+    names = [f"{number:03}" for number in range(500)]
+    await rig.put(*names)
+    claims = await rig.claim(500)
+    await redis.zadd(keys.ABORT, {"007": 1, "other": 1})
+    await broker.read_results(redis, QUEUE, channel="nobody", job_ids=["250"])
+    assert await rig.settle(*(done(claimed) for claimed in claims)) == [1] * 500
+    assert await redis.exists(*(keys.result(name) for name in names)) == 500
+    assert await redis.exists(keys.waiters("250"), keys.held(QUEUE), QUEUE) == 0
+    assert await redis.keys(keys.JOB + "*") + await redis.keys(keys.IN_PROGRESS + "*") == []
+    assert await redis.zrange(keys.ABORT, 0, -1) == [b"other"]
+
+
+async def test_second_try_leaves_no_count_of_tries(rig: Rig, redis: Any) -> None:
+    claimed = await rig.claim_one()
+    await rig.settle(Settlement(claimed=claimed, mode="again"))
+    assert await redis.get(keys.retry("j")) == b"1"
+    (again,) = await rig.claim()
+    assert await rig.settle(done(again)) == [1]
+    assert await redis.exists(keys.retry("j")) == 0
 
 
 async def test_end_and_claim_travel_together(rig: Rig, redis: Any) -> None:

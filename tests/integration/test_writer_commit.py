@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from asyncpg import Connection, Record
 
+    from tests.servers import ChaosServers
+
 pytestmark = [
     pytest.mark.lasting_keys(*LASTING, "runner:held:*", "runner:writer:leader"),
     pytest.mark.timeout(60),
@@ -450,6 +452,72 @@ async def test_adoption_refuses_the_commit_that_a_job_waits_for(
         (reason,) = await job.result(timeout=20)
         assert "adopted" in reason
     assert await database.fetchval("SELECT count(*) FROM serials") == 1
+
+
+@task(timeout=60)
+async def waits_in_a_commit(ctx: Context) -> None:
+    ctx.db.insert("t", id=1)
+    await ctx.db.commit()
+
+
+async def test_an_abort_in_a_commit_comes_too_late_for_the_unit(
+    redis_url: str, database_url: str, database: Connection[Record], client: Client
+) -> None:
+    async with serving(redis_url, [waits_in_a_commit], allow_abort_jobs=True):
+        job = await client.enqueue(waits_in_a_commit)
+        await wait_until(lambda: _length(client, 1), description="the unit waits for a writer")
+        assert await job.abort(timeout=20)
+    assert await client.exists(keys.commits(job.job_id)) == 0
+    async with engine(redis_url, database_url) as e, writing(e.candidate()):
+        await wait_until(lambda: ids(database), description="the unit is applied")
+    assert await client.exists(keys.commits(job.job_id)) == 0
+
+
+async def test_a_commit_whose_entry_was_moved_is_answered(
+    redis_url: str, database_url: str, database: Connection[Record], client: Client
+) -> None:
+    """Redis lost data, and gave the unit an id below the writer's position."""
+    async with engine(redis_url, database_url) as e, serving(redis_url, [writes_and_reads_back]):
+        async with writing(e.candidate()):
+            await e.answered(await e.submit("j0", unit_of(lambda u: u.insert("t", id=9))))
+        job = await client.enqueue(writes_and_reads_back)
+        await wait_until(lambda: _length(client, 2), description="the unit waits for a writer")
+        await database.execute("UPDATE runner.writer SET position = '9000000000000-5'")
+        async with writing(e.candidate()):
+            assert await job.result(timeout=20) == [[1], [[{"id": 1, "name": "x"}]]]
+    assert await database.fetchval("SELECT count(*) FROM serials") == 1
+
+
+@task(timeout=60)
+async def commits_often(ctx: Context) -> int:
+    total = 0
+    for _ in range(30):
+        ctx.db.add("total", key={"name": "x"}, n=1, returning=["n"])
+        committed = await ctx.db.commit()
+        assert committed.rows[0] is not None
+        total = committed.rows[0][0]["n"]
+        ctx["done"].append(total)
+    return total
+
+
+async def test_commits_outlive_restarts_of_both_servers(chaos_servers: ChaosServers) -> None:
+    servers = chaos_servers
+    setup = await asyncpg.connect(servers.database_url)
+    await setup.execute(SCHEMA)
+    await setup.close()
+    done: list[int] = []
+    settings = {"database_url": servers.database_url, "ctx": {"done": done}}
+    async with (
+        runner.connect(servers.redis_url) as client,
+        serving(servers.redis_url, [commits_often], **settings),
+    ):
+        job = await client.enqueue(commits_often)
+        await wait_until(lambda: len(done) >= 3, description="three commits", timeout_s=20)
+        await servers.restart_postgres(kill=True)
+        await wait_until(lambda: len(done) >= 6, description="six commits", timeout_s=20)
+        await servers.restart_redis()
+        assert await job.result(timeout=40) == 30
+    assert done == list(range(1, 31))
 
 
 # The submitting script.

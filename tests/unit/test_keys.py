@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import resources
+from typing import get_args
 
 import pytest
 
@@ -71,11 +72,14 @@ def test_number_of_fields_of_an_entry_fits_the_script() -> None:
     claimed = broker.Claimed(
         queue="q", job_id="j", token="t", run_at_ms=0, payload=None, attempt=1, crashes=0
     )
-    done = broker.Settlement(claimed=claimed, mode="done")
-    submit = broker.Settlement(claimed=claimed, mode="submit")
-    (fields,) = re.findall(r"local FIELDS = (\d+)", scripts()["cycle.lua"])
-    assert len(broker._settlement_fields(done)) == int(fields)
-    assert len(broker._settlement_fields(submit)) == int(fields) + 2
+    (table,) = re.findall(r"local FIELDS = \{(.*)\}", scripts()["cycle.lua"])
+    fields = {name: int(count) for name, count in re.findall(r"(\w+) = (\d+)", table)}
+    sent = [
+        broker.Settlement(claimed=claimed, mode="done", counter="succeeded"),
+        *(broker.Settlement(claimed=claimed, mode=mode) for mode in get_args(broker.Mode)),
+    ]
+    lengths = {entry[3]: len(entry) for entry in map(broker._settlement_fields, sent)}
+    assert lengths == fields
 
 
 @pytest.mark.parametrize(
@@ -90,6 +94,7 @@ def test_number_of_fields_of_an_entry_fits_the_script() -> None:
         (keys.clock("q"), "runner:clock:q"),
         (keys.idle("q"), "runner:idle:q"),
         (keys.wake("q"), "runner:wake:q"),
+        (keys.settled("l:0"), "runner:settled:l:0"),
         (keys.counters("q"), "runner:counters:q"),
         (keys.dead("q"), "runner:dead:q"),
         (keys.dead_letter("x"), "runner:dead-letter:x"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -114,3 +117,48 @@ def test_unknown_format_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(logs.VARIABLE, "consol")
     with pytest.raises(SettingsError, match="did you mean 'console'"):
         logs.chosen_format()
+
+
+def in_a_fresh_process(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_worker_with_plain_lines_and_no_database_imports_neither_structlog_nor_asyncpg() -> None:
+    out = in_a_fresh_process(
+        """
+        import sys
+        import runner
+        from runner import logs
+
+        class WorkerSettings(runner.WorkerSettings):
+            functions = ()
+
+        logs.configure("plain")
+        logs.bind("j", "add", 1)
+        print([name for name in ("structlog", "rich", "asyncpg") if name in sys.modules])
+        """
+    )
+    assert out == "[]\n"
+
+
+def test_structlog_that_is_imported_late_is_configured_with_the_first_job() -> None:
+    out = in_a_fresh_process(
+        """
+        from runner import logs
+
+        logs.configure("plain")
+        import structlog
+
+        assert not structlog.is_configured()
+        logs.bind("j", "add", 1)
+        print(structlog.is_configured(), sorted(structlog.contextvars.get_contextvars().items()))
+        """
+    )
+    assert out == "True [('attempt', 1), ('job_id', 'j'), ('task', 'add')]\n"

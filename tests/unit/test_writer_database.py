@@ -25,7 +25,7 @@ class Unreachable:
 
 
 def context(commits: object) -> Context:
-    return Context({}, None, cast("JobCommits", commits))
+    return Context({}, None, lambda: cast("JobCommits", commits))
 
 
 async def test_with_nothing_collected_a_commit_returns_at_once() -> None:
