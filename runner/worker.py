@@ -173,6 +173,7 @@ class Worker(arq.worker.Worker):
             if database_url is not None and read_pool_size > 0
             else None
         )
+        self._commits: writers.Commits | None = None
         self.candidate: writers.Candidate | None = None
         self._turns = Turns(self._begin, self._line_over, self.tasks)
         self._to_settle_again: set[asyncio.Task[None]] = set()
@@ -350,6 +351,12 @@ class Worker(arq.worker.Worker):
         stops = self.stopping or not self.allow_pick_jobs
         return attempt, self._hand_back(attempt) if stops else self._run(attempt)
 
+    def commits_of(self, attempt: execution.Attempt) -> writers.JobCommits:
+        """Return what an attempt commits with before its end."""
+        if self._commits is None:
+            self._commits = writers.Commits(lambda: self.pool)
+        return self._commits.of_job(attempt.claimed, attempt.record.enqueued_ms)
+
     def limit_lease(self, attempt: execution.Attempt, timeout_s: float) -> None:
         """Renew the lease for as long as the job may run, and one lease more to end it."""
         attempt.claimed.until = time.monotonic() + timeout_s + self.lease_s
@@ -523,6 +530,9 @@ class Worker(arq.worker.Worker):
         if self.candidate is not None:
             await self.candidate.stop()
             self.candidate = None
+        if self._commits is not None:
+            await self._commits.stop()
+            self._commits = None
         self._leases.stop()
         if self.reads is not None:
             await self.reads.close()

@@ -164,7 +164,7 @@ def database(addresses: Addresses, *, template: str | None = None) -> Iterator[s
         _create_database(addresses.database_url, name, template=template or addresses.template)
     )
     try:
-        yield _with_path(addresses.database_url, name)
+        yield with_path(addresses.database_url, name)
     finally:
         run_apart(_drop_database(addresses.database_url, name))
 
@@ -172,9 +172,9 @@ def database(addresses: Addresses, *, template: str | None = None) -> Iterator[s
 @contextlib.contextmanager
 def redis_database(addresses: Addresses) -> Iterator[str]:
     """Lend the URL of an empty database number that no other test uses; empty it afterwards."""
-    with redis.Redis.from_url(_with_path(addresses.redis_url, "0")) as leases:
+    with redis.Redis.from_url(with_path(addresses.redis_url, "0")) as leases:
         number, lease = _lease(leases, addresses)
-        url = _with_path(addresses.redis_url, str(number))
+        url = with_path(addresses.redis_url, str(number))
         try:
             yield url
         finally:
@@ -190,14 +190,14 @@ def _lease(leases: redis.Redis, addresses: Addresses) -> tuple[int, str]:
     for number in random.sample(range(1, count), count - 1):
         lease = f"tests:lease:{number}"
         if leases.set(lease, os.getpid(), nx=True, ex=LEASE_S):
-            with redis.Redis.from_url(_with_path(addresses.redis_url, str(number))) as own:
+            with redis.Redis.from_url(with_path(addresses.redis_url, str(number))) as own:
                 if own.dbsize() == 0:
                     return number, lease
             leases.delete(lease)
     raise AssertionError(f"none of the {count} databases of {addresses.redis_url} is free")
 
 
-def _with_path(url: str, path: str) -> str:
+def with_path(url: str, path: str) -> str:
     return urlunsplit(urlsplit(url)._replace(path=f"/{path}"))
 
 

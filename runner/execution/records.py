@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from runner.codec import Codec, JobRecord
     from runner.execution.context import Context
     from runner.tasks import Task
-    from runner.writer import ReadPool
+    from runner.writer import JobCommits, ReadPool
 
 
 class Function(Protocol):
@@ -56,6 +57,10 @@ class Host(Protocol):
     jobs_complete: int
     jobs_failed: int
     jobs_retried: int
+
+    def commits_of(self, attempt: Attempt) -> JobCommits:
+        """Return what the attempt commits with before its end."""
+        ...
 
     async def settle(self, settlement: Settlement, attempt: Attempt) -> int | str:
         """Free the job's slot, and hand its settlement to the next cycle."""
@@ -154,3 +159,13 @@ def timeout_of(host: Host, attempt: Attempt) -> float | None:
     declared = attempt.function.timeout_s if attempt.function else None
     timeout: float | None = host.job_timeout_s if declared is None else declared
     return timeout
+
+
+def delay_after_refusal(host: Host, attempt: Attempt) -> float | None:
+    """Return the seconds until a job is tried again whose unit was refused, None to give it up."""
+    if attempt.task is None or not host.retry_jobs:
+        return None
+    options = attempt.task.task_options
+    if options.on_write_error != "retry" or attempt.number >= max_tries_of(host, attempt):
+        return None
+    return options.policy.delay(attempt=attempt.number, random=random.random())  # noqa: S311  jitter

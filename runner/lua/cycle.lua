@@ -89,9 +89,10 @@ local function finish(id, result, keep_ms, extra)
   redis.call('ZREM', queue, id)
   redis.call('HDEL', held, id)
   if extra == '' then
-    redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id, 'arq:in-progress:' .. id)
+    redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id, 'arq:in-progress:' .. id,
+      'runner:commits:' .. id)
   else
-    redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id)
+    redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id, 'runner:commits:' .. id)
     redis.call('PEXPIRE', 'arq:in-progress:' .. id, extra)
   end
   -- An abort that came too late is not meant for the next job of this id.
@@ -147,6 +148,8 @@ local function settle_plain(ats, holders)
   local statuses = {}
   local plain, ids, names, waiters = {}, {}, {}, {}
   local count = 0
+  -- Only where there is a writer may a job have committed before its end.
+  local may_have_committed = redis.call('EXISTS', units) == 1
   for index, at in ipairs(ats) do
     local id = ARGV[at]
     if ARGV[at + 3] == 'ok' and holders[index] == ARGV[at + 1] then
@@ -156,6 +159,9 @@ local function settle_plain(ats, holders)
       names[#names + 1] = 'arq:job:' .. id
       if ARGV[at + 2] ~= '1' then
         names[#names + 1] = 'arq:retry:' .. id
+      end
+      if may_have_committed then
+        names[#names + 1] = 'runner:commits:' .. id
       end
       waiters[count] = 'runner:waiters:' .. id
     end

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from runner.writer.adoption import adopt_database
     from runner.writer.candidate import Candidate
+    from runner.writer.commits import Commits, JobCommits
     from runner.writer.database import JobDatabase, ReadPool
     from runner.writer.office import adopt
     from runner.writer.status import writer_status
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Candidate",
+    "Commits",
+    "JobCommits",
     "JobDatabase",
     "ReadPool",
     "UnitBuilder",
@@ -32,6 +35,8 @@ __all__ = [
 
 _MODULES = {
     "Candidate": "candidate",
+    "Commits": "commits",
+    "JobCommits": "commits",
     "JobDatabase": "database",
     "ReadPool": "database",
     "UnitBuilder": "units",

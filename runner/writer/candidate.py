@@ -28,6 +28,7 @@ from runner.errors import StoreWentBack, WriterUnavailable
 from runner.writer.election import Election, NotElected
 from runner.writer.failures import Fenced
 from runner.writer.office import check_eviction, take_office
+from runner.writer.pulse import Pulse
 from runner.writer.queries import migrate
 from runner.writer.session import close, connect, wait_for_lock
 from runner.writer.status import writer_status
@@ -82,6 +83,7 @@ class Candidate:
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._backoff_s = SOONEST_BACKOFF_S
+        self._led = False
         self.leading = False
 
     async def start(self) -> None:
@@ -119,7 +121,9 @@ class Candidate:
                 self._backoff_s = SOONEST_BACKOFF_S
             except Exception as exc:  # noqa: BLE001  whatever ended the term, another one follows
                 self._log(exc)
-                await self._pause(self._backoff_s)
+                # Who could not begin lets the others try first.
+                first = 0.0 if self._led else self._term_s * 2 / POLLS_A_TERM
+                await self._pause(max(self._backoff_s, first))
                 self._backoff_s = min(self._backoff_s * 2, LATEST_BACKOFF_S)
             else:
                 # Candidates that started together shall not ask together for ever.
@@ -131,6 +135,7 @@ class Candidate:
                 await self._stopping.wait()
 
     async def _hold_office(self) -> None:
+        self._led = False
         try:
             async with asyncio.TaskGroup() as group:
                 heartbeat = group.create_task(self._election.keep(), name="writer heartbeat")
@@ -142,7 +147,7 @@ class Candidate:
 
     async def _lead(self) -> None:
         await check_eviction(self._redis)
-        connection = await connect(self._database_url)
+        connection = await self._connect()
         try:
             await wait_for_lock(
                 connection, patience_s=self._term_s / 2, is_elected=self._election.is_current
@@ -152,18 +157,34 @@ class Candidate:
             self.leading = False
             await close(connection)
 
+    async def _connect(self) -> Connection[Record]:
+        """Connect to Postgres; let others stand when that takes long."""
+        connecting = asyncio.create_task(connect(self._database_url), name="writer connect")
+        try:
+            await asyncio.wait([connecting], timeout=self._term_s * 3 / 4)
+            if not connecting.done():
+                await self._election.doubt("connecting to Postgres takes long")
+            return await connecting
+        except asyncio.CancelledError:
+            connecting.cancel()
+            raise
+        finally:
+            self._election.trust()
+
     async def _write(self, connection: Connection[Record]) -> None:
         await migrate(connection)
         office = await take_office(connection, self._redis, self.name)
+        pulse = Pulse(connection, self._election)
         term = Term(
             redis=self._redis,
             connection=connection,
             office=office,
             codec=self._codec,
             name=self.name,
+            pulse=pulse,
         )
         logger.info("%s is the writer: term %d, from %s", self.name, office.epoch, office.position)
-        self.leading = True
+        self.leading = self._led = True
         self._backoff_s = SOONEST_BACKOFF_S
         await term.run(self._stopping)
         logger.info("%s resigns as the writer, at %s", self.name, office.position)

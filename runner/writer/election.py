@@ -40,12 +40,14 @@ class Election:
         name: the candidate.
         term_s: how long a heartbeat counts.
         renewed_at: when the key was last known to be ours; monotonic, 0 for never.
+        doubted: whether the candidate lets others stand, because it may not be able to write.
     """
 
     redis: Redis
     name: str
     term_s: float
     renewed_at: float = 0.0
+    doubted: bool = False
 
     async def stand(self) -> bool:
         """Take the key, or keep it; return whether it is ours."""
@@ -66,12 +68,28 @@ class Election:
         while True:
             await asyncio.sleep(self.term_s / RENEWALS_A_TERM)
             try:
-                elected = await self.stand()
+                elected = not await self._holder() if self.doubted else await self.stand()
             except (RedisError, OSError, TimeoutError) as exc:
                 logger.warning("cannot renew the writer's election: %s", repr(exc))
                 continue
             if not elected:
                 raise NotElected("another candidate was elected")
+
+    async def doubt(self, why: str) -> None:
+        """Give the key up until `trust`, so that whoever can write may."""
+        if not self.doubted:
+            logger.warning("%s: another may be the writer", why)
+            self.doubted = True
+        await self.resign()
+
+    def trust(self) -> None:
+        """Renew the key again, unless another has it by now."""
+        self.doubted = False
+
+    async def _holder(self) -> bytes | None:
+        async with asyncio.timeout(self.term_s):
+            holder: bytes | None = await self.redis.get(keys.LEADER)
+        return holder
 
     def is_current(self) -> bool:
         """Say whether the last renewal still counts."""

@@ -14,13 +14,13 @@ from runner.errors import StoreWentBack, WriterUnavailable
 from runner.writer.apply import Office
 from runner.writer.queries import query
 from runner.writer.session import LOCK
-from runner.writer.status import ZERO, exceeds, split_id
+from runner.writer.status import ZERO, exceeds
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
     from redis.asyncio import Redis
 
-__all__ = ["adopt", "check_eviction", "note_loss", "take_office"]
+__all__ = ["adopt", "check_eviction", "check_held", "note_loss", "take_office"]
 
 logger = logging.getLogger("runner.writer")
 
@@ -45,10 +45,10 @@ async def take_office(connection: Connection[Record], redis: Redis, name: str) -
     position = row["position"]
     await _agree(connection, redis, row, facts)
     _check_trimmed(position, facts)
-    await _check_stream(redis, position)
     # Nothing answered yet: what is committed may have been the first batch of a leader that
     # did not live to say so. Settling is repeatable; each job's marker decides.
     answered = facts.get("answered", ZERO)
+    redis_lost = await _has_lost(redis, position, answered)
     if exceeds(answered, position):
         logger.warning(
             "Postgres went back from %s to %s, as after a failover to a replica that lacked "
@@ -64,6 +64,7 @@ async def take_office(connection: Connection[Record], redis: Redis, name: str) -
         answered=answered,
         ledger_age_s=row["ledger_age"].total_seconds(),
         losses=_losses(position, facts),
+        redis_lost=redis_lost,
     )
 
 
@@ -71,6 +72,12 @@ async def note_loss(redis: Redis, office: Office) -> None:
     """Count a session that was lost while units were applied behind this position."""
     value = f"{office.position} {office.losses + 1}"
     await cast(Any, redis.hset(keys.WRITER, "losses", value))
+
+
+async def check_held(redis: Redis, position: str) -> None:
+    """Raise when Redis does not hold the entry at the position any more: a new term mends it."""
+    if position != ZERO and not await redis.xrange(keys.UNITS, position, position):
+        raise ConnectionResetError(f"Redis has lost the entry {position}: the term is over")
 
 
 async def check_eviction(redis: Redis) -> None:
@@ -138,6 +145,13 @@ async def _agree(
     identity = theirs or ours or secrets.token_hex(16)
     await connection.execute(query("set_identity"), identity, row["epoch"])
     await cast(Any, redis.hset(keys.WRITER, "identity", identity))
+    await _keep_on_disk(redis)
+
+
+async def _keep_on_disk(redis: Redis) -> None:
+    """Wait, this once, until Redis has its identity on disk: without it, it seems another one."""
+    with contextlib.suppress(ResponseError):  # no appendonly file, or older than 7.2
+        await cast(Any, redis).execute_command("WAITAOF", 1, 0, 2000)
 
 
 def _losses(position: str, facts: dict[str, str]) -> int:
@@ -155,19 +169,21 @@ def _check_trimmed(position: str, facts: dict[str, str]) -> None:
         )
 
 
-async def _check_stream(redis: Redis, position: str) -> None:
-    """See that Redis still has the entry at the position; it is never trimmed."""
+async def _has_lost(redis: Redis, position: str, answered: str) -> bool:
+    """See whether Redis still has the entry at the position, which is never trimmed."""
     if position == ZERO or await redis.xrange(keys.UNITS, position, position):
-        return
+        return False
+    if exceeds(answered, position):
+        raise StoreWentBack(
+            f"both stores went back: Postgres says that it applied units up to {position}, and "
+            f"Redis, which answered them up to {answered}, does not hold the entry {position} any "
+            f"more, so what is between cannot be applied again. Restore a database that has "
+            f"them. {_ADOPT}",
+        )
     logger.error(
         "Redis lost units: the entry %s, the last that was applied, is not in the stream any "
         "more. Jobs whose end was lost with it run again; the ledger keeps their writes from "
         "being applied twice",
         position,
     )
-    # Entries must not get ids at or below the position, which would never be read.
-    last = await redis.xrevrange(keys.UNITS, count=1)
-    if not last or not exceeds(last[0][0].decode(), position):
-        ms, sequence = split_id(position)
-        with contextlib.suppress(ResponseError):  # the stream's ids are above it already
-            await redis.xadd(keys.UNITS, {"m": "the position"}, id=f"{ms}-{sequence + 1}")
+    return True

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from runner.errors import WriteRejected
 from runner.writer.batch import Batch, Batches, Refusals
-from runner.writer.entries import decode_rejection
-from runner.writer.office import note_loss
+from runner.writer.inheritance import LEDGER_KEPT_S, Inheritance
+from runner.writer.office import check_held, note_loss
 from runner.writer.queries import query
 from runner.writer.settle import Settler
-from runner.writer.stream import OPERATIONS_AT_ONCE, Buffer, Reader, Tail, entries_between
+from runner.writer.stream import OPERATIONS_AT_ONCE, Buffer, Reader, Tail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from runner.codec import Codec
     from runner.writer.apply import Office
     from runner.writer.entries import Unit
+    from runner.writer.pulse import Pulse
 
 __all__ = ["Term"]
 
@@ -37,7 +38,7 @@ logger = logging.getLogger("runner.writer")
 
 PING_S = 2.0
 TRIM_S = 5.0
-LEDGER_KEPT_S = 600.0
+HOUSE_S = 10.0
 SETTLE_TIMEOUT_S = 10.0
 UNSETTLED_AT_MOST = 8
 LOSSES_UNTIL_CAREFUL = 3
@@ -45,7 +46,7 @@ LOSSES_UNTIL_REFUSED = 5
 CAREFUL_UNITS = 1_000
 COUNT_SETTLED_AT_ONCE = 1_000
 
-_Settling = tuple["Sequence[Unit]", Refusals]
+_Settling = tuple["Sequence[Unit]", Refusals, dict[str, bytes]]
 
 
 class Term:
@@ -59,7 +60,9 @@ class Term:
         office: Office,
         codec: Codec,
         name: str,
+        pulse: Pulse,
     ) -> None:
+        self._pulse = pulse
         self._redis = redis
         self._connection = connection
         self._office = office
@@ -69,12 +72,12 @@ class Term:
         self._planned: asyncio.Queue[Batch | None] = asyncio.Queue()
         self._wanted = asyncio.Event()
         self._unsettled: asyncio.Queue[_Settling | None] = asyncio.Queue(UNSETTLED_AT_MOST)
-        self._told: list[str] = []
         self._tail = Tail()
         self._began_at = office.position
         # After sessions lost at one position: units one by one, to find the one that does it.
         self._careful = CAREFUL_UNITS if office.losses >= LOSSES_UNTIL_CAREFUL else 0
         self._swapped_at = time.monotonic() - office.ledger_age_s
+        self._housed_at = time.monotonic()
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Apply units until ``stopping``; then finish the batch under way, settle, and return.
@@ -83,9 +86,11 @@ class Term:
             ExceptionGroup: what ended the term. Nothing is lost: the position row says how far
                 it came, and the next term goes on from there.
         """
-        await self._settle_the_rest()
+        inheritance = Inheritance(self._redis, self._connection, self._office, self._settler)
+        await inheritance.accept()
         async with asyncio.TaskGroup() as group:
             ahead = [
+                group.create_task(self._pulse.watch(), name="writer pulse"),
                 group.create_task(self._read(), name="writer read"),
                 group.create_task(self._plan(), name="writer plan"),
                 group.create_task(self._trim(), name="writer trim"),
@@ -96,14 +101,6 @@ class Term:
             for task in ahead:
                 task.cancel()
             self._planned.put_nowait(None)
-
-    async def _settle_the_rest(self) -> None:
-        """Answer what was committed by a leader that did not live to say so."""
-        answered, position = self._settler.answered, self._office.position
-        async for units in entries_between(self._redis, answered, position):
-            rows = await self._connection.fetch(query("rejected"), [unit.entry for unit in units])
-            refused = {row["entry"]: decode_rejection(row["facts"]) for row in rows}
-            await self._settler.settle(units, refused)
 
     async def _read(self) -> None:
         reader = Reader(self._redis, self._office.position)
@@ -132,8 +129,9 @@ class Term:
                 break
             self._wanted.set()
             refused = await self._apply(batch)
-            await self._unsettled.put((batch.units, refused))
-            if self._told or time.monotonic() - self._swapped_at > LEDGER_KEPT_S:
+            answers = self._batches.take_answers()
+            await self._unsettled.put((batch.units, refused, answers))
+            if time.monotonic() - self._housed_at > HOUSE_S or self._swap_is_due():
                 await self._keep_house()
         await self._unsettled.put(None)
 
@@ -146,7 +144,8 @@ class Term:
                 logger.error("refused the unit %s: %s", batch.units[0].entry, why)
                 return await self._batches.refuse(batch.units[0], why)
         try:
-            return await self._batches.apply(batch)
+            with self._pulse.asking():
+                return await self._batches.apply(batch)
         except BaseException:
             if self._connection.is_closed():
                 # A unit that takes the session with it must not stand in the way for ever.
@@ -155,11 +154,19 @@ class Term:
             raise
 
     async def _keep_house(self) -> None:
-        """Show that the session lives; forget refusals that were told; swap the ledgers."""
-        told, self._told = self._told, []
-        await self._connection.execute(query("forget_rejected"), told)
-        if time.monotonic() - self._swapped_at > LEDGER_KEPT_S:
+        """Show that the session lives; forget what was told; swap the ledgers.
+
+        A refusal or an answer is told within a minute, or the term is over and the next begins
+        with it. It is kept a little longer, for a Redis that forgets what it was told.
+        """
+        self._housed_at = time.monotonic()
+        with self._pulse.asking():
+            await self._connection.execute(query("forget_told"))
+        if self._swap_is_due():
             await self._swap_ledger()
+
+    def _swap_is_due(self) -> bool:
+        return time.monotonic() - self._swapped_at > LEDGER_KEPT_S
 
     async def _swap_ledger(self) -> None:
         """Empty the older ledger and use it: the other keeps the last ten minutes."""
@@ -179,7 +186,7 @@ class Term:
             done = await self._unsettled.get()
             if done is None:
                 return
-            units, refused = list(done[0]), dict(done[1])
+            units, refused, answers = list(done[0]), dict(done[1]), dict(done[2])
             batches, is_last = 1, False
             with contextlib.suppress(asyncio.QueueEmpty):
                 while len(units) < COUNT_SETTLED_AT_ONCE and not is_last:
@@ -189,10 +196,10 @@ class Term:
                     else:
                         units.extend(more[0])
                         refused.update(more[1])
+                        answers.update(more[2])
                         batches += 1
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
-                await self._settler.settle(units, refused, batches=batches)
-            self._told.extend(refused)
+                await self._settler.settle(units, refused, answers, batches=batches)
             self._tail.note(units)
             if is_last:
                 return
@@ -200,4 +207,5 @@ class Term:
     async def _trim(self) -> None:
         while True:
             await asyncio.sleep(TRIM_S)
+            await check_held(self._redis, self._office.position)
             await self._tail.trim(self._redis, self._settler.answered)

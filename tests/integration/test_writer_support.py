@@ -94,6 +94,7 @@ class Engine:
         enqueued_ms: int = 1_700_000_000_000,
         queue: str = keys.DEFAULT_QUEUE,
         afterlife_ms: int = 0,
+        entry_id: str = "*",
     ) -> str:
         record = JobRecord(
             task="t", args=(1,), kwargs={}, attempt=None, enqueued_ms=enqueued_ms, options={}
@@ -119,7 +120,7 @@ class Engine:
             "r": encode_result(CODEC, result) if keep_ms else b"",
         }
         async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.xadd(keys.UNITS, fields)
+            pipe.xadd(keys.UNITS, fields, id=entry_id)
             pipe.set(keys.job(job_id), encode_job(CODEC, record), px=60_000)
             pipe.zadd(queue, {job_id: keys.FAR_OFF_MS})
             entry = (await pipe.execute())[0].decode()
