@@ -48,6 +48,8 @@ class TaskOptions:
         queue: the queue of the task's jobs.
         expires: seconds after which a job that has not started is given up.
         max_crashes: how many lost leases make a job a dead letter.
+        writes: whether it may write by ``ctx.db``: a worker whose tasks all do not claims jobs
+            also while too much waits for the writer.
     """
 
     name: str
@@ -59,6 +61,7 @@ class TaskOptions:
     queue: str | None = None
     expires: float | None = None
     max_crashes: int | None = None
+    writes: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +237,7 @@ def task(
     queue: str | None = None,
     expires: float | timedelta | None = None,
     max_crashes: int | None = None,
+    writes: bool = True,
 ) -> Callable[[Callable[Concatenate[C, P], Awaitable[R]]], Task[P, R]]: ...
 
 
@@ -250,6 +254,7 @@ def task(
     queue: str | None = None,
     expires: float | timedelta | None = None,
     max_crashes: int | None = None,
+    writes: bool = True,
 ) -> Any:
     """Declare an async function whose first parameter is the context as a task.
 
@@ -272,6 +277,7 @@ def task(
         "queue": queue,
         "expires": expires,
         "max_crashes": max_crashes,
+        "writes": writes,
     }
 
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
@@ -286,6 +292,7 @@ def task(
             queue=queue,
             expires=seconds(expires),
             max_crashes=max_crashes,
+            writes=writes,
         )
         return Task(function, options)
 
@@ -318,7 +325,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     **dict.fromkeys(("name", "queue"), (_text, "a text that is not empty")),
     "keep_result": (_seconds, "a number of seconds, 0 or more, or a timedelta"),
-    "keep_result_forever": (lambda value: isinstance(value, bool), "True or False"),
+    **dict.fromkeys(
+        ("keep_result_forever", "writes"),
+        (lambda value: isinstance(value, bool), "True or False"),
+    ),
     "backoff": (lambda value: isinstance(value, RetryPolicy), "a RetryPolicy"),
 }
 

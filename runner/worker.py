@@ -31,7 +31,7 @@ from runner.queues import Queues
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
 from runner.wake import Waker
-from runner.writer import Candidate, ReadPool
+from runner.writer import BOUND_ENTRIES, Bounds, Candidate, ReadPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +71,11 @@ class Worker(arq.worker.Worker):
         history: keep counters and dead letters.
         database_url: where the writes of jobs go; None: `ctx.db` is refused.
         writer: offer this worker as a candidate for the writer.
+        writer_backlog_bytes: how many bytes of units may wait for the writer: from half of it on
+            jobs are not claimed, unless all tasks of the worker have ``writes=False``; beyond
+            it services wait. None: 64 MB, or a quarter of Redis's maxmemory if that is less.
+            The elected writer's settings hold for all.
+        writer_backlog_entries: how many units may wait, in the same way.
         read_pool_size: connections for `ctx.db.fetch`; 0 switches reads off.
         use_uvloop: run on uvloop where no loop is there yet.
         queues: more queues to read, after `queue_name`, the most urgent first; see
@@ -121,6 +126,8 @@ class Worker(arq.worker.Worker):
         history: bool = False,
         database_url: str | None = None,
         writer: bool = True,
+        writer_backlog_bytes: int | None = None,
+        writer_backlog_entries: int = BOUND_ENTRIES,
         read_pool_size: int = 2,
         use_uvloop: bool = False,
         queues: Sequence[str] = (),
@@ -168,6 +175,7 @@ class Worker(arq.worker.Worker):
         self.history = history
         self.database_url = database_url
         self.stopping = False
+        self._bounds = Bounds(writer_backlog_entries, writer_backlog_bytes)
         self._offers_writer = writer and database_url is not None
         self.reads = (
             ReadPool(database_url, max_size=read_pool_size)
@@ -178,8 +186,10 @@ class Worker(arq.worker.Worker):
         self._jobs: dict[str, tuple[asyncio.Task[None], execution.Attempt]] = {}
         lease_ms = int(self.lease_s * 1000)
         names = dict.fromkeys((self.queue_name, *queues))
+        # A claim cannot tell which task it will bring.
+        heeds = database_url is not None and any(map(_may_write, self.functions.values()))
         self.cycles = Queues(
-            [Broker(name, lease_ms=lease_ms, keeps=history) for name in names],
+            [Broker(name, lease_ms=lease_ms, keeps=history, heeds=heeds) for name in names],
             lambda: self.pool,
             start=self._start_job,
             replied=self._replied,
@@ -256,6 +266,7 @@ class Worker(arq.worker.Worker):
                 redis=self.pool,
                 database_url=self.database_url,
                 codec=self.codec,
+                bounds=self._bounds,
             )
             await self.candidate.start()
 
@@ -490,6 +501,11 @@ class Worker(arq.worker.Worker):
             await self.on_shutdown(self.ctx)
         await self.pool.aclose(close_connection_pool=True)
         self._pool = None
+
+
+def _may_write(function: Any) -> bool:
+    task = function.coroutine
+    return not isinstance(task, Task) or task.task_options.writes
 
 
 def as_function(function: Any) -> Any:

@@ -1,7 +1,7 @@
 -- Settle attempts that have ended, then claim due jobs: one round trip of the engine.
--- KEYS: queue held clock_key idle wake counters dead units
--- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int settling:int entries...
--- Uses: clock grace wake tell bury
+-- KEYS: queue held clock_key idle wake counters dead units writer
+-- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int heeds:int settling:int entries...
+-- Uses: clock grace wake tell bury backlog
 -- Returns: {now, next due or '', zcard, more, statuses, claimed jobs}
 --
 -- Settled first: `settling` entries of ten values each:
@@ -17,7 +17,8 @@
 -- Then claimed: up to `limit` jobs with a score up to now; each {id, run-at score, payload or
 -- false, attempt, crashes}. The id's score becomes the end of the lease, so that running jobs
 -- leave the head of the set. `worker` registers as idle when slots stay free ('' never does).
--- `keeps` 1 writes counters and dead letters; arq's bare Worker leaves no key of its own.
+-- `keeps` 1 writes counters and dead letters; arq's bare Worker leaves no key of its own. With
+-- `heeds` 1 nothing is claimed, and nothing said to be left, while too much waits for the writer.
 
 local FIELDS = 10
 local FAR_OFF_MS = 4102444800000
@@ -73,6 +74,7 @@ local function submit(id, result, unit, operations, header)
   redis.call('PERSIST', 'arq:job:' .. id)
   redis.call('ZADD', queue, 'XX', FAR_OFF_MS, id)
   redis.call('HDEL', held, id)
+  note_added(#operations + #result)
   return 1
 end
 
@@ -227,6 +229,10 @@ local function claim_page(count)
 end
 
 local more = 0
+local holds_back = heeds == 1 and limit > 0 and is_behind()
+if holds_back then
+  limit = 0
+end
 if limit > 0 then
   while #claimed < limit and offset < LOOK_AHEAD do
     local wanted = math.min(limit - #claimed, 500)
@@ -235,7 +241,7 @@ if limit > 0 then
     end
   end
 end
-if #claimed >= limit then
+if #claimed >= limit and not holds_back then
   more = #redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', offset, 1)
 end
 
@@ -258,6 +264,7 @@ if worker ~= '' then
   end
 end
 
+keep_account()
 if keeps == 1 and next(counts) then
   for counter, count in pairs(counts) do
     redis.call('HINCRBY', counters, counter, count)

@@ -1,6 +1,6 @@
 -- Settle what the writer has committed, so that callers see results.
 -- KEYS: queue dead counters writer
--- ARGV: channel previous last look leader units:int operations:int batches:int rejected:int done:int entries...
+-- ARGV: channel previous last look leader units:int operations:int batches:int rejected:int done:int released:int released_bytes:int entries...
 -- Uses: clock tell bury
 -- Returns: for each entry 1 (settled), 0 (not this entry's job any more) or an error text
 --
@@ -9,11 +9,16 @@
 -- letter, or for a unit without a job ('') the facts for whoever submitted it.
 -- An entry acts only where the job's marker names it, so the call can be repeated. `last` is ''
 -- unless this call is the last for its batch: then the counts grow, once, and the commit is
--- announced. `look` names the entries of which there is more to read, or is '*'.
+-- announced. `look` names the entries of which there is more to read, or is '*'. `released` are the
+-- units, and their bytes, that wait no more.
 
 local FIELDS = 7
 local COUNTERS_MS = 2592000000
 local FAILED_MS = 3600000
+
+-- A full Redis refuses what needs memory as a script's first write, and lets it pass later: what
+-- is settled is the way out of it.
+redis.call('PERSIST', writer)
 
 local statuses, settled = {}, {}
 local total = (#ARGV - entries_at + 1) / FIELDS
@@ -120,7 +125,7 @@ end
 if last ~= '' and redis.call('HGET', writer, 'answered') ~= last then
   redis.call('HSET', writer, 'answered', last, 'position', last, 'leader', leader)
   for field, count in pairs({units = units, operations = operations, batches = batches,
-      rejected = rejected, done = done}) do
+      rejected = rejected, done = done, backlog = -released, backlog_bytes = -released_bytes}) do
     if count ~= 0 then
       redis.call('HINCRBY', writer, field, count)
     end

@@ -7,6 +7,7 @@ Submit (`units`, `database`) → stream (`stream`) → plan and apply (`plan`, `
 from __future__ import annotations
 
 from runner.writer.adoption import adopt_database
+from runner.writer.backlog import BOUND_ENTRIES, Bounds
 from runner.writer.candidate import Candidate
 from runner.writer.database import JobDatabase, ReadPool
 from runner.writer.office import adopt
@@ -14,6 +15,8 @@ from runner.writer.status import writer_status
 from runner.writer.units import UnitBuilder
 
 __all__ = [
+    "BOUND_ENTRIES",
+    "Bounds",
     "Candidate",
     "JobDatabase",
     "ReadPool",

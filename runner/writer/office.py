@@ -14,7 +14,7 @@ from runner.errors import StoreWentBack, WriterUnavailable
 from runner.writer.apply import Office
 from runner.writer.queries import query
 from runner.writer.session import LOCK
-from runner.writer.status import ZERO, exceeds, split_id
+from runner.writer.status import ZERO, exceeds, note_facts, split_id
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
@@ -55,7 +55,7 @@ async def take_office(connection: Connection[Record], redis: Redis, name: str) -
             "commits: applying what is between again, from the stream's tail",
             *(answered, position),
         )
-    await cast(Any, redis.hset(keys.WRITER, mapping={"leader": name, "position": position}))
+    await note_facts(redis, leader=name, position=position)
     return Office(
         epoch=row["epoch"],
         position=position,
@@ -70,7 +70,7 @@ async def take_office(connection: Connection[Record], redis: Redis, name: str) -
 async def note_loss(redis: Redis, office: Office) -> None:
     """Count a session that was lost while units were applied behind this position."""
     value = f"{office.position} {office.losses + 1}"
-    await cast(Any, redis.hset(keys.WRITER, "losses", value))
+    await note_facts(redis, losses=value)
 
 
 async def check_eviction(redis: Redis) -> None:
@@ -137,7 +137,7 @@ async def _agree(
         )
     identity = theirs or ours or secrets.token_hex(16)
     await connection.execute(query("set_identity"), identity, row["epoch"])
-    await cast(Any, redis.hset(keys.WRITER, "identity", identity))
+    await note_facts(redis, identity=identity)
 
 
 def _losses(position: str, facts: dict[str, str]) -> int:

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from runner.errors import WriteRejected
+from runner.writer.backlog import Recount
 from runner.writer.batch import Batch, Batches, Refusals
 from runner.writer.entries import decode_rejection
 from runner.writer.office import note_loss
@@ -106,10 +107,13 @@ class Term:
             await self._settler.settle(units, refused)
 
     async def _read(self) -> None:
+        recount = Recount(self._redis, self._settler.answered)
+        await recount.begin()
         reader = Reader(self._redis, self._office.position)
         while True:
             units = await reader.read()
             if units:
+                await recount.note(units)
                 await self._buffer.put(units)
 
     async def _plan(self) -> None:
