@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from runner import keys
 from runner.errors import WriteRejected
@@ -10,7 +10,7 @@ from runner.writer.office import adopt
 from runner.writer.queries import migrate
 from runner.writer.session import close, connect
 from runner.writer.settle import Settler
-from runner.writer.status import ZERO
+from runner.writer.status import ZERO, exceeds
 from runner.writer.stream import entries_between
 
 if TYPE_CHECKING:
@@ -48,8 +48,14 @@ async def _refuse_what_waits(redis: Redis, codec: Codec) -> None:
     last = await redis.xrevrange(keys.UNITS, count=1)
     if not last:
         return
+    answered = await cast(Any, redis.hget(keys.WRITER, "answered"))
+    done = answered.decode() if answered else ZERO
     settler = Settler(redis, codec, "", ZERO)
     # A job that was settled carries no marker any more, and is left as it is.
     async for units in entries_between(redis, ZERO, last[0][0].decode()):
-        refused = {unit.entry: WriteRejected(_WHY) for unit in units if unit.job is not None}
+        refused = {
+            unit.entry: WriteRejected(_WHY)
+            for unit in units
+            if unit.job is not None or exceeds(unit.entry, done)
+        }
         await settler.settle(units, refused)
