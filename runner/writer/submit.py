@@ -21,8 +21,8 @@ from uuid import uuid4
 
 from redis.exceptions import (
     BusyLoadingError,
+    OutOfMemoryError,
     ReadOnlyError,
-    RedisError,
     TryAgainError,
 )
 from redis.exceptions import (
@@ -69,6 +69,14 @@ _PASSING = (
     TryAgainError,
 )
 """What a Redis raises that is away, starts, or is being replaced by its replica."""
+
+
+_NO_ROOM = {
+    b"full": "too much waits for the writer",
+    b"OOM": "Redis holds as much as its maxmemory allows",
+    b"READONLY": "this Redis takes no writes",
+}
+"""Why the script leaves units for later, and what to say of it."""
 
 
 class Stage(enum.Enum):
@@ -155,7 +163,7 @@ class SentUnit(Waiter):
             except WriterUnavailable as exc:
                 self.failed(exc)
 
-    def expire(self, now: float, *, is_full: bool) -> bool:
+    def expire(self, now: float, no_room: str) -> bool:
         """Give up when the caller's time is up; tell whether it is over."""
         if self.future.done():
             return True
@@ -170,11 +178,11 @@ class SentUnit(Waiter):
                     )
                 )
             return is_late
-        if is_full and (is_late or now >= self.full_until):
+        if no_room and (is_late or now >= self.full_until):
             self.failed(
                 WriterBacklogFull(
-                    "too much waits for the writer, and did so for as long as this caller may "
-                    "wait; nothing was submitted. Is the writer running, and Postgres with it?",
+                    f"{no_room}, and did so for as long as this caller may wait; nothing was "
+                    f"submitted. Is the writer running, and Postgres with it?",
                     unit=self.name,
                 )
             )
@@ -206,7 +214,7 @@ class Submitter:
         self._alive: list[SentUnit] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self._is_full = False
+        self._no_room = ""  # why the last call left units behind
         self._closed = False
 
     def new_id(self) -> str:
@@ -255,9 +263,11 @@ class Submitter:
                 self._waiting.extendleft(reversed(left))
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, LATEST_LOOK_S)
-            self._is_full = bool(left)
+            else:
+                self._no_room = ""
             if len(left) < len(batch):
                 delay_s = SOONEST_LOOK_S
+        self._no_room = ""
 
     def _load(self) -> list[SentUnit]:
         """Take what the next call carries; whose caller has gone is not sent."""
@@ -278,20 +288,21 @@ class Submitter:
             args += (unit.unit_id, unit.operations, unit.digest)
         try:
             first, added, why, *known = await self._call(args)
-        except RedisError as exc:
-            if not str(exc).startswith("OOM"):
+        except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the callers
+            if not isinstance(exc, OutOfMemoryError):
                 _fail(batch, f"Redis refused the unit: {exc}", exc)
                 return []
-            first, added, why, known = b"", 0, b"full", []
+            first, added, why, known = b"", 0, b"OOM", []
         left = _enter(batch, first, added, known)
         if not left:
             return []
-        if why != b"full" and not why.startswith(b"OOM"):
+        reason = why.split(b" ")[0]
+        if reason not in _NO_ROOM:
             _fail(left, f"Redis refused the unit: {why.decode()}", None)
             return []
         for unit in left:
             unit.stage = Stage.WAITING
-        self._is_full = True
+        self._no_room = _NO_ROOM[reason]
         return left
 
     async def _call(self, args: list[Any]) -> list[Any]:
@@ -312,8 +323,8 @@ class Submitter:
 
     def _sweep(self) -> None:
         """Let those go whose time is up, and forget those who have their answer."""
-        now, is_full = self.loop.time(), self._is_full
-        self._alive = [unit for unit in self._alive if not unit.expire(now, is_full=is_full)]
+        now, no_room = self.loop.time(), self._no_room
+        self._alive = [unit for unit in self._alive if not unit.expire(now, no_room)]
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep) if self._alive else None
 
 

@@ -22,7 +22,9 @@ from runner.errors import (
     WriteRejected,
     WriterUnavailable,
 )
-from runner.writer import adopt_database, writer_status
+from runner.scripts import load
+from runner.writer import adopt_database, answers, writer_status
+from runner.writer.status import split_id
 from tests.integration.test_writer_support import CODEC, LASTING, Engine, engine, writing
 from tests.support import wait_until
 
@@ -422,3 +424,64 @@ async def test_what_waits_at_an_adoption_is_refused_to_its_caller(
         again = db.unit(id="before")
         again.insert("t", id=2)
         assert (await again.commit()).entry == (await committed.commit()).entry
+
+
+async def submit(e: Engine, number: int, *entries: Any) -> list[Any]:
+    reply: list[Any] = await load("submit").call(
+        e.redis, keys=[keys.UNITS, keys.WRITER, keys.sent("client")], args=[number, *entries]
+    )
+    return reply
+
+
+async def test_a_submission_whose_reply_was_lost_adds_nothing_again(
+    redis_url: str, database_url: str
+) -> None:
+    async with engine(redis_url, database_url) as e:
+        assert await submit(e, 1) == [b"", 0, b""]
+        said = await submit(e, 2, "a", b"o", "", "b", b"o", "digest", "c", b"o", "")
+        assert said[1:] == [3, b""]
+        assert await submit(e, 2, "a", b"o", "", "b", b"o", "digest", "c", b"o", "") == said
+        entries = await e.redis.xrange(keys.UNITS)
+        assert [fields[b"u"] for _, fields in entries] == [b"a", b"b", b"c"]
+        ms, sequence = split_id(said[0].decode())
+        assert [entry for entry, _ in entries] == [
+            f"{ms}-{sequence + place}".encode() for place in range(3)
+        ]
+        known = await submit(e, 3, "d", b"o", "", "b", b"o", "digest", "b", b"p", "other")
+        assert known[1:] == [1, b"", 1, entries[1][0], 2, b""]
+        await e.redis.delete(keys.UNITS)
+        await e.redis.set(keys.UNITS, "no stream", px=60_000)
+        refused = await submit(e, 4, "e", b"o", "")
+        assert refused[1] == 0
+        assert refused[2].startswith(b"WRONGTYPE")
+        async with runner.database(redis_url) as db:
+            with pytest.raises(WriterUnavailable, match="WRONGTYPE"):
+                await db.insert("t", id=1)
+
+
+async def test_a_deaf_subscription_is_made_anew(
+    redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with service(redis_url, database_url) as (_, db):
+        right = db._answers._channel
+        db._answers._channel = "nobody speaks here"
+        monkeypatch.setattr(answers, "QUIET_S", 0.05)
+        await db.insert("t", id=1)
+        await db.insert("t", id=2)
+        db._answers._channel = right
+        await db.insert("t", id=3)
+        heard = db._answers._batches
+        number = iter(range(4, 1000))
+
+        async def hears() -> bool:
+            await db.insert("t", id=next(number))
+            return bool(heard)
+
+        await wait_until(hears, description="announcements arrive again")
+
+
+async def test_an_announcement_that_is_none_does_no_harm(redis_url: str, database_url: str) -> None:
+    async with service(redis_url, database_url) as (e, db):
+        await db.insert("t", id=1)
+        await e.redis.publish(db._answers._channel, "what is this")
+        await asyncio.gather(*(db.insert("t", id=number) for number in range(2, 50)))
