@@ -131,12 +131,14 @@ class Broker:
     Args:
         lease_ms: how long a claim holds without being renewed.
         keeps: write counters and dead letters; arq's bare Worker leaves no key of its own.
+        heeds: claim nothing while too much waits for the writer.
     """
 
-    def __init__(self, queue: str, *, lease_ms: int, keeps: bool) -> None:
+    def __init__(self, queue: str, *, lease_ms: int, keeps: bool, heeds: bool = False) -> None:
         self.queue = queue
         self.lease_ms = lease_ms
         self.keeps = keeps
+        self.heeds = heeds
         self._cycle = load("cycle")
         self._keys = [
             queue,
@@ -147,6 +149,7 @@ class Broker:
             keys.counters(queue),
             keys.dead(queue),
             keys.UNITS,
+            keys.WRITER,
         ]
 
     async def cycle(
@@ -182,6 +185,7 @@ class Broker:
             idle_ms,
             int(self.keeps),
             batch,
+            int(self.heeds),
             len(settlements),
         ]
         for settlement in settlements:

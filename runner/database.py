@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from runner import keys
-from runner.connection import open_client, settings_of
 from runner.codec import codec_named
+from runner.connection import open_client, settings_of
 from runner.errors import ArgumentsError, UnitError
 from runner.tasks import seconds
 from runner.writer import UnitBuilder, writer_status
