@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.lasting_keys(*LASTING)
 
+WAITING = f"SELECT pid FROM pg_locks JOIN ({SESSIONS}) s USING (pid) WHERE NOT granted"
 HOLDERS = f"""
 SELECT count(*) FROM pg_locks
  WHERE locktype = 'advisory' AND ((classid::bigint << 32) | objid::bigint) = {LOCK}
@@ -95,7 +96,7 @@ async def test_standbys_hold_no_connection_and_wait_for_no_lock(
                 )
                 rows = await e.rows(SESSIONS)
                 assert len(rows) == 1
-                waiting = await e.rows("SELECT pid FROM pg_locks WHERE NOT granted")
+                waiting = await e.rows(WAITING)
                 assert waiting == []
                 assert await e.rows(HOLDERS) == [(1,)]
         for standby in standbys:
