@@ -12,42 +12,59 @@ from arq.jobs import JobStatus, ResultNotFound
 
 from runner import errors
 from runner.client import Client, connect
-from runner.errors import Cancel, Retry, RunnerError, Snooze
+from runner.database import Answer, Database, DirectUnit, database
+from runner.errors import (
+    Cancel,
+    ResultTooLarge,
+    Retry,
+    RunnerError,
+    Snooze,
+    UnitChanged,
+    WriteRejected,
+)
 from runner.execution import Context
 from runner.job import Job
 from runner.retry import Backoff, RetryPolicy
 from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
 from runner.tasks import Call, Task, task
-from runner.types import DeadLetter, Outcome, QueueStats, WriterStatus
+from runner.types import Committed, DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.worker import Worker
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "Backoff",
     "Call",
     "Cancel",
     "Client",
+    "Committed",
     "Context",
+    "Database",
     "DeadLetter",
+    "DirectUnit",
     "Job",
     "JobStatus",
     "Outcome",
     "QueueStats",
     "RedisSettings",
     "ResultNotFound",
+    "ResultTooLarge",
     "Retry",
     "RetryPolicy",
     "RunnerError",
     "SignedCodec",
     "Snooze",
     "Task",
+    "UnitChanged",
     "Worker",
     "WorkerSettings",
+    "WriteRejected",
     "WriterStatus",
     "connect",
     "cron",
+    "database",
     "errors",
     "func",
     "task",

@@ -19,6 +19,11 @@
     │   └── WriteRejected         Postgres refused the job's unit of writes
     ├── WriterError
     │   ├── UnitError             an operation cannot be written down
+    │   │   └── UnitChanged       a unit was submitted before, with other writes
+    │   ├── LeaseLost             the job runs elsewhere: what it commits here is not taken
+    │   ├── CommitTimeout         a unit was not committed in time; a TimeoutError too
+    │   ├── ResultTooLarge        a unit is committed, but its rows are too many to bring back
+    │   ├── WriterBacklogFull     too much waits for the writer; nothing was submitted
     │   ├── WriterUnavailable     no database is configured, or it cannot be the writer's
     │   └── StoreWentBack         Redis or Postgres lost what the other still knows
     └── ScriptError               a call does not fit a Lua script's contract
@@ -43,14 +48,17 @@ __all__ = [
     "ArgumentsError",
     "Cancel",
     "CodecError",
+    "CommitTimeout",
     "DecodeError",
     "EncodeError",
     "EnqueueError",
     "JobExpired",
     "JobFailed",
+    "LeaseLost",
     "PayloadTooLarge",
     "QueueFull",
     "RemoteError",
+    "ResultTooLarge",
     "Retry",
     "RunnerError",
     "ScriptError",
@@ -61,8 +69,10 @@ __all__ = [
     "TaskNotFound",
     "TooManyCrashes",
     "TooManyTries",
+    "UnitChanged",
     "UnitError",
     "WriteRejected",
+    "WriterBacklogFull",
     "WriterError",
     "WriterUnavailable",
 ]
@@ -220,6 +230,8 @@ class WriteRejected(JobFailed):
         constraint: the constraint that was violated, when there is one.
         detail: the server's DETAIL line.
         statement: the statement, or the operation that stood for it.
+        parameters: the classes and sizes of its parameters, never their values, as in
+            ``("int", "str(12)", "None")``; empty when the statement is not known for certain.
     """
 
     def __init__(
@@ -231,6 +243,7 @@ class WriteRejected(JobFailed):
         constraint: str = "",
         detail: str = "",
         statement: str = "",
+        parameters: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -239,6 +252,7 @@ class WriteRejected(JobFailed):
         self.constraint = constraint
         self.detail = detail
         self.statement = statement
+        self.parameters = parameters
 
 
 class WriterError(RunnerError):
@@ -249,8 +263,82 @@ class UnitError(WriterError):
     """Raised at the call when an operation cannot be written down as it is."""
 
 
+class LeaseLost(WriterError):
+    """Raised by a commit in a job whose lease is over: another worker has the job now."""
+
+
+class UnitChanged(UnitError):
+    """Raised when a unit was submitted before with other writes, which stand.
+
+    So it is when a job that runs again commits something else than its earlier attempt did, and
+    when a unit's id was used a short while ago.
+
+    Attributes:
+        sequence: which of the job's commits it is, counted from 1; 0 outside a job.
+        entry: the entry in the stream that the earlier unit has.
+    """
+
+    def __init__(self, message: str, *, sequence: int = 0, entry: str = "") -> None:
+        super().__init__(message)
+        self.sequence = sequence
+        self.entry = entry
+
+
+class ResultTooLarge(WriterError):
+    """Raised when rows were too many to bring back; what wrote them is committed and stands.
+
+    Attributes:
+        entry: the unit's entry in the stream.
+        counts: for each call the rows that it wrote, as in `Committed`.
+        row_count: how many rows there were.
+        size: their bytes.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        entry: str = "",
+        counts: tuple[int | None, ...] = (),
+        row_count: int = 0,
+        size: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.entry = entry
+        self.counts = counts
+        self.row_count = row_count
+        self.size = size
+
+
+class CommitTimeout(WriterError, TimeoutError):
+    """Raised when a unit was not committed in time. It may still be, soon or late.
+
+    Attributes:
+        unit: the unit's id: submitted again under it, with the same writes, it is applied
+            once, and gives the same answer. "" when the unit has none of its own.
+    """
+
+    def __init__(self, message: str = "", *, unit: str = "") -> None:
+        super().__init__(message)
+        self.unit = unit
+
+
+class WriterBacklogFull(WriterError):
+    """Raised when too much waits for the writer, and did so as long as the caller may wait.
+
+    Nothing of the unit was submitted.
+
+    Attributes:
+        unit: the unit's id.
+    """
+
+    def __init__(self, message: str = "", *, unit: str = "") -> None:
+        super().__init__(message)
+        self.unit = unit
+
+
 class WriterUnavailable(WriterError):
-    """Raised when there is no database to write to, or it may not be written through."""
+    """Raised when there is no database to write to, or the writer did not answer in time."""
 
 
 class StoreWentBack(WriterError):

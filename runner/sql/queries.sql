@@ -61,8 +61,15 @@ INSERT INTO runner.rejected (entry, facts) VALUES ($1, $2);
 -- name: rejected
 SELECT entry, facts FROM runner.rejected WHERE entry = ANY($1::text[]);
 
--- name: forget_rejected
-DELETE FROM runner.rejected WHERE at < now() - interval '2 minutes';
+-- name: answer
+INSERT INTO runner.answers (entry, answer) VALUES ($1, $2);
+
+-- name: answers
+SELECT entry, answer FROM runner.answers WHERE entry = ANY($1::text[]);
+
+-- name: forget_told
+WITH rejected AS (DELETE FROM runner.rejected WHERE at < now() - interval '2 minutes')
+DELETE FROM runner.answers WHERE at < now() - interval '2 minutes';
 
 -- name: table
 SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,

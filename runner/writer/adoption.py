@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from runner import keys
 from runner.errors import WriteRejected
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from runner.codec import Codec
+    from runner.writer.entries import Unit
 
 __all__ = ["adopt_database"]
 
@@ -49,7 +53,16 @@ async def _refuse_what_waits(redis: Redis, codec: Codec) -> None:
     if not last:
         return
     settler = Settler(redis, codec, "", ZERO)
-    # A job that was settled carries no marker any more, and is left as it is.
-    async for units in entries_between(redis, ZERO, last[0][0].decode()):
-        refused = {unit.entry: WriteRejected(_WHY) for unit in units if unit.job is not None}
+    # A job that was settled carries no marker any more, and is left as it is; so is a commit of a
+    # running job that has its answer. Whoever else asked is told nothing: it is not known here.
+    async for entries in entries_between(redis, ZERO, last[0][0].decode()):
+        units = [_left_to_fail(unit) for unit in entries]
+        refused = {unit.entry: WriteRejected(_WHY) for unit in units if unit.job or unit.commit}
         await settler.settle(units, refused)
+
+
+def _left_to_fail(unit: Unit) -> Unit:
+    """Return a unit whose job does not run again by itself: that is for a person to say."""
+    if unit.job is not None:
+        return replace(unit, job=msgspec.structs.replace(unit.job, again_ms=-1))
+    return unit if unit.commit else replace(unit, asks=None)

@@ -69,9 +69,12 @@ class Inheritance:
 
     async def _answer(self) -> None:
         async for units in entries_between(self.redis, self.settler.answered, self.office.position):
-            rows = await self.connection.fetch(query("rejected"), [unit.entry for unit in units])
+            entries = [unit.entry for unit in units]
+            rows = await self.connection.fetch(query("rejected"), entries)
             refused = {row["entry"]: decode_rejection(row["facts"]) for row in rows}
-            await self.settler.settle(units, refused)
+            rows = await self.connection.fetch(query("answers"), entries)
+            answers = {row["entry"]: row["answer"] for row in rows}
+            await self.settler.settle(units, refused, answers)
 
     async def _is_foreign(self) -> bool:
         """Say whether there are entries up to the position that were not applied.

@@ -6,7 +6,7 @@ import collections
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner import codec as codecs
 from runner import keys
@@ -16,6 +16,7 @@ from runner.scripts import load
 from runner.types import DeadLetter, Outcome
 from runner.writer.entries import encode_rejection
 from runner.writer.status import exceeds
+from runner.writer.tally import certain_tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +34,16 @@ logger = logging.getLogger("runner.writer")
 SETTLED_AT_ONCE = 500
 SETTLED_BYTES = 4_000_000
 
+NAMED_AT_MOST = 500
+
 _Entry = tuple[Any, ...]
+
+
+class _News(NamedTuple):
+    """What is announced: how far the answers go, and where there is more to read."""
+
+    last: str
+    look: str
 
 
 @dataclass(slots=True)
@@ -56,6 +66,7 @@ class Settler:
         self,
         units: Sequence[Unit],
         refused: Mapping[str, WriteRejected],
+        answers: Mapping[str, bytes] | None = None,
         *,
         batches: int = 1,
     ) -> None:
@@ -66,19 +77,25 @@ class Settler:
         Args:
             units: in the order of the stream, without a gap after the last call's.
             refused: why units were refused, by entry.
+            answers: what units that ask did, by entry, as far as they had to be run to know.
             batches: how many batches they were.
         """
         by_queue: dict[str, list[_Entry]] = collections.defaultdict(list)
         letters = await self._letters(units, refused)
+        entry: _Entry | None
         for unit in units:
-            queue, entry = self._entry(unit, letters)
+            if unit.asks is not None and unit.job is None:
+                queue, entry = _answer_entry(unit, refused.get(unit.entry), answers or {})
+            else:
+                queue, entry = self._entry(unit, letters)
             if entry is not None:
                 by_queue[queue].append(entry)
         fresh = units
         if not exceeds(units[0].entry, self.answered):
             fresh = [unit for unit in units if exceeds(unit.entry, self.answered)]
         counts = (*_counts(fresh, refused, batches), len(fresh))
-        await self._send(by_queue, fresh[-1].entry if fresh else "", counts)
+        news = _News(fresh[-1].entry, _look(fresh, letters)) if fresh else _News("", "")
+        await self._send(by_queue, news, counts)
 
     def _entry(
         self, unit: Unit, letters: Mapping[str, tuple[bytes, bytes]]
@@ -98,6 +115,8 @@ class Settler:
                 b"",
                 job.afterlife_ms,
             )
+        if job.again_ms >= 0:
+            return job.queue, _again_entry(unit.entry, job)
         return job.queue, (
             unit.entry,
             job.job_id,
@@ -110,9 +129,10 @@ class Settler:
     async def _send(
         self,
         by_queue: Mapping[str, list[_Entry]],
-        last: str,
+        news: _News,
         counts: tuple[int, int, int, int, int],
     ) -> None:
+        channel = keys.commits_channel(keys.database_number(self.redis))
         calls = [(queue, part) for queue, some in by_queue.items() for part in _parts(some)]
         calls = calls or [(keys.DEFAULT_QUEUE, [])]
         for number, (queue, part) in enumerate(calls, start=1):
@@ -120,14 +140,17 @@ class Settler:
             head = counts if is_last else (0, 0, 0, 0, 0)
             statuses = await load("writer_settle").call(
                 self.redis,
-                keys=[queue, keys.dead(queue), keys.counters(queue), keys.WRITER, keys.UNITS],
+                keys=[
+                    *(queue, keys.dead(queue), keys.counters(queue), keys.WRITER, keys.UNITS),
+                    *(keys.idle(queue), keys.wake(queue)),
+                ],
                 args=[
-                    *(self.answered, last if is_last else "", self.name, *head),
+                    *(channel, self.answered, *(news if is_last else ("", "")), self.name, *head),
                     *(value for entry in part for value in entry),
                 ],
             )
             _log_problems(part, statuses)
-        self.answered = last or self.answered
+        self.answered = news.last or self.answered
 
     async def _letters(
         self, units: Sequence[Unit], refused: Mapping[str, WriteRejected]
@@ -138,7 +161,7 @@ class Settler:
         letters: dict[str, tuple[bytes, bytes]] = {}
         for unit in units:
             why = refused.get(unit.entry)
-            if why is None:
+            if why is None or unit.commit is not None:
                 continue
             if unit.job is None:
                 letters[unit.entry] = (b"", encode_rejection(why))
@@ -193,6 +216,24 @@ class Settler:
             )
 
 
+def _again_entry(entry: str, job: JobHeader) -> _Entry:
+    """Say that a job is to run again, because its unit was refused and it has tries left."""
+    return (entry, job.job_id, "again", job.again_ms, b"", b"", job.attempt)
+
+
+def _answer_entry(
+    unit: Unit, why: WriteRejected | None, answers: Mapping[str, bytes]
+) -> tuple[str, _Entry]:
+    """Say what a unit did, or why not: to the job that runs, or to whoever submitted it."""
+    answer = b"" if why else answers.get(unit.entry) or certain_tally(unit)
+    facts = encode_rejection(why) if why else b""
+    mode = "refused" if why else "told"
+    if unit.commit is None:
+        return keys.DEFAULT_QUEUE, (unit.entry, "", mode, 0, answer, facts, 0)
+    place = (unit.commit.job_id, f"commit-{mode}", unit.commit.sequence)
+    return unit.commit.queue, (unit.entry, *place, answer, facts, 0)
+
+
 def _counts(
     units: Sequence[Unit], refused: Mapping[str, WriteRejected], batches: int
 ) -> tuple[int, int, int, int]:
@@ -200,6 +241,19 @@ def _counts(
     operations = sum(unit.count for unit in committed)
     rejected = sum(unit.entry in refused for unit in units) if refused else 0
     return len(committed), operations, batches, rejected
+
+
+def _look(units: Sequence[Unit], letters: Mapping[str, Any]) -> str:
+    """Name the units of which there is more to say to those who wait for them by entry.
+
+    A job that waits for its own commit reads the answer where it keeps its commits.
+    """
+    named = [
+        unit.entry
+        for unit in units
+        if unit.job is None and unit.commit is None and (unit.asks or unit.entry in letters)
+    ]
+    return "*" if len(named) > NAMED_AT_MOST else " ".join(named)
 
 
 def _parts(entries: list[_Entry]) -> Iterable[list[_Entry]]:

@@ -34,6 +34,7 @@ class Statements:
         columns: the columns of its parameters.
         is_plain: rows can be given as arrays, one for each column.
         counts: the number of rows that it touches must be the number of rows given.
+        tells: what it did is known only from its answer, so whoever asks has it run alone.
         converts: what has to be done to values before asyncpg takes them, by slot.
     """
 
@@ -43,12 +44,15 @@ class Statements:
     columns: tuple[ColumnFacts, ...]
     is_plain: bool = field(init=False)
     counts: bool = field(init=False)
+    tells: bool = field(init=False)
     converts: tuple[tuple[int, Callable[[Any], Any]], ...] = field(init=False)
 
     def __post_init__(self) -> None:
         shape = self.profile.shape
         self.is_plain = shape.kind != "execute" and all(c.is_plain for c in self.columns)
         self.counts = shape.kind == "add" and shape.missing == "reject"
+        is_certain = shape.touches_one_row and not getattr(self.profile.facts, "is_alone", True)
+        self.tells = shape.returning is not None or not is_certain
         found = [(slot, _converter(column)) for slot, column in enumerate(self.columns)]
         self.converts = tuple((slot, convert) for slot, convert in found if convert)
 
@@ -103,7 +107,19 @@ def quoted_table(facts: TableFacts) -> str:
 
 
 def single_sql(shape: Shape, facts: TableFacts) -> str:
-    """Return the statement that does one operation."""
+    """Return the statement that does one operation, and gives back what is asked of its row."""
+    return _single_body(shape, facts) + _returning(shape)
+
+
+def _returning(shape: Shape) -> str:
+    if shape.returning is None:
+        return ""
+    if shape.returning is True:
+        return " RETURNING t.*"
+    return " RETURNING " + ", ".join(f"t.{quoted(name)}" for name in shape.returning)
+
+
+def _single_body(shape: Shape, facts: TableFacts) -> str:
     table = quoted_table(facts)
     places = [f"${n}" for n in range(1, len(shape.columns) + 1)]
     match shape.kind:

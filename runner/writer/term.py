@@ -46,7 +46,7 @@ LOSSES_UNTIL_REFUSED = 5
 CAREFUL_UNITS = 1_000
 COUNT_SETTLED_AT_ONCE = 1_000
 
-_Settling = tuple["Sequence[Unit]", Refusals]
+_Settling = tuple["Sequence[Unit]", Refusals, dict[str, bytes]]
 
 
 class Term:
@@ -129,7 +129,8 @@ class Term:
                 break
             self._wanted.set()
             refused = await self._apply(batch)
-            await self._unsettled.put((batch.units, refused))
+            answers = self._batches.take_answers()
+            await self._unsettled.put((batch.units, refused, answers))
             if time.monotonic() - self._housed_at > HOUSE_S or self._swap_is_due():
                 await self._keep_house()
         await self._unsettled.put(None)
@@ -153,14 +154,14 @@ class Term:
             raise
 
     async def _keep_house(self) -> None:
-        """Show that the session lives; forget refusals that were told; swap the ledgers.
+        """Show that the session lives; forget what was told; swap the ledgers.
 
-        A refusal is told within a minute, or the term is over and the next one begins with it.
-        It is kept a little longer, for a Redis that forgets what it was told.
+        A refusal or an answer is told within a minute, or the term is over and the next begins
+        with it. It is kept a little longer, for a Redis that forgets what it was told.
         """
         self._housed_at = time.monotonic()
         with self._pulse.asking():
-            await self._connection.execute(query("forget_rejected"))
+            await self._connection.execute(query("forget_told"))
         if self._swap_is_due():
             await self._swap_ledger()
 
@@ -185,7 +186,7 @@ class Term:
             done = await self._unsettled.get()
             if done is None:
                 return
-            units, refused = list(done[0]), dict(done[1])
+            units, refused, answers = list(done[0]), dict(done[1]), dict(done[2])
             batches, is_last = 1, False
             with contextlib.suppress(asyncio.QueueEmpty):
                 while len(units) < COUNT_SETTLED_AT_ONCE and not is_last:
@@ -195,9 +196,10 @@ class Term:
                     else:
                         units.extend(more[0])
                         refused.update(more[1])
+                        answers.update(more[2])
                         batches += 1
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
-                await self._settler.settle(units, refused, batches=batches)
+                await self._settler.settle(units, refused, answers, batches=batches)
             self._tail.note(units)
             if is_last:
                 return

@@ -313,11 +313,19 @@ def test_other_exceptions_come_back_as_a_description() -> None:
 
 
 def test_rejected_write_keeps_its_facts() -> None:
-    rejected = errors.WriteRejected("no", sqlstate="23505", table="t", constraint="c", detail="d")
+    rejected = errors.WriteRejected(
+        "no",
+        sqlstate="23505",
+        table="t",
+        constraint="c",
+        detail="d",
+        parameters=("int", "str(3)"),
+    )
     data = codec.encode_result(MSGPACK, result(rejected, success=False))
     error = codec.decode_result(MSGPACK, data).result
     assert isinstance(error, errors.WriteRejected)
     assert (error.sqlstate, error.table, error.constraint, error.detail) == ("23505", "t", "c", "d")
+    assert error.parameters == ("int", "str(3)")
 
 
 def test_bytes_do_not_choose_what_is_constructed() -> None:

@@ -80,6 +80,7 @@ def test_synchronous_function_is_refused() -> None:
         {"expires": 0},
         {"keep_result": -1},
         {"max_crashes": -1},
+        {"on_write_error": "again"},
         {"timeout": timedelta(0)},
         {"expires": timedelta(seconds=-1)},
         {"retries": "x"},

@@ -204,3 +204,66 @@ def test_bytes_of_anything_else_are_refused(data: bytes) -> None:
 def test_a_text_that_is_no_shape_is_refused(text: str) -> None:
     with pytest.raises(DecodeError):
         parse_shape(text)
+
+
+ASKED: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = [
+    ("insert", ("t",), {"a": 1, "returning": ["id"]}, ("id",)),
+    ("insert", ("t",), {"a": 1, "returning": True}, True),
+    ("insert", ("t",), {"a": 1, "returning": False}, None),
+    ("insert_many", ("t", [{"a": 1}]), {"returning": ("id", "a")}, ("id", "a")),
+    ("upsert", ("t", {"id": 1, "a": 2}), {"returning": ["a"]}, ("a",)),
+    ("add", ("t",), {"key": {"id": 1}, "n": 1, "returning": ["n"]}, ("n",)),
+    ("update", ("t",), {"key": {"id": 1}, "n": 1, "returning": True}, True),
+    ("delete", ("t",), {"key": {"id": 1}, "returning": ["id"]}, ("id",)),
+    ("execute", ("SELECT 1",), {"returning": True}, True),
+    ("execute", ("SELECT 1",), {}, None),
+]
+
+
+@pytest.mark.parametrize(("method", "args", "kwargs", "returning"), ASKED)
+def test_a_shape_says_which_rows_come_back(
+    method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returning: Any
+) -> None:
+    unit = unit_of(method, *args, **kwargs)
+    shape = parse_shape(decode_operations(unit.encode())[0][0])
+    assert shape.returning == returning
+    assert shape.kind == ("insert" if method == "insert_many" else method)
+    assert unit.wants_rows is bool(returning)
+    unit.clear()
+    assert not unit.wants_rows
+
+
+@pytest.mark.parametrize(
+    ("method", "args", "kwargs", "message"),
+    [
+        ("insert", ("t",), {"a": 1, "returning": []}, "names no column"),
+        ("insert", ("t",), {"a": 1, "returning": "id"}, "give a list of columns"),
+        ("delete", ("t",), {"key": {"id": 1}, "returning": [""]}, "cannot be a name"),
+        ("execute", ("SELECT 1",), {"returning": ["id"]}, "name the columns in the SQL"),
+    ],
+)
+def test_rows_that_cannot_be_asked_for_fail_at_the_call(
+    method: str, args: tuple[Any, ...], kwargs: dict[str, Any], message: str
+) -> None:
+    unit = UnitBuilder()
+    with pytest.raises(UnitError, match=message):
+        getattr(unit, method)(*args, **kwargs)
+    assert (len(unit), unit.calls, unit.wants_rows) == (0, (), False)
+
+
+def test_calls_are_counted_by_their_operations() -> None:
+    unit = UnitBuilder()
+    unit.insert("t", a=1)
+    unit.insert_many("t", [{"a": 1}, {"b": 2}])
+    unit.insert_many("t", [])
+    unit.execute("SELECT 1")
+    assert unit.calls == (1, 2, 0, 1)
+    assert len(unit) == 4
+    unit.clear()
+    assert not unit.calls
+
+
+@pytest.mark.parametrize("text", ['["insert","t",["a"],{}]', '[{"returning":true}]', "[]"])
+def test_a_question_without_its_shape_is_refused(text: str) -> None:
+    with pytest.raises(DecodeError):
+        parse_shape(text)
