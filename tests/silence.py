@@ -21,6 +21,7 @@ class Wire:
         self._sound = asyncio.Event()
         self._sound.set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.host = "127.0.0.1"
         self.url = url
 
     def cut(self) -> None:
@@ -33,10 +34,10 @@ class Wire:
 
     async def serve(self) -> asyncio.Server:
         """Listen on a free port, which `url` then names."""
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._accept, self.host, 0)
         port = server.sockets[0].getsockname()[1]
         user = f"{self._target.username}@" if self._target.username else ""
-        self.url = self._target._replace(netloc=f"{user}127.0.0.1:{port}").geturl()
+        self.url = self._target._replace(netloc=f"{user}{self.host}:{port}").geturl()
         return server
 
     async def close(self) -> None:
@@ -55,7 +56,7 @@ class Wire:
             pass
         finally:
             self._tasks.discard(task)
-            writer.close()
+            writer.transport.abort()  # what was not sent may never be
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._sound.wait()
@@ -74,7 +75,7 @@ class Wire:
                 back.cancel()
                 await asyncio.gather(there, back, return_exceptions=True)
         finally:
-            far_writer.close()
+            far_writer.transport.abort()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
@@ -85,9 +86,9 @@ class Wire:
 
 
 @contextlib.asynccontextmanager
-async def wire_to(url: str) -> AsyncIterator[Wire]:
-    """Lend a wire to the server that the URL names."""
-    wire = Wire(url)
+async def wire_to(url: str, wire: Wire | None = None) -> AsyncIterator[Wire]:
+    """Lend a wire to the server that the URL names; one of another kind, where it is given."""
+    wire = wire or Wire(url)
     server = await wire.serve()
     try:
         yield wire

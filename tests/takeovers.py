@@ -20,6 +20,7 @@ from runner.codec import MsgpackCodec
 from runner.writer import Candidate, UnitBuilder, writer_status
 from runner.writer.session import APPLICATION_NAME
 from runner.writer.status import exceeds
+from tests.network import Network, NetworkWire
 from tests.silence import Wire, wire_to
 from tests.support import wait_until
 
@@ -132,12 +133,28 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage(redis_url: str, database_url: str) -> AsyncIterator[Stage]:
-    """Set a leader and a standby up, in a database that has `SCHEMA`."""
+async def stage(
+    redis_url: str, database_url: str, network: Network | None = None
+) -> AsyncIterator[Stage]:
+    """Set a leader and a standby up, in a database that has `SCHEMA`.
+
+    With a network the leader runs inside it, and the kernel cuts its wires.
+    """
+    wires: list[Wire | None] = [None, None]
+    if network:
+        urls = (redis_url, database_url)
+        wires = [
+            NetworkWire(url, network, address)
+            for url, address in zip(urls, network.addresses, strict=True)
+        ]
     redis, database = Redis.from_url(redis_url), await asyncpg.connect(database_url)
     standby = Candidate(redis=redis, database_url=database_url, codec=MsgpackCodec(), name="near")
-    async with wire_to(redis_url) as to_redis, wire_to(database_url) as to_postgres:
+    async with (
+        wire_to(redis_url, wires[0]) as to_redis,
+        wire_to(database_url, wires[1]) as to_postgres,
+    ):
         leader = await asyncio.create_subprocess_exec(
+            *(network.command if network else []),
             *(sys.executable, "-m", "tests.writer_process", to_redis.url, to_postgres.url, "far"),
             cwd=ROOT,
             stderr=asyncio.subprocess.DEVNULL if "TAKEOVER_LOG" not in os.environ else None,

@@ -14,6 +14,9 @@ SELECT pg_advisory_xact_lock(hashtextextended('arq-runner migrations', 0));
 SELECT pg_backend_pid() AS pid, current_setting('server_version_num')::int AS version,
        pg_is_in_recovery() AS is_standby;
 
+-- name: takes_writes
+SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off';
+
 -- name: try_lock
 SELECT pg_try_advisory_lock($1);
 

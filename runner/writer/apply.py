@@ -352,7 +352,10 @@ class Applier:
     async def _clean_session(self) -> None:
         """Undo what raw SQL may have left in the session."""
         await self._connection.execute(_AFTER_RAW)
-        if not await self._connection.fetchval(query("holds_lock"), self.office.lock):
+        lock = self.office.lock
+        held = await self._connection.fetchval(query("holds_lock"), lock)
+        # Taken back at once, nobody can have begun a term; if somebody has, the fence tells.
+        if not held and not await self._connection.fetchval(query("try_lock"), lock):
             raise ConnectionResetError("raw SQL gave the writer's lock away: the term is over")
 
 

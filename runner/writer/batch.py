@@ -26,11 +26,13 @@ from runner.writer.catalogue import Catalogue
 from runner.writer.entries import encode_rejection
 from runner.writer.failures import (
     FENCED,
+    READ_ONLY,
     BadValue,
     Fenced,
     is_about_data,
     is_duplicate,
     is_stale,
+    may_be_raised,
     rejection,
     shape_of,
 )
@@ -51,6 +53,8 @@ logger = logging.getLogger("runner.writer")
 FAILURES_UNTIL_SINGLE = 10
 SOONEST_RETRY_S = 0.05
 LATEST_RETRY_S = 5.0
+TRIES_TOGETHER = 8
+TRIES_APART = 3
 
 Refusals = dict[str, WriteRejected]
 _FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, BadValue, ValueError, TypeError)
@@ -80,6 +84,7 @@ class Batches:
         self._office = office
         self._catalogue = Catalogue(connection)
         self._applier = Applier(connection, office)
+        self._tries = TRIES_TOGETHER
         self._answers: dict[str, bytes] = {}
 
     def take_answers(self) -> dict[str, bytes]:
@@ -128,7 +133,11 @@ class Batches:
             except _UnitFault as fault:
                 cause = fault.cause
         logger.info("looking for what was refused among %d units: %s", len(units), cause)
-        return await self._halve(units)
+        self._tries = TRIES_APART
+        try:
+            return await self._halve(units)
+        finally:
+            self._tries = TRIES_TOGETHER
 
     async def _halve(self, units: Sequence[Unit]) -> Refusals:
         refused: Refusals = {}
@@ -164,7 +173,7 @@ class Batches:
             else:
                 return {}
             await self._check_epoch()
-            if is_duplicate(cause):
+            if is_duplicate(cause) and await self._applied([unit]):
                 await self._commit([], [_without_writes(unit)], {})
                 return {}
             refused = {unit.entry: self._rejection(cause, unit)}
@@ -219,18 +228,32 @@ class Batches:
     ) -> None:
         """Commit, again and again while the server is at fault and the session lives."""
         facts = [(entry, encode_rejection(why)) for entry, why in refused.items()]
-        delay_s = SOONEST_RETRY_S
+        delay_s, tries = SOONEST_RETRY_S, 0
         while True:
             try:
                 self._answers |= await self._applier.commit(steps, units, facts)
             except _FAULTS as exc:
+                tries += 1
                 if not self._is_passing(exc):
+                    await self._look_behind(exc)
                     self._fail(exc)
+                if tries >= self._tries and may_be_raised(exc):
+                    raise _UnitFault(exc) from exc
                 logger.warning("Postgres cannot commit now, trying again: %s", exc)
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, LATEST_RETRY_S)
             else:
                 return
+
+    async def _look_behind(self, exc: BaseException) -> None:
+        """See whether what would end the term is true; a unit may have raised it, or caused it."""
+        if not isinstance(exc, asyncpg.PostgresError) or self._connection.is_closed():
+            return
+        if exc.sqlstate == FENCED:
+            await self._check_epoch()
+            raise _UnitFault(exc) from exc
+        if exc.sqlstate == READ_ONLY and await self._connection.fetchval(query("takes_writes")):
+            raise _UnitFault(exc) from exc
 
     def _is_passing(self, exc: BaseException) -> bool:
         """Say whether the same batch may pass later in this session."""

@@ -12,17 +12,20 @@ __all__ = [
     "DUPLICATE",
     "FENCED",
     "MISSING",
+    "READ_ONLY",
     "BadValue",
     "Fenced",
     "is_about_data",
     "is_duplicate",
     "is_stale",
+    "may_be_raised",
     "rejection",
     "shape_of",
 ]
 
 # SQLSTATEs of our own, raised by runner.expect in the statement that applies a batch.
 FENCED, MISSING, DUPLICATE = "RNF01", "RNM01", "RND01"
+READ_ONLY = "25006"
 
 _STALE = frozenset({"0A000", "XX000", "22000", "42P01", "42703", "42704", "42804", "42883"})
 
@@ -46,12 +49,24 @@ def is_about_data(exc: asyncpg.PostgresError) -> bool:
 
     The other classes tell of the connection, of concurrency, of resources or of the server.
     Of these two, Postgres uses one for a statement that took too long and one for a statement
-    that used up its limit of temporary files: these are about the statement.
+    that used up its limit of temporary files: these are about the statement. What tells of a
+    connection's end and does not end it was raised by somebody's function.
     """
     state = exc.sqlstate or ""
     if state in ("57014", "53400"):
         return True
-    return not state.startswith(("08", "40", "53", "57P0", "58")) and state != "25006"
+    if state.startswith(("08", "57P0")):
+        return getattr(exc, "severity_en", None) == "ERROR"
+    return not state.startswith(("40", "53", "58")) and state != READ_ONLY
+
+
+def may_be_raised(exc: BaseException) -> bool:
+    """Say whether an error that tells of the server may come from a unit after all.
+
+    A trigger may raise any SQLSTATE, a file that a function reads may be missing. So after some
+    tries the unit is looked for; what tells of full disks and memory is waited for.
+    """
+    return isinstance(exc, asyncpg.PostgresError) and exc.sqlstate.startswith(("40", "58"))
 
 
 def rejection(exc: BaseException, statement: str = "") -> WriteRejected:

@@ -121,6 +121,11 @@ async def _open(database_url: str, settings: dict[str, str]) -> Connection[Recor
     except asyncpg.UndefinedObjectError:  # before Postgres 17
         older = {name: value for name, value in settings.items() if name not in _SINCE_17}
         return await asyncpg.connect(database_url, **options(**older))
+    except asyncpg.TargetServerAttributeNotMatched as exc:
+        raise WriterUnavailable(
+            "Postgres takes no writes: it is a standby, or default_transaction_read_only is on. "
+            "Units wait until it does",
+        ) from exc
     except asyncpg.ProtocolViolationError as exc:
         raise WriterUnavailable(
             f"the writer's settings were refused, as PgBouncer does: {exc}. Give it a "

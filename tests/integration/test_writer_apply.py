@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import uuid
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.writer.batch import Batch
+from runner.writer.queries import query
+from runner.writer.session import LOCK
 from tests.integration.test_writer_support import Bench, bench, unit
 
 if TYPE_CHECKING:
@@ -198,10 +202,22 @@ async def test_raw_sql_leaves_nothing_in_the_session(database_url: str) -> None:
         assert tuple(shown) == ('"$user", public', "on", "off")
 
 
-async def test_raw_sql_that_gives_the_lock_away_ends_the_term(database_url: str) -> None:
+async def test_raw_sql_that_gives_the_lock_away_gets_it_back(database_url: str) -> None:
     async with bench(database_url, SCHEMA) as b:
+        given_away = unit(1, lambda u: u.execute("SELECT pg_advisory_unlock_all()"))
+        assert await b.apply(given_away) == {}
+        assert await b.connection.fetchval(query("holds_lock"), LOCK)
+
+
+async def test_a_lock_that_another_session_took_ends_the_term(database_url: str) -> None:
+    async with bench(database_url, SCHEMA) as b:
+        other = await asyncpg.connect(database_url)
+        waiting = asyncio.create_task(other.fetchval("SELECT pg_advisory_lock($1)", LOCK))
+        given_away = unit(1, lambda u: u.execute("SELECT pg_advisory_unlock_all(), pg_sleep(0.5)"))
         with pytest.raises(OSError, match="gave the writer's lock away"):
-            await b.apply(unit(1, lambda u: u.execute("SELECT pg_advisory_unlock_all()")))
+            await b.apply(given_away)
+        await waiting
+        await other.close()
 
 
 def operation(kind: str, key: int, n: int, s: str) -> Callable[[UnitBuilder], None]:

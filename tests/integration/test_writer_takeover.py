@@ -11,6 +11,7 @@ import pytest
 from runner.writer import Candidate, writer_status
 from runner.writer.session import LOCK
 from tests.integration.test_writer_support import CODEC, LASTING, engine, unit_of, writing
+from tests.network import Network
 from tests.silence import wire_to
 from tests.support import wait_until
 from tests.takeovers import SCHEMA, SESSIONS, WAYS, Stage, Way, stage
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.lasting_keys(*LASTING)
 
+WAITING = f"SELECT pid FROM pg_locks JOIN ({SESSIONS}) s USING (pid) WHERE NOT granted"
 HOLDERS = f"""
 SELECT count(*) FROM pg_locks
  WHERE locktype = 'advisory' AND ((classid::bigint << 32) | objid::bigint) = {LOCK}
@@ -65,6 +67,30 @@ async def test_another_takes_over(
             await wait_until(is_alone, description="the old leader's session is gone")
 
 
+@pytest.mark.skipif(not Network.is_permitted(), reason="no network namespaces can be made here")
+@pytest.mark.parametrize("way", ["cut from redis", "cut from postgres"])
+async def test_another_takes_over_when_the_kernel_drops_the_leaders_packets(
+    redis_url: str,
+    database_url: str,
+    way: Way,
+    record_property: Callable[[str, object], None],
+) -> None:
+    await fill(database_url)
+    with Network() as network:
+        async with stage(redis_url, database_url, network) as s:
+            took_s = await s.take_over(way)
+            record_property(f"takeover in a network that was {way}, s", round(took_s, 2))
+            sys.stdout.write(f"takeover in a network that was {way}: {took_s:.2f} s\n")
+            assert s.standby.leading
+            s.mend()
+            for _ in range(30):
+                await s.answered(await s.submit())
+            await s.standby.stop()  # the old one may lead again, once it has seen all that
+            await s.answered(await s.submit())
+            assert (await writer_status(s.redis)).leader == "far"
+            assert await s.total() == s.submitted
+
+
 async def test_the_old_leader_becomes_a_standby_that_can_lead_again(
     redis_url: str, database_url: str
 ) -> None:
@@ -95,7 +121,7 @@ async def test_standbys_hold_no_connection_and_wait_for_no_lock(
                 )
                 rows = await e.rows(SESSIONS)
                 assert len(rows) == 1
-                waiting = await e.rows("SELECT pid FROM pg_locks WHERE NOT granted")
+                waiting = await e.rows(WAITING)
                 assert waiting == []
                 assert await e.rows(HOLDERS) == [(1,)]
         for standby in standbys:
@@ -121,12 +147,21 @@ async def test_a_lone_leader_that_is_cut_off_goes_on_when_the_network_is_back(
         assert await e.rows("SELECT n FROM total") == [(2,)]
 
 
-async def test_a_long_statement_is_not_taken_for_a_cut(redis_url: str, database_url: str) -> None:
+async def test_a_long_statement_is_not_taken_for_a_cut(
+    redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Long times for all but the statement's: a busy machine is no cut either.
+    monkeypatch.setattr("runner.writer.pulse.PROBE_S", 30.0)
     async with engine(redis_url, database_url, SCHEMA) as e:
-        async with writing(e.candidate("first")) as first:
-            second = e.candidate("second")
+        first, second = (
+            Candidate(
+                redis=e.redis, database_url=database_url, codec=CODEC, name=name, term_s=20.0
+            )
+            for name in ("first", "second")
+        )
+        async with writing(first):
             await second.start()
-            slow = await e.submit("slow", unit_of(lambda u: u.execute("SELECT pg_sleep(2.5)")))
+            slow = await e.submit("slow", unit_of(lambda u: u.execute("SELECT pg_sleep(1.5)")))
             await e.answered(slow)
             assert first.leading
             assert not second.leading
