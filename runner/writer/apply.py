@@ -8,6 +8,7 @@ the position first, so that a writer whose term is over learns of that, and of n
 from __future__ import annotations
 
 import collections
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,17 +83,36 @@ class Office:
 class Step:
     """One call to Postgres.
 
-    Exactly one of the three is meant: branches of a WITH with their arrays, rows for
-    ``executemany``, or one row alone.
+    Exactly one of the four is meant: branches of a WITH with their arrays, rows for
+    ``executemany``, one row alone, or a statement of our own.
     """
 
     branches: Sequence[tuple[Statements, list[Any], int]] = ()
     many: tuple[Statements, list[Row]] | None = None
     alone: tuple[Statements, Row] | None = None
+    sql: str = ""
 
 
 def prepare_steps(units: Sequence[Unit], known: Known) -> list[Step]:
     """Plan units and put their values into arrays; raise `BadValue` for one that cannot be."""
+    if not any(statements.flush for statements in known.values()):
+        return _planned(units, known)
+    steps: list[Step] = []
+    for flush, some in itertools.groupby(units, lambda unit: _flush_of(unit, known)):
+        if not flush:
+            steps.extend(_planned(list(some), known))
+            continue
+        # What Postgres would look at when the unit commits, it must look at between the units.
+        for unit in some:
+            steps.extend((*steps_in_order(unit, known), Step(sql=flush)))
+    return steps
+
+
+def _flush_of(unit: Unit, known: Known) -> str:
+    return next((known[text].flush for text, _ in unit.operations if known[text].flush), "")
+
+
+def _planned(units: Sequence[Unit], known: Known) -> list[Step]:
     operations = [operation for unit in units for operation in unit.operations]
     profiles = {text: statements.profile for text, statements in known.items()}
     steps: list[Step] = []
@@ -106,19 +126,24 @@ def _wave_steps(wave: Wave, known: Known) -> list[Step]:
         group = wave.groups[0]
         statements = known[group.profile.text]
         return [Step(alone=(statements, statements.row(row))) for row in group.rows]
-    steps: list[Step] = []
+    before: list[Step] = []
+    after: list[Step] = []
     branches: list[tuple[Statements, list[Any], int]] = []
-    for group in sorted(wave.groups, key=lambda group: group.profile.text):
+    groups = wave.groups
+    if len(groups) <= BRANCHES_AT_MOST:
+        groups = sorted(groups, key=lambda group: group.profile.text)
+    for group in groups:
         statements = known[group.profile.text]
         if statements.is_plain:
             branches.append((statements, statements.arrays(group.rows), len(group.rows)))
         else:
+            steps = after if group.profile.refers_to and not group.profile.makes else before
             steps.extend(_slow_steps(group, statements))
-    steps.extend(
+    together = [
         Step(branches=branches[at : at + BRANCHES_AT_MOST])
         for at in range(0, len(branches), BRANCHES_AT_MOST)
-    )
-    return steps
+    ]
+    return [*before, *together, *after]
 
 
 def steps_in_order(unit: Unit, known: Known) -> list[Step]:
@@ -216,6 +241,8 @@ class Applier:
                 await prepared.executemany(rows)
             elif step.alone:
                 await self._alone(*step.alone)
+            else:
+                await self._connection.execute(step.sql)
         if defaults:
             await self._connection.execute(_OURS)
 
@@ -283,7 +310,7 @@ class Applier:
 
 def _is_foreign(step: Step) -> bool:
     """Say whether a step may run SQL that is not ours: raw SQL, or triggers of a table."""
-    return step.alone is not None
+    return step.alone is not None or bool(step.sql)
 
 
 def _is_raw(step: Step) -> bool:

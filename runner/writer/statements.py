@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from runner.writer.failures import BadValue
+from runner.writer.plan import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ class Statements:
         single: the statement for one row.
         types: the types of its parameters, as Postgres told them: without lengths.
         columns: the columns of its parameters.
+        flush: what to run behind a unit with such an operation, so that constraints are looked at
+            that Postgres defers to the end of the transaction; "" for nothing.
         is_plain: rows can be given as arrays, one for each column.
         counts: the number of rows that it touches must be the number of rows given.
         converts: what has to be done to values before asyncpg takes them, by slot.
@@ -41,14 +44,18 @@ class Statements:
     single: str
     types: tuple[Type, ...]
     columns: tuple[ColumnFacts, ...]
+    flush: str = ""
     is_plain: bool = field(init=False)
     counts: bool = field(init=False)
     converts: tuple[tuple[int, Callable[[Any], Any]], ...] = field(init=False)
 
     def __post_init__(self) -> None:
         shape = self.profile.shape
-        self.is_plain = shape.kind != "execute" and all(c.is_plain for c in self.columns)
         self.counts = shape.kind == "add" and shape.missing == "reject"
+        # By another key than the primary one, an addition may touch many rows: not one for one.
+        self.is_plain = all(c.is_plain for c in self.columns) and not (
+            shape.kind == "execute" or (self.counts and self.profile.scope is not Scope.KEY)
+        )
         found = [(slot, _converter(column)) for slot, column in enumerate(self.columns)]
         self.converts = tuple((slot, convert) for slot, convert in found if convert)
 
