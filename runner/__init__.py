@@ -12,14 +12,22 @@ from arq.jobs import JobStatus, ResultNotFound
 
 from runner import errors
 from runner.client import Client, connect
-from runner.errors import Cancel, Retry, RunnerError, Snooze
+from runner.errors import (
+    Cancel,
+    ResultTooLarge,
+    Retry,
+    RunnerError,
+    Snooze,
+    UnitChanged,
+    WriteRejected,
+)
 from runner.execution import Context
 from runner.job import Job
 from runner.retry import Backoff, RetryPolicy
 from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
 from runner.tasks import Call, Task, task
-from runner.types import DeadLetter, Outcome, QueueStats, WriterStatus
+from runner.types import Committed, DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.worker import Worker
 
 __version__ = "0.1.0"
@@ -29,6 +37,7 @@ __all__ = [
     "Call",
     "Cancel",
     "Client",
+    "Committed",
     "Context",
     "DeadLetter",
     "Job",
@@ -37,14 +46,17 @@ __all__ = [
     "QueueStats",
     "RedisSettings",
     "ResultNotFound",
+    "ResultTooLarge",
     "Retry",
     "RetryPolicy",
     "RunnerError",
     "SignedCodec",
     "Snooze",
     "Task",
+    "UnitChanged",
     "Worker",
     "WorkerSettings",
+    "WriteRejected",
     "WriterStatus",
     "connect",
     "cron",

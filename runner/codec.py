@@ -339,6 +339,7 @@ def describe(exc: BaseException) -> Fields:
             "constraint": exc.constraint,
             "detail": exc.detail,
             "statement": exc.statement,
+            "parameters": list(exc.parameters),
         }
     return described
 
@@ -356,6 +357,17 @@ def message_of(exc: BaseException) -> str:
         return f"<the exception's message raised {type(broken).__name__}>"
 
 
+def _restore_rejection(message: str, facts: Any) -> errors.WriteRejected:
+    given = facts if isinstance(facts, dict) else {}
+    fields = ("sqlstate", "table", "constraint", "detail", "statement")
+    shapes = given.get("parameters")
+    return errors.WriteRejected(
+        message,
+        **{key: str(given.get(key, "")) for key in fields},
+        parameters=tuple(map(str, shapes)) if isinstance(shapes, list) else (),
+    )
+
+
 def _restore(described: Fields) -> BaseException:
     """Make an exception of the data in a result.
 
@@ -369,10 +381,7 @@ def _restore(described: Fields) -> BaseException:
     if known is not None:
         return known(message)
     if name == "runner.errors.WriteRejected":
-        facts = described.get("facts")
-        plain = {str(k): str(v) for k, v in facts.items()} if isinstance(facts, dict) else {}
-        fields = ("sqlstate", "table", "constraint", "detail", "statement")
-        return errors.WriteRejected(message, **{key: plain.get(key, "") for key in fields})
+        return _restore_rejection(message, described.get("facts"))
     return RemoteError(name, message, str(described.get("traceback", "")))
 
 

@@ -19,7 +19,10 @@
     │   └── WriteRejected         Postgres refused the job's unit of writes
     ├── WriterError
     │   ├── UnitError             an operation cannot be written down
-    │   ├── WriterUnavailable     no database is configured, or it cannot be the writer's
+    │   ├── LeaseLost             the job runs elsewhere: what it commits here is not taken
+    │   ├── UnitChanged           a job that ran again committed something else than before
+    │   ├── ResultTooLarge        a unit is committed, but its rows are too many to bring back
+    │   ├── WriterUnavailable     no database, one that cannot be the writer's, or no answer
     │   └── StoreWentBack         Redis or Postgres lost what the other still knows
     └── ScriptError               a call does not fit a Lua script's contract
 
@@ -48,9 +51,11 @@ __all__ = [
     "EnqueueError",
     "JobExpired",
     "JobFailed",
+    "LeaseLost",
     "PayloadTooLarge",
     "QueueFull",
     "RemoteError",
+    "ResultTooLarge",
     "Retry",
     "RunnerError",
     "ScriptError",
@@ -61,6 +66,7 @@ __all__ = [
     "TaskNotFound",
     "TooManyCrashes",
     "TooManyTries",
+    "UnitChanged",
     "UnitError",
     "WriteRejected",
     "WriterError",
@@ -220,6 +226,8 @@ class WriteRejected(JobFailed):
         constraint: the constraint that was violated, when there is one.
         detail: the server's DETAIL line.
         statement: the statement, or the operation that stood for it.
+        parameters: the classes and sizes of its parameters, never their values, as in
+            ``("int", "str(12)", "None")``; empty when the statement is not known for certain.
     """
 
     def __init__(
@@ -231,6 +239,7 @@ class WriteRejected(JobFailed):
         constraint: str = "",
         detail: str = "",
         statement: str = "",
+        parameters: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -239,6 +248,7 @@ class WriteRejected(JobFailed):
         self.constraint = constraint
         self.detail = detail
         self.statement = statement
+        self.parameters = parameters
 
 
 class WriterError(RunnerError):
@@ -249,8 +259,52 @@ class UnitError(WriterError):
     """Raised at the call when an operation cannot be written down as it is."""
 
 
+class LeaseLost(WriterError):
+    """Raised by a commit in a job whose lease is over: another worker has the job now."""
+
+
+class UnitChanged(WriterError):
+    """Raised when a job that runs again commits something else than its earlier attempt did.
+
+    Attributes:
+        sequence: which of the job's commits it is, counted from 1.
+        entry: the entry in the stream that the earlier attempt's unit has.
+    """
+
+    def __init__(self, message: str, *, sequence: int = 0, entry: str = "") -> None:
+        super().__init__(message)
+        self.sequence = sequence
+        self.entry = entry
+
+
+class ResultTooLarge(WriterError):
+    """Raised when rows were too many to bring back; what wrote them is committed and stands.
+
+    Attributes:
+        entry: the unit's entry in the stream.
+        counts: for each call the rows that it wrote, as in `Committed`.
+        row_count: how many rows there were.
+        size: their bytes.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        entry: str = "",
+        counts: tuple[int | None, ...] = (),
+        row_count: int = 0,
+        size: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.entry = entry
+        self.counts = counts
+        self.row_count = row_count
+        self.size = size
+
+
 class WriterUnavailable(WriterError):
-    """Raised when there is no database to write to, or it may not be written through."""
+    """Raised when there is no database to write to, or the writer did not answer in time."""
 
 
 class StoreWentBack(WriterError):

@@ -25,6 +25,9 @@ runner:units                    STREAM   units not yet committed, and a tail; la
 runner:writer                   HASH     the writer's position and counts; lasting
 runner:writer:leader            STRING   the elected candidate; the election's term
 runner:failed:<entry>           STRING   why a unit was refused; 1 h
+runner:answer:<entry>           STRING   what a unit did, when it was asked; 1 h
+runner:commits:<id>             HASH     commits of a job that goes on: number → entry, digest,
+                                         and their answers; until the job ends, 30 days at most
 ==============================  =======  =====================================================
 """
 
@@ -49,6 +52,8 @@ RESULT = result_key_prefix
 WAITERS = "runner:waiters:"
 DEAD_LETTER = "runner:dead-letter:"
 FAILED_UNIT = "runner:failed:"
+ANSWERED_UNIT = "runner:answer:"
+COMMITS = "runner:commits:"
 
 UNITS = "runner:units"
 WRITER = "runner:writer"
@@ -96,6 +101,11 @@ def waiters(job_id: str) -> str:
 def dead_letter(job_id: str) -> str:
     """STRING: one dead letter."""
     return DEAD_LETTER + job_id
+
+
+def commits(job_id: str) -> str:
+    """HASH: what a job has committed before its end."""
+    return COMMITS + job_id
 
 
 def held(queue: str) -> str:

@@ -31,6 +31,7 @@ R = TypeVar("R")
 C = TypeVar("C")
 
 WhenFull: TypeAlias = Literal["raise", "wait"]
+OnWriteError: TypeAlias = Literal["fail", "retry"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,9 @@ class TaskOptions:
         queue: the queue of the task's jobs.
         expires: seconds after which a job that has not started is given up.
         max_crashes: how many lost leases make a job a dead letter.
+        on_write_error: what becomes of a job whose writes Postgres refuses: "fail" ends it,
+            because the same writes would be refused again; "retry" runs it again after the
+            policy's delay, as long as it has tries left.
     """
 
     name: str
@@ -59,6 +63,7 @@ class TaskOptions:
     queue: str | None = None
     expires: float | None = None
     max_crashes: int | None = None
+    on_write_error: OnWriteError = "fail"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +239,7 @@ def task(
     queue: str | None = None,
     expires: float | timedelta | None = None,
     max_crashes: int | None = None,
+    on_write_error: OnWriteError | None = None,
 ) -> Callable[[Callable[Concatenate[C, P], Awaitable[R]]], Task[P, R]]: ...
 
 
@@ -250,6 +256,7 @@ def task(
     queue: str | None = None,
     expires: float | timedelta | None = None,
     max_crashes: int | None = None,
+    on_write_error: OnWriteError | None = None,
 ) -> Any:
     """Declare an async function whose first parameter is the context as a task.
 
@@ -272,6 +279,7 @@ def task(
         "queue": queue,
         "expires": expires,
         "max_crashes": max_crashes,
+        "on_write_error": on_write_error,
     }
 
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
@@ -286,6 +294,7 @@ def task(
             queue=queue,
             expires=seconds(expires),
             max_crashes=max_crashes,
+            on_write_error=on_write_error or "fail",
         )
         return Task(function, options)
 
@@ -319,6 +328,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("name", "queue"), (_text, "a text that is not empty")),
     "keep_result": (_seconds, "a number of seconds, 0 or more, or a timedelta"),
     "keep_result_forever": (lambda value: isinstance(value, bool), "True or False"),
+    "on_write_error": (lambda value: value in ("fail", "retry"), '"fail" or "retry"'),
     "backoff": (lambda value: isinstance(value, RetryPolicy), "a RetryPolicy"),
 }
 

@@ -108,3 +108,19 @@ class WriterStatus:
     operations: int
     batches: int
     rejected: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """What a unit of writes did, now that it is committed.
+
+    Attributes:
+        entry: the id of its entry in the stream, or "" for a unit without writes.
+        counts: for each call the rows that it wrote; None where that is not known: of a
+            statement that does not count, or when a store lost the answer, but not the writes.
+        rows: for each call that asked with ``returning`` its rows, in order; else None.
+    """
+
+    entry: str = ""
+    counts: tuple[int | None, ...] = ()
+    rows: tuple[list[dict[str, Any]] | None, ...] = ()

@@ -31,7 +31,7 @@ from runner.queues import Queues
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
 from runner.wake import Waker
-from runner.writer import Candidate, ReadPool
+from runner.writer import Candidate, Commits, ReadPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -174,6 +174,7 @@ class Worker(arq.worker.Worker):
             if database_url is not None and read_pool_size > 0
             else None
         )
+        self.commits = Commits(lambda: self.pool)
         self.candidate: Candidate | None = None
         self._jobs: dict[str, tuple[asyncio.Task[None], execution.Attempt]] = {}
         lease_ms = int(self.lease_s * 1000)
@@ -479,6 +480,7 @@ class Worker(arq.worker.Worker):
         if self.candidate is not None:
             await self.candidate.stop()
             self.candidate = None
+        await self.commits.stop()
         self._leases.stop()
         if self.reads is not None:
             await self.reads.close()

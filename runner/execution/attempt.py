@@ -33,6 +33,7 @@ from runner.execution.records import (
     Attempt,
     Ending,
     Host,
+    delay_after_refusal,
     max_tries_of,
     now_ms,
     timeout_of,
@@ -167,7 +168,8 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
 
 def make_context(host: Host, attempt: Attempt) -> Context:
     """Return arq's dict for this attempt, with our parts."""
-    context = Context(host.ctx, host.reads)
+    commits = host.commits.of_job(attempt.claimed, attempt.record.enqueued_ms)
+    context = Context(host.ctx, host.reads, commits)
     context["job_id"] = attempt.claimed.job_id
     context["job_try"] = attempt.number
     context["enqueue_time"] = ms_to_datetime(attempt.record.enqueued_ms)
@@ -192,7 +194,7 @@ def classify(  # noqa: C901, PLR0911  a list of rules, the first that fits decid
 ) -> Ending:
     """Decide what an exception means. The only place that does."""
     cancelled = isinstance(exc, asyncio.CancelledError)
-    if attempt.lost_lease:
+    if attempt.lost_lease or isinstance(exc, errors.LeaseLost):
         return Ending(Outcome.LOST_LEASE, exc)
     if attempt.timed_out and (cancelled or isinstance(exc, TimeoutError)):
         timeout = TimeoutError()
@@ -211,7 +213,7 @@ def classify(  # noqa: C901, PLR0911  a list of rules, the first that fits decid
             return Ending(Outcome.HANDED_BACK, exc)
         if cancelled or isinstance(exc, RetryJob):
             return Ending(Outcome.RETRIED, exc)
-        again_s = retry_delay(attempt, exc)
+        again_s = retry_delay(host, attempt, exc)
         if again_s is not None:
             return Ending(Outcome.RETRIED, exc, again_s)
     return Ending(Outcome.FAILED, exc, extra=extra_of(exc))
@@ -236,11 +238,15 @@ def extra_of(exc: BaseException) -> Any:
         return f"<extra raised {type(broken).__name__}>"
 
 
-def retry_delay(attempt: Attempt, exc: BaseException) -> float | None:
+def retry_delay(host: Host, attempt: Attempt, exc: BaseException) -> float | None:
     """Return the seconds until a task with `retries` is tried again, None to give it up."""
+    if attempt.context is not None and attempt.context.refused(exc):
+        return delay_after_refusal(host, attempt)
     if attempt.task is None or attempt.task.task_options.retries is None:
         return None
-    if isinstance(exc, errors.ArgumentsError | errors.CodecError | errors.UnitError):
+    if isinstance(
+        exc, errors.ArgumentsError | errors.CodecError | errors.UnitError | errors.UnitChanged
+    ):
         return None  # the same bytes will not fit the next time either
     options = attempt.task.task_options
     if attempt.number > (options.retries or 0):

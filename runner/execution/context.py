@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from runner.writer import JobDatabase, ReadPool
+from runner.errors import UnitError
+from runner.writer import JobCommits, JobDatabase, ReadPool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,18 +25,24 @@ class Context(dict[Any, Any]):
         ...     ctx.db.update("orders", key={"id": order_id}, shipped=True)
     """
 
-    __slots__ = ("_db", "_reads")
+    __slots__ = ("_commits", "_db", "_reads")
 
-    def __init__(self, values: Mapping[Any, Any], reads: ReadPool | None = None) -> None:
+    def __init__(
+        self,
+        values: Mapping[Any, Any],
+        reads: ReadPool | None = None,
+        commits: JobCommits | None = None,
+    ) -> None:
         super().__init__(values)
         self._reads = reads
+        self._commits = commits
         self._db: JobDatabase | None = None
 
     @property
     def db(self) -> JobDatabase:
-        """The job's writes, submitted together with its completion; and its reads."""
+        """The job's writes, submitted with its completion or by `commit`; and its reads."""
         if self._db is None:
-            self._db = JobDatabase(self._reads)
+            self._db = JobDatabase(self._reads, self._commits)
         return self._db
 
     @property
@@ -57,7 +64,24 @@ class Context(dict[Any, Any]):
         return attempt
 
     def unit(self) -> bytes:
-        """Return the encoded unit of writes, or b"" when the job wrote nothing."""
-        if self._db is None or len(self._db) == 0:
+        """Return the encoded writes that are not committed yet, or b"" when there are none.
+
+        Raises:
+            UnitError: rows are asked for that nobody would get.
+            WriterUnavailable: whether a commit of the job was submitted is unknown.
+        """
+        if self._db is None:
             return b""
+        self._db.check_submitted()
+        if len(self._db) == 0:
+            return b""
+        if self._db.wants_rows:
+            raise UnitError(
+                "returning= asks for rows, but the job ended without them: they come back by "
+                "`await ctx.db.commit()`"
+            )
         return self._db.encode()
+
+    def refused(self, exc: BaseException) -> bool:
+        """Say whether an exception is the refusal of a commit of this very attempt."""
+        return self._db is not None and self._db.refused is exc

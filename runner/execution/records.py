@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from runner.broker import Claimed, Settlement
     from runner.codec import Codec, JobRecord
     from runner.execution.context import Context
-    from runner.writer import ReadPool
+    from runner.writer import Commits, ReadPool
 
 
 class Function(Protocol):
@@ -37,6 +38,7 @@ class Host(Protocol):
     ctx: dict[Any, Any]
     codec: Codec
     reads: ReadPool | None
+    commits: Commits
     history: bool
     stopping: bool
     job_timeout_s: Any
@@ -147,3 +149,13 @@ def timeout_of(host: Host, attempt: Attempt) -> float | None:
     declared = attempt.function.timeout_s if attempt.function else None
     timeout: float | None = host.job_timeout_s if declared is None else declared
     return timeout
+
+
+def delay_after_refusal(host: Host, attempt: Attempt) -> float | None:
+    """Return the seconds until a job is tried again whose unit was refused, None to give it up."""
+    if attempt.task is None or not host.retry_jobs:
+        return None
+    options = attempt.task.task_options
+    if options.on_write_error != "retry" or attempt.number >= max_tries_of(host, attempt):
+        return None
+    return options.policy.delay(attempt=attempt.number, random=random.random())  # noqa: S311  jitter

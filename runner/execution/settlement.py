@@ -18,6 +18,7 @@ from runner.execution.records import (
     Attempt,
     Ending,
     Host,
+    delay_after_refusal,
     now_ms,
 )
 from runner.letters import encode_letter
@@ -48,9 +49,10 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
     )
     if done and attempt.unit:
         settled.mode = "submit"
+        # The number 0 is kept for this unit: those of `commit` count from 1, in any attempt.
         settled.unit_id = f"{attempt.claimed.job_id}:{attempt.record.enqueued_ms}:0"
         settled.operations = attempt.unit
-        settled.header = header(attempt, keep_ms)
+        settled.header = header(host, attempt, keep_ms)
     elif host.history and ending.outcome not in NO_LETTER:
         settled.letter = letter(attempt, ending)
     return settled
@@ -89,8 +91,9 @@ def encode(host: Host, attempt: Attempt, ending: Ending) -> bytes:
         return b""
 
 
-def header(attempt: Attempt, keep_ms: int) -> bytes:
-    """Return what the writer needs to settle the job when its unit is committed."""
+def header(host: Host, attempt: Attempt, keep_ms: int) -> bytes:
+    """Return what the writer needs to settle the job when its unit is committed, or refused."""
+    again_s = delay_after_refusal(host, attempt)
     fields = (
         attempt.claimed.job_id,
         attempt.claimed.queue,
@@ -99,6 +102,7 @@ def header(attempt: Attempt, keep_ms: int) -> bytes:
         now_ms(),
         keep_ms,
         keep_cronjob_progress * 1000 if attempt.is_cron else 0,
+        -1 if again_s is None else int(again_s * 1000),
     )
     return msgspec.msgpack.encode(fields)
 

@@ -1,7 +1,7 @@
 -- Settle attempts that have ended, then claim due jobs: one round trip of the engine.
 -- KEYS: queue held clock_key idle wake counters dead units
 -- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int settling:int entries...
--- Uses: clock grace wake tell bury
+-- Uses: clock grace wake tell bury fence
 -- Returns: {now, next due or '', zcard, more, statuses, claimed jobs}
 --
 -- Settled first: `settling` entries of ten values each:
@@ -24,22 +24,6 @@ local FAR_OFF_MS = 4102444800000
 local RETRY_TTL_S = 88400
 local COUNTERS_MS = 2592000000
 local LOOK_AHEAD = 5000
-
-local function held_parts(value)
-  return string.match(value, '^(%S+) (%d+) (%S+)$')
-end
-
--- The fence. My token in the in-progress key; or that key is gone, but nobody has claimed since:
--- held is still my token, the count of tries is my attempt, and the id is in the set.
-local function is_mine(id, claim, attempt, holder)
-  if holder then
-    return holder == claim
-  end
-  local value = redis.call('HGET', held, id)
-  return value and held_parts(value) == claim
-    and redis.call('GET', 'arq:retry:' .. id) == attempt
-    and redis.call('ZSCORE', queue, id) ~= false
-end
 
 local function run_again(id, extra, gives_back)
   local score = now_exact
@@ -80,9 +64,10 @@ local function finish(id, result, keep_ms, extra)
   redis.call('ZREM', queue, id)
   redis.call('HDEL', held, id)
   if extra == '' then
-    redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id, 'arq:in-progress:' .. id)
+    redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id, 'arq:in-progress:' .. id,
+      'runner:commits:' .. id)
   else
-    redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id)
+    redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id, 'runner:commits:' .. id)
     redis.call('PEXPIRE', 'arq:in-progress:' .. id, extra)
   end
   -- An abort that came too late is not meant for the next job of this id.

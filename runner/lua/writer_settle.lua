@@ -1,12 +1,17 @@
 -- Settle what the writer has committed, so that callers see results.
--- KEYS: queue dead counters writer
+-- KEYS: queue dead counters writer idle wake
 -- ARGV: previous last leader units:int operations:int batches:int rejected:int done:int entries...
--- Uses: clock tell bury
+-- Uses: clock tell bury wake
 -- Returns: for each entry 1 (settled), 0 (not this entry's job any more) or an error text
 --
 -- `entries` are seven values each: entry id, job id, mode, keep_ms, result, letter, afterlife_ms.
--- Modes: 'ok' the unit is committed; 'refused' it is not, and the letter says why: the job's dead
--- letter, or for a unit without a job ('') the facts for whoever submitted it.
+-- Modes:
+--   ok       the unit is committed, and so is its job over
+--   refused  it is not, and the letter says why: the job's dead letter, or for a unit without a job
+--            ('') the facts for whoever submitted it
+--   again    it is not, and the job runs again: `keep_ms` is the delay, `afterlife_ms` the attempt
+--   told     a unit without a job is committed; the result says what it did
+--   commit-told, commit-refused  the same for the commit of a running job; `keep_ms` is its number
 -- An entry acts only where the job's marker names it, so the call can be repeated. `last` is ''
 -- unless this call is the last for its batch: then the counts grow, once, and the commit is
 -- announced.
@@ -14,8 +19,10 @@
 local FIELDS = 7
 local COUNTERS_MS = 2592000000
 local FAILED_MS = 3600000
+local KEEP_MS = 2592000000
+local RETRY_TTL_S = 88400
 
-local statuses, settled = {}, {}
+local statuses, settled, again, commits = {}, {}, {}, {}
 local total = (#ARGV - entries_at + 1) / FIELDS
 
 -- The markers of all jobs in one command.
@@ -41,22 +48,82 @@ do
   local ids, names = {}, {}
   for index = 1, total do
     local at = entries_at + (index - 1) * FIELDS
-    local id = ARGV[at + 1]
+    local id, mode = ARGV[at + 1], ARGV[at + 2]
     statuses[index] = 0
     if id == '' then
       statuses[index] = 1
+    elseif string.sub(mode, 1, 7) == 'commit-' then
+      commits[#commits + 1] = index
     elseif markers[index] == 'committing:' .. ARGV[at] then
       statuses[index] = 1
-      settled[#settled + 1] = index
-      ids[#ids + 1] = id
-      names[#names + 1] = 'arq:in-progress:' .. id
-      names[#names + 1] = 'arq:job:' .. id
-      names[#names + 1] = 'arq:retry:' .. id
+      if mode == 'again' then
+        again[#again + 1] = index
+        names[#names + 1] = 'arq:in-progress:' .. id
+      else
+        settled[#settled + 1] = index
+        ids[#ids + 1] = id
+        names[#names + 1] = 'arq:in-progress:' .. id
+        names[#names + 1] = 'arq:job:' .. id
+        names[#names + 1] = 'arq:retry:' .. id
+        names[#names + 1] = 'runner:commits:' .. id
+      end
     end
   end
   if #ids > 0 then
     redis.call('ZREM', queue, unpack(ids))
+  end
+  if #names > 0 then
     redis.call('DEL', unpack(names))
+  end
+end
+
+-- Back into the queue with the tries that it has had; its payload expires again.
+local function run_again(at)
+  local id = ARGV[at + 1]
+  redis.call('ZADD', queue, 'XX', now + tonumber(ARGV[at + 3]), id)
+  redis.call('PEXPIRE', 'arq:job:' .. id, KEEP_MS)
+  redis.call('SET', 'arq:retry:' .. id, ARGV[at + 6], 'EX', RETRY_TTL_S)
+end
+
+-- What a commit of a running job did, kept beside its entry until the job is over: an attempt that
+-- runs again gets the same answer.
+local function tell_commit(index)
+  local at = entries_at + (index - 1) * FIELDS
+  local key, number = 'runner:commits:' .. ARGV[at + 1], ARGV[at + 3]
+  local noted = redis.call('HGET', key, number)
+  if not noted or string.match(noted, '^%S+') ~= ARGV[at]
+    or redis.call('HEXISTS', key, 'answer ' .. number) == 1 then
+    return
+  end
+  local answer = '+' .. ARGV[at + 4]
+  if ARGV[at + 2] == 'commit-refused' then
+    answer = '-' .. ARGV[at + 5]
+  end
+  redis.call('HSET', key, 'answer ' .. number, answer)
+  redis.call('PEXPIRE', key, KEEP_MS)
+  statuses[index] = 1
+end
+
+local function problem_of(problem)
+  return type(problem) == 'table' and problem.err or tostring(problem)
+end
+
+local retried = 0
+for _, index in ipairs(again) do
+  local ok, problem = pcall(run_again, entries_at + (index - 1) * FIELDS)
+  if ok then
+    retried = retried + 1
+  else
+    statuses[index] = problem_of(problem)
+  end
+end
+if #again > 0 then
+  pcall(wake_idle, idle, wake, 1)
+end
+for _, index in ipairs(commits) do
+  local ok, problem = pcall(tell_commit, index)
+  if not ok then
+    statuses[index] = problem_of(problem)
   end
 end
 
@@ -95,7 +162,7 @@ for _, index in ipairs(settled) do
   local at = entries_at + (index - 1) * FIELDS
   local ok, problem = pcall(answer, at)
   if not ok then
-    statuses[index] = type(problem) == 'table' and problem.err or tostring(problem)
+    statuses[index] = problem_of(problem)
   end
   pcall(tell_waiters, ARGV[at + 1], ARGV[at + 4])
 end
@@ -104,6 +171,8 @@ for index = 1, total do
   local at = entries_at + (index - 1) * FIELDS
   if ARGV[at + 1] == '' and ARGV[at + 2] == 'refused' then
     redis.pcall('SET', 'runner:failed:' .. ARGV[at], ARGV[at + 5], 'PX', FAILED_MS)
+  elseif ARGV[at + 1] == '' and ARGV[at + 2] == 'told' then
+    redis.pcall('SET', 'runner:answer:' .. ARGV[at], ARGV[at + 4], 'PX', FAILED_MS)
   end
 end
 
@@ -113,7 +182,10 @@ end
 if failed > 0 then
   redis.pcall('HINCRBY', counters, 'failed', failed)
 end
-if succeeded + failed > 0 then
+if retried > 0 then
+  redis.pcall('HINCRBY', counters, 'retried', retried)
+end
+if succeeded + failed + retried > 0 then
   redis.call('PEXPIRE', counters, COUNTERS_MS)
 end
 

@@ -61,8 +61,22 @@ INSERT INTO runner.rejected (entry, facts) VALUES ($1, $2);
 -- name: rejected
 SELECT entry, facts FROM runner.rejected WHERE entry = ANY($1::text[]);
 
--- name: forget_rejected
-DELETE FROM runner.rejected WHERE entry = ANY($1::text[]);
+-- name: answer
+INSERT INTO runner.answers (entry, answer) VALUES ($1, $2);
+
+-- name: answers
+SELECT entry, answer FROM runner.answers WHERE entry = ANY($1::text[]);
+
+-- name: forget_told
+WITH rejected AS (DELETE FROM runner.rejected WHERE entry = ANY($1::text[]))
+DELETE FROM runner.answers WHERE entry = ANY($1::text[]);
+
+-- name: forget_all_told
+-- What was kept before this term began, all of which has been told; unless the term is over.
+WITH rejected AS (
+    DELETE FROM runner.rejected WHERE EXISTS (SELECT FROM runner.writer WHERE epoch = $1)
+)
+DELETE FROM runner.answers WHERE EXISTS (SELECT FROM runner.writer WHERE epoch = $1);
 
 -- name: table
 SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,

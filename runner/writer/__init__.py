@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from runner.writer.adoption import adopt_database
 from runner.writer.candidate import Candidate
+from runner.writer.commits import Commits, JobCommits
 from runner.writer.database import JobDatabase, ReadPool
 from runner.writer.office import adopt
 from runner.writer.status import writer_status
@@ -15,6 +16,8 @@ from runner.writer.units import UnitBuilder
 
 __all__ = [
     "Candidate",
+    "Commits",
+    "JobCommits",
     "JobDatabase",
     "ReadPool",
     "UnitBuilder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runner import keys
@@ -49,7 +50,9 @@ async def _refuse_what_waits(redis: Redis, codec: Codec) -> None:
     if not last:
         return
     settler = Settler(redis, codec, "", ZERO)
-    # A job that was settled carries no marker any more, and is left as it is.
-    async for units in entries_between(redis, ZERO, last[0][0].decode()):
-        refused = {unit.entry: WriteRejected(_WHY) for unit in units if unit.job is not None}
+    # A job that was settled carries no marker any more, and is left as it is; so is a commit of a
+    # running job that has its answer. Whoever else asked is told nothing: it is not known here.
+    async for entries in entries_between(redis, ZERO, last[0][0].decode()):
+        units = [unit if unit.commit else replace(unit, asks=None) for unit in entries]
+        refused = {unit.entry: WriteRejected(_WHY) for unit in units if unit.job or unit.commit}
         await settler.settle(units, refused)

@@ -12,13 +12,14 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runner.writer.failures import DUPLICATE, FENCED, MISSING
-from runner.writer.plan import Wave, plan
+from runner.writer.failures import DUPLICATE, FENCED, MISSING, BadValue
+from runner.writer.plan import Scope, Wave, plan
 from runner.writer.queries import query
 from runner.writer.statements import raw_row
+from runner.writer.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from asyncpg import Connection, Record
     from asyncpg.prepared_stmt import PreparedStatement
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from runner.writer.entries import Unit
     from runner.writer.plan import Group, Row
     from runner.writer.statements import Statements
+    from runner.writer.units import Operation
 
 __all__ = ["Applier", "Office", "Step", "prepare_steps", "steps_in_order"]
 
@@ -84,27 +86,33 @@ class Step:
     """One call to Postgres.
 
     Exactly one of the four is meant: branches of a WITH with their arrays, rows for
-    ``executemany``, one row alone, or a statement of our own.
+    ``executemany``, one row alone, or a statement of our own. ``asked`` says who wants to know
+    what that row did: a unit, and the place of the operation in it.
     """
 
     branches: Sequence[tuple[Statements, list[Any], int]] = ()
     many: tuple[Statements, list[Row]] | None = None
     alone: tuple[Statements, Row] | None = None
     sql: str = ""
+    asked: tuple[Unit, int] | None = None
 
 
 def prepare_steps(units: Sequence[Unit], known: Known) -> list[Step]:
-    """Plan units and put their values into arrays; raise `BadValue` for one that cannot be."""
+    """Plan units and put their values into arrays; raise `BadValue` for one that cannot be.
+
+    What Postgres would look at when a unit commits, it must look at between the units: such
+    units are run in their own order, and what comes before them is planned apart from what
+    comes behind.
+    """
     if not any(statements.flush for statements in known.values()):
-        return _planned(units, known)
+        return _planned_units(units, known)
     steps: list[Step] = []
     for flush, some in itertools.groupby(units, lambda unit: _flush_of(unit, known)):
         if not flush:
-            steps.extend(_planned(list(some), known))
+            steps += _planned_units(list(some), known)
             continue
-        # What Postgres would look at when the unit commits, it must look at between the units.
         for unit in some:
-            steps.extend((*steps_in_order(unit, known), Step(sql=flush)))
+            steps += (*steps_in_order(unit, known), Step(sql=flush))
     return steps
 
 
@@ -112,13 +120,40 @@ def _flush_of(unit: Unit, known: Known) -> str:
     return next((known[text].flush for text, _ in unit.operations if known[text].flush), "")
 
 
-def _planned(units: Sequence[Unit], known: Known) -> list[Step]:
-    operations = [operation for unit in units for operation in unit.operations]
+def _planned_units(units: Sequence[Unit], known: Known) -> list[Step]:
+    """Plan units together.
+
+    An operation whose unit asks what it did, and that must be run to know, is a step of its
+    own: what comes before it in the batch is planned apart from what comes behind it.
+    """
+    steps: list[Step] = []
+    together: list[Operation] = []
+    for unit in units:
+        if unit.asks is None:
+            together += unit.operations
+            continue
+        for place, operation in enumerate(unit.operations):
+            if known[operation[0]].tells:
+                steps += _planned(together, known)
+                steps += _asked_steps(unit, place, known)
+                together = []
+            else:
+                together.append(operation)
+    return steps + _planned(together, known)
+
+
+def _planned(operations: Sequence[Operation], known: Known) -> list[Step]:
     profiles = {text: statements.profile for text, statements in known.items()}
     steps: list[Step] = []
     for wave in plan(operations, profiles):
         steps.extend(_wave_steps(wave, known))
     return steps
+
+
+def _asked_steps(unit: Unit, place: int, known: Known) -> list[Step]:
+    text, values = unit.operations[place]
+    statements = known[text]
+    return [Step(alone=(statements, row), asked=(unit, place)) for row in _rows(statements, values)]
 
 
 def _wave_steps(wave: Wave, known: Known) -> list[Step]:
@@ -149,15 +184,31 @@ def _wave_steps(wave: Wave, known: Known) -> list[Step]:
 def steps_in_order(unit: Unit, known: Known) -> list[Step]:
     """Return the operations of one unit as they were written; equal ones in a row together."""
     steps: list[Step] = []
-    for text, values in unit.operations:
+    for place, (text, values) in enumerate(unit.operations):
         statements = known[text]
-        width = len(statements.columns) or len(values) or 1
-        rows = [statements.row(values[at : at + width]) for at in range(0, len(values) or 1, width)]
+        if unit.asks is not None and statements.tells:
+            steps += _asked_steps(unit, place, known)
+            continue
+        rows = _rows(statements, values)
         if len(rows) > 1 and not statements.counts:
             steps.append(Step(many=(statements, rows)))
         else:
             steps.extend(Step(alone=(statements, row)) for row in rows)
     return steps
+
+
+def _rows(statements: Statements, values: list[Any]) -> list[Row]:
+    """Return the rows that lie behind each other in the values, as asyncpg takes them."""
+    width = len(statements.columns) or len(values) or 1
+    rows: list[Row] = []
+    for at in range(0, len(values) or 1, width):
+        row = values[at : at + width]
+        try:
+            rows.append(statements.row(row))
+        except BadValue as exc:
+            exc.place = (statements, row)
+            raise
+    return rows
 
 
 def _slow_steps(group: Group, statements: Statements) -> list[Step]:
@@ -177,6 +228,8 @@ class Applier:
             collections.OrderedDict()
         )
         self.office = office
+        self.running: tuple[Statements, Row] | None = None
+        """What was being applied when a commit failed; without values when it was many rows."""
 
     def forget(self) -> None:
         """Drop the prepared statements: the tables have changed."""
@@ -187,7 +240,7 @@ class Applier:
         steps: Sequence[Step],
         units: Sequence[Unit],
         refused: Sequence[tuple[str, bytes]] = (),
-    ) -> None:
+    ) -> dict[str, bytes]:
         """Apply the steps, record the units and move the position behind the last of them.
 
         Args:
@@ -196,17 +249,23 @@ class Applier:
                 that were refused, are not recorded.
             refused: entries that are refused, and why.
 
+        Returns:
+            The answers of units that ask, by entry; they are kept in the same transaction.
+
         Raises:
-            asyncpg.PostgresError: nothing was kept.
+            asyncpg.PostgresError, BadValue: nothing was kept.
         """
+        self.running = None
+        answers: dict[str, bytes] = {}
         last = units[-1].entry
         is_refused = {entry for entry, _ in refused}
         recorded = [unit.key for unit in units if unit.key and unit.entry not in is_refused]
         if len(steps) <= 1 and not refused and not (steps and not steps[0].branches):
             await self._fused(steps[0].branches if steps else (), recorded, last)
         else:
-            await self._in_transaction(steps, recorded, refused, last)
+            answers = await self._in_transaction(steps, recorded, refused, last)
         self.office.position = last
+        return answers
 
     async def _in_transaction(
         self,
@@ -214,20 +273,25 @@ class Applier:
         recorded: list[bytes],
         refused: Sequence[tuple[str, bytes]],
         last: str,
-    ) -> None:
+    ) -> dict[str, bytes]:
         try:
             async with self._connection.transaction():
-                await self._run(steps[:-1] if steps and steps[-1].branches else steps)
+                tallies = await self._run(steps[:-1] if steps and steps[-1].branches else steps)
+                answers = {tally.entry: tally.encode() for tally in tallies}
                 for entry, facts in refused:
                     await self._connection.execute(query("reject"), entry, facts)
+                for entry, answer in answers.items():
+                    await self._connection.execute(query("answer"), entry, answer)
                 branches = steps[-1].branches if steps else ()
                 await self._fused(branches, recorded, last)
+            return answers
         finally:
             # Also after a rollback, which gives no advisory lock back.
             if any(_is_raw(step) for step in steps) and not self._connection.is_closed():
                 await self._clean_session()
 
-    async def _run(self, steps: Sequence[Step]) -> None:
+    async def _run(self, steps: Sequence[Step]) -> Iterable[Tally]:
+        tallies: dict[str, Tally] = {}
         defaults = False
         for step in steps:
             if _is_foreign(step) != defaults:
@@ -237,24 +301,35 @@ class Applier:
                 await self._branches(step.branches)
             elif step.many:
                 statements, rows = step.many
+                self.running = (statements, [])
                 prepared = await self._prepare(statements.single)
                 await prepared.executemany(rows)
             elif step.alone:
-                await self._alone(*step.alone)
+                self.running = step.alone
+                tag, found = await self._alone(*step.alone)
+                if step.asked:
+                    unit, place = step.asked
+                    tally = tallies.setdefault(unit.entry, Tally(unit))
+                    wants = step.alone[0].profile.shape.returning is not None
+                    tally.add(place, tag, found if wants else None)
             else:
                 await self._connection.execute(step.sql)
+            self.running = None
         if defaults:
             await self._connection.execute(_OURS)
+        return tallies.values()
 
-    async def _alone(self, statements: Statements, row: Row) -> None:
+    async def _alone(self, statements: Statements, row: Row) -> tuple[str, list[Record]]:
+        """Do one operation; return the command's tag, and the rows that came back."""
         prepared = await self._prepare(statements.single)
         if statements.profile.shape.kind == "execute":
             row = raw_row(prepared.get_parameters(), row)
-        await prepared.fetch(*row)
+        rows = await prepared.fetch(*row)
         if statements.counts and prepared.get_statusmsg() == "UPDATE 0":
             await self._connection.fetchval(
                 "SELECT runner.expect(0, 1, $1, $2)", MISSING, _missing_text(statements)
             )
+        return prepared.get_statusmsg() or "", rows
 
     async def _branches(self, branches: Sequence[tuple[Statements, list[Any], int]]) -> None:
         parts, checks, args = _branch_parts(branches)
@@ -310,7 +385,9 @@ class Applier:
 
 def _is_foreign(step: Step) -> bool:
     """Say whether a step may run SQL that is not ours: raw SQL, or triggers of a table."""
-    return step.alone is not None or bool(step.sql)
+    if step.alone is None:
+        return bool(step.sql)
+    return step.asked is None or step.alone[0].profile.scope is Scope.ALL
 
 
 def _is_raw(step: Step) -> bool:

@@ -16,7 +16,7 @@ import asyncio
 import collections
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import asyncpg
 
@@ -32,6 +32,7 @@ from runner.writer.failures import (
     is_duplicate,
     is_stale,
     rejection,
+    shape_of,
 )
 from runner.writer.queries import query
 
@@ -79,6 +80,12 @@ class Batches:
         self._office = office
         self._catalogue = Catalogue(connection)
         self._applier = Applier(connection, office)
+        self._answers: dict[str, bytes] = {}
+
+    def take_answers(self) -> dict[str, bytes]:
+        """Return what units that asked did, by entry: those committed since the last call."""
+        answers, self._answers = self._answers, {}
+        return answers
 
     def plan_ahead(self, units: Sequence[Unit]) -> Batch:
         """Plan while another batch commits: without a word to Postgres, so perhaps not at all."""
@@ -160,13 +167,24 @@ class Batches:
             if is_duplicate(cause):
                 await self._commit([], [_without_writes(unit)], {})
                 return {}
-            refused = {unit.entry: _named(rejection(cause), unit)}
+            refused = {unit.entry: self._rejection(cause, unit)}
         logger.warning("refused the unit %s: %s", unit.entry, refused[unit.entry])
         try:
             await self._commit([], [unit], refused)
         except _UnitFault as fault:
             # Nothing of the unit is in this: what fails here is the writer's own.
             raise fault.cause from None
+        return refused
+
+    def _rejection(self, cause: BaseException, unit: Unit) -> WriteRejected:
+        """Say why a lone unit was refused, and what of it: the shapes of values, no values."""
+        place = getattr(cause, "place", None) or self._applier.running
+        if place is None:
+            # Postgres said it at the end, or of several rows: the first operation is where to look.
+            return rejection(cause, unit.operations[0][0] if unit.operations else "")
+        statements, row = place
+        refused = rejection(cause, statements.profile.text)
+        refused.parameters = tuple(shape_of(value) for value in row)
         return refused
 
     async def _attempt(self, units: Sequence[Unit], steps: list[Step] | None = None) -> Refusals:
@@ -204,7 +222,7 @@ class Batches:
         delay_s = SOONEST_RETRY_S
         while True:
             try:
-                await self._applier.commit(steps, units, facts)
+                self._answers |= await self._applier.commit(steps, units, facts)
             except _FAULTS as exc:
                 if not self._is_passing(exc):
                     self._fail(exc)
@@ -256,11 +274,3 @@ def _halves(units: Sequence[Unit]) -> list[Sequence[Unit]]:
 def _without_writes(unit: Unit) -> Unit:
     """Return a unit that was applied before: its entry is passed, and nothing is done."""
     return replace(unit, key=b"", operations=[], count=0)
-
-
-def _named(refused: WriteRejected, unit: Unit) -> WriteRejected:
-    """Name what failed when Postgres did not: the first operation is where to look."""
-    if not refused.statement and unit.operations:
-        text: Any = unit.operations[0][0]
-        refused.statement = text[:1000]
-    return refused

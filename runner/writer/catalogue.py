@@ -181,7 +181,8 @@ class Catalogue:
 
 
 def _check_columns(shape: Shape, facts: TableFacts) -> None:
-    for name in shape.columns:
+    asked = shape.returning if isinstance(shape.returning, tuple) else ()
+    for name in (*shape.columns, *asked):
         if name not in facts.columns:
             raise WriteRejected(
                 f"table {shape.table!r} has no column {name!r}{did_you_mean(name, facts.columns)}",

@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from runner.errors import WriterUnavailable
+from runner.errors import LeaseLost, UnitChanged, WriteRejected, WriterUnavailable
+from runner.tasks import seconds
+from runner.types import Committed
+from runner.writer.tally import read_tally
 from runner.writer.units import UnitBuilder
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from asyncpg import Pool, Record
+
+    from runner.writer.commits import JobCommits
 
 __all__ = ["JobDatabase", "ReadPool"]
 
@@ -21,6 +28,8 @@ logger = logging.getLogger("runner.writer")
 CONNECT_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 5.0
+ROWS_AT_MOST = 1_000
+ROWS_BYTES = 1_000_000
 
 
 class ReadPool:
@@ -76,15 +85,95 @@ class ReadPool:
 class JobDatabase(UnitBuilder):
     """The database as a job sees it: collect writes, read at once.
 
-    Reads see what is committed, so never the writes of the job itself::
+    What is collected is submitted with the job's completion, or by `commit` before it. Reads see
+    what is committed, so never the writes of the job that are not::
 
         order = await ctx.db.fetchrow("SELECT * FROM orders WHERE id = $1", order_id)
         ctx.db.update("orders", key={"id": order_id}, state="paid")
     """
 
-    def __init__(self, reads: ReadPool | None = None) -> None:
+    def __init__(self, reads: ReadPool | None = None, commits: JobCommits | None = None) -> None:
         super().__init__()
         self._reads = reads
+        self._commits = commits
+        self._number = 0
+        self._unsure = 0
+        self.refused: WriteRejected | None = None
+        """The refusal that `commit` raised last."""
+
+    async def commit(
+        self,
+        *,
+        timeout: float | timedelta | None = None,  # noqa: ASYNC109  what it ends goes on elsewhere
+        max_rows: int = ROWS_AT_MOST,
+        max_bytes: int = ROWS_BYTES,
+    ) -> Committed:
+        """Submit what has been collected, and return when it is committed.
+
+        What the job writes from then on is a unit of its own. A commit stands, whatever becomes
+        of the job: when the job runs again, its n-th commit is found to be there already, and
+        gives the same answer without writing twice. So a job that commits is a line of steps, and
+        must write the same in every attempt up to its last commit::
+
+            ctx.db.insert("orders", customer=customer, returning=["id"])
+            order_id = (await ctx.db.commit()).rows[0][0]["id"]
+
+        With nothing collected it returns at once. When it is cancelled, as by the job's time
+        limit or an abort, the unit may be on its way all the same.
+
+        Args:
+            timeout: seconds to wait for the commit; None waits as long as the job may run.
+            max_rows: how many rows ``returning`` may bring back in all.
+            max_bytes: how many bytes these may have.
+
+        Returns:
+            For each call since the last commit what it did, in order.
+
+        Raises:
+            WriteRejected: Postgres refused the unit; nothing of it was kept. A job may catch
+                this and go on: its next commit is a new unit.
+            UnitChanged: the job ran before, and committed something else at this place.
+            ResultTooLarge: the rows were too many; the unit is committed.
+            WriterUnavailable: there was no answer in time. The unit is on its way all the same;
+                should it be refused later, only the writer's log tells.
+            LeaseLost: the job runs elsewhere.
+        """
+        self.check_submitted()
+        if not len(self):
+            return Committed()
+        if self._commits is None:
+            raise WriterUnavailable("there is no worker here that could commit: nothing was sent")
+        operations, calls = self.encode(), self.calls
+        self.clear()
+        self._number = self._unsure = self._number + 1
+        entry = ""
+        try:
+            async with asyncio.timeout(seconds(timeout)):
+                submitted = await self._commits.submit(
+                    self._number, operations, max_rows=max_rows, max_bytes=max_bytes
+                )
+                self._unsure, entry = 0, submitted.entry
+                answer = await self._commits.answer(submitted)
+        except TimeoutError as exc:
+            where = f"it is on its way, as the entry {entry}" if entry else "it may be on its way"
+            raise WriterUnavailable(
+                f"no answer to commit number {self._number} within {seconds(timeout)} s; {where}"
+            ) from exc
+        except (UnitChanged, LeaseLost):
+            self._unsure = 0
+            raise
+        except WriteRejected as exc:
+            self.refused = exc
+            raise
+        return read_tally(answer, entry, calls)
+
+    def check_submitted(self) -> None:
+        """Raise `WriterUnavailable` when nobody knows whether a commit reached Redis."""
+        if self._unsure:
+            raise WriterUnavailable(
+                f"commit number {self._unsure} was given up before Redis had taken it: what the "
+                f"job does behind it cannot stand without it. Run the job again"
+            )
 
     async def fetch(self, sql: str, /, *args: Any) -> list[Record]:
         """Return all rows of a query."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from runner.writer.units import Operation
 
-__all__ = ["JobHeader", "Unit", "ledger_key", "read_entry"]
+__all__ = ["Asks", "CommitHeader", "JobHeader", "Unit", "ledger_key", "read_entry"]
+
+ROWS_AT_MOST, ROWS_BYTES = 100_000, 16_000_000
+"""What a unit may bring back at most, whatever it asks for."""
 
 
 class JobHeader(msgspec.Struct, frozen=True, array_like=True):
@@ -30,6 +33,7 @@ class JobHeader(msgspec.Struct, frozen=True, array_like=True):
         finished_ms: when it ended.
         keep_ms: how long the result is kept: 0 not at all, -1 for ever.
         afterlife_ms: how long the in-progress key stays, so that a cron job is not made again.
+        again_ms: should the unit be refused, the delay until the job runs again; -1: it fails.
     """
 
     job_id: str
@@ -39,6 +43,28 @@ class JobHeader(msgspec.Struct, frozen=True, array_like=True):
     finished_ms: int
     keep_ms: int
     afterlife_ms: int = 0
+    again_ms: int = -1
+
+
+class CommitHeader(msgspec.Struct, frozen=True, array_like=True):
+    """Which commit of which running job a unit is.
+
+    Attributes:
+        job_id: the job's id.
+        queue: its queue.
+        sequence: the number of the commit within the job, counted from 1.
+    """
+
+    job_id: str
+    queue: str
+    sequence: int
+
+
+class Asks(NamedTuple):
+    """What may come back to whoever wants to know what a unit did: rows, and their bytes."""
+
+    rows: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +80,8 @@ class Unit:
         job: the job that it completes, or None.
         result: the encoded result of that job.
         problem: why the entry cannot be read; then it is refused.
+        asks: set when somebody wants to know what the operations did.
+        commit: set when a job submitted it before its end.
     """
 
     entry: str
@@ -64,9 +92,12 @@ class Unit:
     job: JobHeader | None = None
     result: bytes = b""
     problem: str = ""
+    asks: Asks | None = None
+    commit: CommitHeader | None = None
 
 
 _HEADER = msgspec.msgpack.Decoder(JobHeader)
+_COMMIT = msgspec.msgpack.Decoder(CommitHeader)
 
 
 def read_entry(entry: str, fields: Mapping[bytes, bytes]) -> Unit:
@@ -77,13 +108,19 @@ def read_entry(entry: str, fields: Mapping[bytes, bytes]) -> Unit:
     result = fields.get(b"r", b"")
     data = fields.get(b"o", b"")
     job: JobHeader | None = None
+    commit: CommitHeader | None = None
+    asks: Asks | None = None
     operations: list[Operation] = []
     problem = "" if unit_id else "the entry has no unit id"
     try:
         if b"j" in fields:
             job = _HEADER.decode(fields[b"j"])
+        if b"c" in fields:
+            commit = _COMMIT.decode(fields[b"c"])
+        if b"a" in fields:
+            asks = _read_asks(fields[b"a"])
         operations = decode_operations(data)
-    except (DecodeError, msgspec.DecodeError) as exc:
+    except (DecodeError, msgspec.DecodeError, ValueError) as exc:
         problem = problem or f"the entry cannot be read: {exc}"
     return Unit(
         entry=entry,
@@ -94,7 +131,14 @@ def read_entry(entry: str, fields: Mapping[bytes, bytes]) -> Unit:
         job=job,
         result=result,
         problem=problem,
+        asks=asks,
+        commit=commit,
     )
+
+
+def _read_asks(data: bytes) -> Asks:
+    rows, size = data.split()
+    return Asks(min(int(rows), ROWS_AT_MOST), min(int(size), ROWS_BYTES))
 
 
 def ledger_key(unit_id: bytes) -> bytes:
@@ -117,6 +161,7 @@ class _Facts(msgspec.Struct, frozen=True):
     constraint: str = ""
     detail: str = ""
     statement: str = ""
+    parameters: tuple[str, ...] = ()
 
 
 def encode_rejection(refused: WriteRejected) -> bytes:
@@ -128,11 +173,12 @@ def encode_rejection(refused: WriteRejected) -> bytes:
         constraint=refused.constraint,
         detail=refused.detail,
         statement=refused.statement,
+        parameters=refused.parameters,
     )
     return msgspec.msgpack.encode(msgspec.to_builtins(facts))
 
 
 def decode_rejection(data: bytes) -> WriteRejected:
     """Read why a unit was refused."""
-    facts: dict[str, Any] = msgspec.to_builtins(msgspec.msgpack.decode(data, type=_Facts))
+    facts: dict[str, Any] = msgspec.structs.asdict(msgspec.msgpack.decode(data, type=_Facts))
     return WriteRejected(facts.pop("message"), **facts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import asyncpg
 
 from runner.errors import WriteRejected
@@ -16,6 +18,7 @@ __all__ = [
     "is_duplicate",
     "is_stale",
     "rejection",
+    "shape_of",
 ]
 
 # SQLSTATEs of our own, raised by runner.expect in the statement that applies a batch.
@@ -29,7 +32,13 @@ class Fenced(Exception):  # noqa: N818  not a failure: another candidate has bee
 
 
 class BadValue(Exception):  # noqa: N818  becomes a rejection, never seen by users
-    """Raised when a value cannot be written as its column's type, before Postgres sees it."""
+    """Raised when a value cannot be written as its column's type, before Postgres sees it.
+
+    Attributes:
+        place: the statement and the row that holds the value, once that is known.
+    """
+
+    place: Any = None
 
 
 def is_about_data(exc: asyncpg.PostgresError) -> bool:
@@ -75,3 +84,9 @@ def is_duplicate(exc: BaseException) -> bool:
     table = getattr(exc, "table_name", None) or ""
     schema = getattr(exc, "schema_name", None)
     return exc.sqlstate == "23505" and schema == "runner" and table.startswith("ledger_")
+
+
+def shape_of(value: Any) -> str:
+    """Return the class of a value, and its size where it has one; nothing of the value itself."""
+    name = type(value).__name__
+    return f"{name}({len(value)})" if isinstance(value, str | bytes | list | dict) else name

@@ -16,6 +16,7 @@ from runner.scripts import load
 from runner.types import DeadLetter, Outcome
 from runner.writer.entries import encode_rejection
 from runner.writer.status import exceeds
+from runner.writer.tally import certain_tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -56,6 +57,7 @@ class Settler:
         self,
         units: Sequence[Unit],
         refused: Mapping[str, WriteRejected],
+        answers: Mapping[str, bytes] | None = None,
         *,
         batches: int = 1,
     ) -> None:
@@ -66,12 +68,17 @@ class Settler:
         Args:
             units: in the order of the stream, without a gap after the last call's.
             refused: why units were refused, by entry.
+            answers: what units that ask did, by entry, as far as they had to be run to know.
             batches: how many batches they were.
         """
         by_queue: dict[str, list[_Entry]] = collections.defaultdict(list)
         letters = await self._letters(units, refused)
+        entry: _Entry | None
         for unit in units:
-            queue, entry = self._entry(unit, letters)
+            if unit.asks is not None and unit.job is None:
+                queue, entry = _answer_entry(unit, refused.get(unit.entry), answers or {})
+            else:
+                queue, entry = self._entry(unit, letters)
             if entry is not None:
                 by_queue[queue].append(entry)
         fresh = units
@@ -98,6 +105,8 @@ class Settler:
                 b"",
                 job.afterlife_ms,
             )
+        if job.again_ms >= 0:
+            return job.queue, _again_entry(unit.entry, job)
         return job.queue, (
             unit.entry,
             job.job_id,
@@ -120,7 +129,10 @@ class Settler:
             head = counts if is_last else (0, 0, 0, 0, 0)
             statuses = await load("writer_settle").call(
                 self.redis,
-                keys=[queue, keys.dead(queue), keys.counters(queue), keys.WRITER],
+                keys=[
+                    *(queue, keys.dead(queue), keys.counters(queue), keys.WRITER),
+                    *(keys.idle(queue), keys.wake(queue)),
+                ],
                 args=[
                     *(self.answered, last if is_last else "", self.name, *head),
                     *(value for entry in part for value in entry),
@@ -138,7 +150,7 @@ class Settler:
         letters: dict[str, tuple[bytes, bytes]] = {}
         for unit in units:
             why = refused.get(unit.entry)
-            if why is None:
+            if why is None or unit.commit is not None:
                 continue
             if unit.job is None:
                 letters[unit.entry] = (b"", encode_rejection(why))
@@ -191,6 +203,24 @@ class Settler:
             return codecs.JobRecord(
                 task="<unknown>", args=(), kwargs={}, attempt=None, enqueued_ms=0, options={}
             )
+
+
+def _again_entry(entry: str, job: JobHeader) -> _Entry:
+    """Say that a job is to run again, because its unit was refused and it has tries left."""
+    return (entry, job.job_id, "again", job.again_ms, b"", b"", job.attempt)
+
+
+def _answer_entry(
+    unit: Unit, why: WriteRejected | None, answers: Mapping[str, bytes]
+) -> tuple[str, _Entry]:
+    """Say what a unit did, or why not: to the job that runs, or to whoever submitted it."""
+    answer = b"" if why else answers.get(unit.entry) or certain_tally(unit)
+    facts = encode_rejection(why) if why else b""
+    mode = "refused" if why else "told"
+    if unit.commit is None:
+        return keys.DEFAULT_QUEUE, (unit.entry, "", mode, 0, answer, facts, 0)
+    place = (unit.commit.job_id, f"commit-{mode}", unit.commit.sequence)
+    return unit.commit.queue, (unit.entry, *place, answer, facts, 0)
 
 
 def _counts(

@@ -37,6 +37,7 @@ class Statements:
             that Postgres defers to the end of the transaction; "" for nothing.
         is_plain: rows can be given as arrays, one for each column.
         counts: the number of rows that it touches must be the number of rows given.
+        tells: what it did is known only from its answer, so whoever asks has it run alone.
         converts: what has to be done to values before asyncpg takes them, by slot.
     """
 
@@ -47,6 +48,7 @@ class Statements:
     flush: str = ""
     is_plain: bool = field(init=False)
     counts: bool = field(init=False)
+    tells: bool = field(init=False)
     converts: tuple[tuple[int, Callable[[Any], Any]], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +58,8 @@ class Statements:
         self.is_plain = all(c.is_plain for c in self.columns) and not (
             shape.kind == "execute" or (self.counts and self.profile.scope is not Scope.KEY)
         )
+        is_certain = shape.touches_one_row and not getattr(self.profile.facts, "is_alone", True)
+        self.tells = shape.returning is not None or not is_certain
         found = [(slot, _converter(column)) for slot, column in enumerate(self.columns)]
         self.converts = tuple((slot, convert) for slot, convert in found if convert)
 
@@ -110,7 +114,19 @@ def quoted_table(facts: TableFacts) -> str:
 
 
 def single_sql(shape: Shape, facts: TableFacts) -> str:
-    """Return the statement that does one operation."""
+    """Return the statement that does one operation, and gives back what is asked of its row."""
+    return _single_body(shape, facts) + _returning(shape)
+
+
+def _returning(shape: Shape) -> str:
+    if shape.returning is None:
+        return ""
+    if shape.returning is True:
+        return " RETURNING t.*"
+    return " RETURNING " + ", ".join(f"t.{quoted(name)}" for name in shape.returning)
+
+
+def _single_body(shape: Shape, facts: TableFacts) -> str:
     table = quoted_table(facts)
     places = [f"${n}" for n in range(1, len(shape.columns) + 1)]
     match shape.kind:

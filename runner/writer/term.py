@@ -45,7 +45,7 @@ LOSSES_UNTIL_REFUSED = 5
 CAREFUL_UNITS = 1_000
 COUNT_SETTLED_AT_ONCE = 1_000
 
-_Settling = tuple["Sequence[Unit]", Refusals]
+_Settling = tuple["Sequence[Unit]", Refusals, dict[str, bytes]]
 
 
 class Term:
@@ -101,9 +101,14 @@ class Term:
         """Answer what was committed by a leader that did not live to say so."""
         answered, position = self._settler.answered, self._office.position
         async for units in entries_between(self._redis, answered, position):
-            rows = await self._connection.fetch(query("rejected"), [unit.entry for unit in units])
+            entries = [unit.entry for unit in units]
+            rows = await self._connection.fetch(query("rejected"), entries)
             refused = {row["entry"]: decode_rejection(row["facts"]) for row in rows}
-            await self._settler.settle(units, refused)
+            rows = await self._connection.fetch(query("answers"), entries)
+            answers = {row["entry"]: row["answer"] for row in rows}
+            await self._settler.settle(units, refused, answers)
+        # Whatever else lies there was told by a leader that did not live to clear it away.
+        await self._connection.execute(query("forget_all_told"), self._office.epoch)
 
     async def _read(self) -> None:
         reader = Reader(self._redis, self._office.position)
@@ -132,7 +137,8 @@ class Term:
                 break
             self._wanted.set()
             refused = await self._apply(batch)
-            await self._unsettled.put((batch.units, refused))
+            answers = self._batches.take_answers()
+            await self._unsettled.put((batch.units, refused, answers))
             if self._told or time.monotonic() - self._swapped_at > LEDGER_KEPT_S:
                 await self._keep_house()
         await self._unsettled.put(None)
@@ -155,9 +161,9 @@ class Term:
             raise
 
     async def _keep_house(self) -> None:
-        """Show that the session lives; forget refusals that were told; swap the ledgers."""
+        """Show that the session lives; forget what was told; swap the ledgers."""
         told, self._told = self._told, []
-        await self._connection.execute(query("forget_rejected"), told)
+        await self._connection.execute(query("forget_told"), told)
         if time.monotonic() - self._swapped_at > LEDGER_KEPT_S:
             await self._swap_ledger()
 
@@ -179,7 +185,7 @@ class Term:
             done = await self._unsettled.get()
             if done is None:
                 return
-            units, refused = list(done[0]), dict(done[1])
+            units, refused, answers = list(done[0]), dict(done[1]), dict(done[2])
             batches, is_last = 1, False
             with contextlib.suppress(asyncio.QueueEmpty):
                 while len(units) < COUNT_SETTLED_AT_ONCE and not is_last:
@@ -189,10 +195,11 @@ class Term:
                     else:
                         units.extend(more[0])
                         refused.update(more[1])
+                        answers.update(more[2])
                         batches += 1
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
-                await self._settler.settle(units, refused, batches=batches)
-            self._told.extend(refused)
+                await self._settler.settle(units, refused, answers, batches=batches)
+            self._told += [*refused, *answers]
             self._tail.note(units)
             if is_last:
                 return

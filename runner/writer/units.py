@@ -10,30 +10,32 @@ but the values, so that equal operations share one string and the writer parses 
     ["delete", "orders", ["id"]]
     ["execute", "UPDATE shops SET seen = now() WHERE id = $1"]
 
-Several rows of one shape lie behind each other in ``values``.
+An operation whose rows are wanted has one part more, ``{"returning": ["id"]}``, or ``true``
+in place of the columns for all of them. Several rows of one shape lie behind each other in
+``values``.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import enum
 import functools
 import math
 import re
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any, Literal, NoReturn, TypeAlias, cast
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import msgspec
 
 from runner.errors import DecodeError, UnitError, did_you_mean
+from runner.writer.values import PLAIN, encode_plain, read_extension, tagged
 
 __all__ = ["Missing", "Operation", "Shape", "UnitBuilder", "decode_operations", "parse_shape"]
 
 Missing: TypeAlias = Literal["reject", "insert", "ignore"]
 Operation: TypeAlias = tuple[str, list[Any]]
+Returning: TypeAlias = bool | Sequence[str]
 Kind: TypeAlias = Literal["insert", "upsert", "add", "update", "delete", "execute"]
 
 VERBS = (*("INSERT", "UPDATE", "DELETE", "MERGE", "SELECT", "WITH", "VALUES", "CALL", "TRUNCATE"),)
@@ -42,13 +44,10 @@ VERBS = (*("INSERT", "UPDATE", "DELETE", "MERGE", "SELECT", "WITH", "VALUES", "C
 _MISSING = ("reject", "insert", "ignore")
 _KINDS = ("insert", "upsert", "add", "update", "delete", "execute")
 _LEAD = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?\*/)*([A-Za-z]*)", re.DOTALL)
-_PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 _SUMMED = (int, float, Decimal, dt.timedelta)
 _LIFETIME_SHAPES = 4096
-
-# Extension types of msgpack for what msgspec would flatten to text. An aware datetime has
-# a type in msgpack itself.
-_DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID = range(1, 7)
+_RETURNING_ALL = ({"returning": True},)
+_Asked: TypeAlias = tuple[str, ...] | bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,8 @@ class Shape:
         key: the columns that find the row: the first of ``columns``, but for an upsert.
         overwritten: the columns that an upsert overwrites.
         missing: what an ``add`` does when there is no such row.
+        returning: the columns that come back of each row, True for all of them, None for
+            no rows. Of raw SQL, whether the rows of the statement come back.
     """
 
     kind: Kind
@@ -70,6 +71,23 @@ class Shape:
     key: tuple[str, ...] = ()
     overwritten: tuple[str, ...] = ()
     missing: Missing = "reject"
+    returning: tuple[str, ...] | Literal[True] | None = None
+
+    @property
+    def touches_one_row(self) -> bool:
+        """Whether each row given is one row written, or the unit is refused.
+
+        A trigger, a rule or a policy of the table may still prevent it.
+        """
+        match self.kind:
+            case "insert":
+                return True
+            case "upsert":
+                return bool(self.overwritten)
+            case "add":
+                return self.missing != "ignore"
+            case _:
+                return False
 
 
 class UnitBuilder:
@@ -85,26 +103,48 @@ class UnitBuilder:
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
-        self._count = 0
+        self._calls: list[int] = []
+        self._wants_rows = False
 
     def __len__(self) -> int:
         """Return how many operations were collected; each row counts."""
-        return self._count
+        return len(self._parts)
 
-    def insert(self, table: str, /, **row: Any) -> None:
+    @property
+    def calls(self) -> tuple[int, ...]:
+        """How many operations each call made: more than one only for `insert_many`."""
+        return tuple(self._calls)
+
+    @property
+    def wants_rows(self) -> bool:
+        """Whether a call asked for rows by ``returning``."""
+        return self._wants_rows
+
+    def insert(self, table: str, /, *, returning: Returning = False, **row: Any) -> None:
         """Insert one row; columns that are not named take their defaults."""
-        self._append(_insert_head(table, tuple(row)), table, tuple(row), row.values())
+        asked = _asked(table, returning)
+        head = _insert_head(table, tuple(row), asked)
+        self._append(head, table, tuple(row), row.values(), asked=asked)
 
-    def insert_many(self, table: str, rows: Iterable[Mapping[str, Any]], /) -> None:
+    def insert_many(
+        self,
+        table: str,
+        rows: Iterable[Mapping[str, Any]],
+        /,
+        *,
+        returning: Returning = False,
+    ) -> None:
         """Insert rows, in order; rows may differ in the columns they name."""
+        asked = _asked(table, returning)
         # All rows are checked before the first is kept: a call that raises changes nothing.
         checked: list[tuple[bytes, bytes]] = []
         for row in rows:
             columns = tuple(row)
-            head = _insert_head(table, columns)
+            head = _insert_head(table, columns, asked)
             checked.append((head, _pack(table, columns, row.values())))
         self._parts.extend(head + values for head, values in checked)
-        self._count += len(checked)
+        self._calls.append(len(checked))
+        self._wants_rows = self._wants_rows or bool(asked)
 
     def upsert(
         self,
@@ -114,6 +154,7 @@ class UnitBuilder:
         *,
         key: Sequence[str] = ("id",),
         update: Sequence[str] | None = None,
+        returning: Returning = False,
     ) -> None:
         """Insert a row, or overwrite columns of the row that has this key.
 
@@ -123,11 +164,13 @@ class UnitBuilder:
             key: columns that a unique index covers.
             update: the columns to overwrite; None is all but the key; an empty list
                 leaves a row that is there as it is.
+            returning: the columns of the row to give back, or True for all.
         """
         columns = tuple(row)
         overwritten = None if update is None else _names(table, "update", update)
-        head = _upsert_head(table, columns, _names(table, "key", key), overwritten)
-        self._append(head, table, columns, row.values())
+        asked = _asked(table, returning)
+        head = _upsert_head(table, columns, _names(table, "key", key), overwritten, asked)
+        self._append(head, table, columns, row.values(), asked=asked)
 
     def add(
         self,
@@ -136,6 +179,7 @@ class UnitBuilder:
         *,
         key: Mapping[str, Any],
         missing: Missing = "reject",
+        returning: Returning = False,
         **deltas: float | Decimal | dt.timedelta,
     ) -> None:
         """Add to columns of the row with this key: a counter. NULL counts as nothing.
@@ -147,55 +191,78 @@ class UnitBuilder:
             key: the row, by column; a unique index must cover it for ``missing="insert"``.
             missing: when there is no such row, ``"reject"`` the unit, ``"insert"`` the row
                 with the deltas as its values, or ``"ignore"`` the addition.
+            returning: the columns of the row to give back, or True for all; such an addition
+                stays one of its own.
             **deltas: what to add, by column.
         """
         columns = (*key, *deltas)
-        head = _add_head(table, columns, len(key), missing)
+        asked = _asked(table, returning)
+        head = _add_head(table, columns, len(key), missing, asked)
         for column, delta in deltas.items():
             if type(delta) is not int and (
                 isinstance(delta, bool) or not isinstance(delta, _SUMMED)
             ):
                 raise UnitError(f"{table}.{column}: cannot add {delta!r}; add a number")
         _check_key(table, key)
-        self._append(head, table, columns, (*key.values(), *deltas.values()))
+        self._append(head, table, columns, (*key.values(), *deltas.values()), asked=asked)
 
-    def update(self, table: str, /, *, key: Mapping[str, Any], **values: Any) -> None:
+    def update(
+        self, table: str, /, *, key: Mapping[str, Any], returning: Returning = False, **values: Any
+    ) -> None:
         """Set columns of the rows with this key; no such row is no error, as in SQL."""
         columns = (*key, *values)
-        head = _update_head(table, columns, len(key))
+        asked = _asked(table, returning)
+        head = _update_head(table, columns, len(key), asked)
         _check_key(table, key)
-        self._append(head, table, columns, (*key.values(), *values.values()))
+        self._append(head, table, columns, (*key.values(), *values.values()), asked=asked)
 
-    def delete(self, table: str, /, *, key: Mapping[str, Any]) -> None:
+    def delete(
+        self, table: str, /, *, key: Mapping[str, Any], returning: Returning = False
+    ) -> None:
         """Delete the rows with this key; no such row is no error, as in SQL."""
         columns = tuple(key)
-        head = _delete_head(table, columns)
+        asked = _asked(table, returning)
+        head = _delete_head(table, columns, asked)
         _check_key(table, key)
-        self._append(head, table, columns, key.values())
+        self._append(head, table, columns, key.values(), asked=asked)
 
-    def execute(self, sql: str, /, *args: Any) -> None:
+    def execute(self, sql: str, /, *args: Any, returning: bool = False) -> None:
         """Run one SQL statement with its arguments ``$1, $2…``, in order with the rest.
 
-        It is slower than the other operations, because it cannot share a statement.
+        It is slower than the other operations, because it cannot share a statement. With
+        ``returning`` the rows of the statement come back, of a SELECT or a RETURNING.
         """
         check_verb(sql)
-        head = b"\x92" + _pack_text(_json(("execute", sql)))
-        self._append(head, "execute", tuple(f"${n}" for n in range(1, len(args) + 1)), args)
+        if type(returning) is not bool:
+            raise UnitError(f"execute: returning={returning!r}; name the columns in the SQL")
+        rest = _RETURNING_ALL if returning else ()
+        head = b"\x92" + _pack_text(_json(("execute", sql, *rest)))
+        places = tuple(f"${n}" for n in range(1, len(args) + 1))
+        self._append(head, "execute", places, args, asked=returning)
 
     def encode(self) -> bytes:
         """Return the operations as the bytes that travel."""
-        return _ENCODER.encode([msgspec.Raw(part) for part in self._parts])
+        return encode_plain([msgspec.Raw(part) for part in self._parts])
 
     def clear(self) -> None:
         """Forget what was collected."""
         self._parts.clear()
-        self._count = 0
+        self._calls.clear()
+        self._wants_rows = False
 
     def _append(
-        self, head: bytes, table: str, columns: tuple[str, ...], values: Iterable[Any]
+        self,
+        head: bytes,
+        table: str,
+        columns: tuple[str, ...],
+        values: Iterable[Any],
+        *,
+        asked: _Asked,
     ) -> None:
         self._parts.append(head + _pack(table, columns, values))
-        self._count += 1
+        self._calls.append(1)
+        if asked:
+            self._wants_rows = True
 
 
 def decode_operations(data: bytes) -> list[Operation]:
@@ -209,26 +276,39 @@ def decode_operations(data: bytes) -> list[Operation]:
 def parse_shape(text: str) -> Shape:
     """Read a shape; raise `DecodeError` when it is none."""
     try:
-        kind, table, *rest = msgspec.json.decode(text, type=list[Any])
-        match kind, rest:
-            case "execute", []:
-                return Shape(kind, table)
-            case "insert", [columns]:
-                return Shape(kind, table, _texts(columns))
-            case "upsert", [columns, key, overwritten]:
-                return Shape(kind, table, _texts(columns), _texts(key), _texts(overwritten))
-            case "add", [columns, int(width), missing] if missing in _MISSING:
-                names = _texts(columns)
-                return Shape(kind, table, names, names[:width], missing=missing)
-            case "update", [columns, int(width)]:
-                names = _texts(columns)
-                return Shape(kind, table, names, names[:width])
-            case "delete", [columns]:
-                names = _texts(columns)
-                return Shape(kind, table, names, names)
-    except (msgspec.MsgspecError, ValueError, TypeError) as exc:
+        parts = msgspec.json.decode(text, type=list[Any])
+        asked: tuple[str, ...] | Literal[True] | None = None
+        if isinstance(parts[-1], dict):
+            wanted = parts.pop()["returning"]
+            asked = True if wanted is True else _texts(wanted)
+        shape = _read_shape(*parts)
+        if shape is not None:
+            return shape if asked is None else replace(shape, returning=asked)
+    except (msgspec.MsgspecError, ValueError, TypeError, LookupError) as exc:
         raise DecodeError(f"not the shape of an operation: {text[:200]!r}") from exc
     raise DecodeError(f"not the shape of an operation: {text[:200]!r}")
+
+
+def _read_shape(  # noqa: PLR0911  a table of kinds
+    kind: Any, table: str, *rest: Any
+) -> Shape | None:
+    match kind, rest:
+        case "execute", ():
+            return Shape(kind, table)
+        case "insert", (columns,):
+            return Shape(kind, table, _texts(columns))
+        case "upsert", (columns, key, overwritten):
+            return Shape(kind, table, _texts(columns), _texts(key), _texts(overwritten))
+        case "add", (columns, int(width), missing) if missing in _MISSING:
+            names = _texts(columns)
+            return Shape(kind, table, names, names[:width], missing=missing)
+        case "update", (columns, int(width)):
+            names = _texts(columns)
+            return Shape(kind, table, names, names[:width])
+        case "delete", (columns,):
+            names = _texts(columns)
+            return Shape(kind, table, names, names)
+    return None
 
 
 def check_verb(sql: str) -> None:
@@ -248,13 +328,21 @@ def _texts(names: list[Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _asked(table: str, returning: Returning) -> _Asked:
+    """Return what of the rows is wanted: columns, True for all, or False."""
+    asked = returning if isinstance(returning, bool) else _names(table, "returning", returning)
+    if asked == ():
+        raise UnitError(f"{table}: returning=[] names no column; leave it out")
+    return asked
+
+
 # The heads: everything of an operation but its values, checked and encoded once.
 
 
 @functools.lru_cache(_LIFETIME_SHAPES)
-def _insert_head(table: str, columns: tuple[str, ...]) -> bytes:
+def _insert_head(table: str, columns: tuple[str, ...], asked: _Asked) -> bytes:
     _check_columns(table, "insert", columns)
-    return _head("insert", table, columns)
+    return _head("insert", table, asked, columns)
 
 
 @functools.lru_cache(_LIFETIME_SHAPES)
@@ -263,6 +351,7 @@ def _upsert_head(
     columns: tuple[str, ...],
     key: tuple[str, ...],
     overwritten: tuple[str, ...] | None,
+    asked: _Asked,
 ) -> bytes:
     _check_columns(table, "upsert", columns)
     if not key:
@@ -274,11 +363,13 @@ def _upsert_head(
             )
     if overwritten is None:
         overwritten = tuple(column for column in columns if column not in key)
-    return _head("upsert", table, columns, key, overwritten)
+    return _head("upsert", table, asked, columns, key, overwritten)
 
 
 @functools.lru_cache(_LIFETIME_SHAPES)
-def _add_head(table: str, columns: tuple[str, ...], width: int, missing: str) -> bytes:
+def _add_head(
+    table: str, columns: tuple[str, ...], width: int, missing: str, asked: _Asked
+) -> bytes:
     if missing not in _MISSING:
         raise UnitError(
             f"add to {table!r}: missing={missing!r}{did_you_mean(missing, _MISSING)}; "
@@ -287,11 +378,11 @@ def _add_head(table: str, columns: tuple[str, ...], width: int, missing: str) ->
     if width == len(columns):
         raise UnitError(f"add to {table!r}: nothing to add; name columns, as in qty=-1")
     _check_keyed(table, "add to", columns, width)
-    return _head("add", table, columns, width, missing)
+    return _head("add", table, asked, columns, width, missing)
 
 
 @functools.lru_cache(_LIFETIME_SHAPES)
-def _update_head(table: str, columns: tuple[str, ...], width: int) -> bytes:
+def _update_head(table: str, columns: tuple[str, ...], width: int, asked: _Asked) -> bytes:
     if width == len(columns):
         raise UnitError(f"update of {table!r}: nothing to set; name columns, as in state='paid'")
     if width == 0:
@@ -299,17 +390,21 @@ def _update_head(table: str, columns: tuple[str, ...], width: int) -> bytes:
     for column in columns:
         _check_name(table, column)
     # A column both in the key and among the values is one that the update changes.
-    return _head("update", table, columns, width)
+    return _head("update", table, asked, columns, width)
 
 
 @functools.lru_cache(_LIFETIME_SHAPES)
-def _delete_head(table: str, columns: tuple[str, ...]) -> bytes:
+def _delete_head(table: str, columns: tuple[str, ...], asked: _Asked) -> bytes:
     _check_keyed(table, "delete from", columns, len(columns))
-    return _head("delete", table, columns)
+    return _head("delete", table, asked, columns)
 
 
-def _head(kind: Kind, table: str, *rest: Any) -> bytes:
+def _head(kind: Kind, table: str, asked: _Asked, *rest: Any) -> bytes:
     _check_name("table", table)
+    if asked is not False:
+        for column in asked if asked is not True else ():
+            _check_name(table, column)
+        rest = (*rest, {"returning": asked})
     return b"\x92" + _pack_text(_json((kind, table, *rest)))
 
 
@@ -321,7 +416,7 @@ def _json(shape: Sequence[Any]) -> str:
 
 
 def _pack_text(text: str) -> bytes:
-    return _ENCODER.encode(text)
+    return encode_plain(text)
 
 
 def _names(table: str, what: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -366,7 +461,7 @@ def _pack(table: str, columns: tuple[str, ...], values: Iterable[Any]) -> bytes:
     """Encode the values of one row; what fails is found and named."""
     row = list(values)
     try:
-        return _ENCODER.encode([v if type(v) in _PLAIN else _tagged(v) for v in row])
+        return encode_plain([v if type(v) in PLAIN else tagged(v) for v in row])
     except (TypeError, ValueError, OverflowError, ArithmeticError, RecursionError):
         _blame(table, columns, row)
 
@@ -374,7 +469,7 @@ def _pack(table: str, columns: tuple[str, ...], values: Iterable[Any]) -> bytes:
 def _blame(table: str, columns: tuple[str, ...], row: list[Any]) -> NoReturn:
     for column, value in zip(columns, row, strict=True):
         try:
-            _ENCODER.encode(_tagged(value))
+            encode_plain(tagged(value))
         except OverflowError as exc:
             raise UnitError(
                 f"{table}.{column}: {str(value)[:40]} does not fit into 64 bits; use a Decimal"
@@ -384,80 +479,4 @@ def _blame(table: str, columns: tuple[str, ...], row: list[Any]) -> NoReturn:
     raise UnitError(f"{table}: the row cannot be encoded")
 
 
-def _tagged(value: Any) -> Any:
-    """Return the value in a form from which exactly its type comes back."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    tag = _TAGS.get(kind)
-    if tag is not None:
-        return tag(value)
-    if isinstance(value, enum.Enum):
-        return _tagged(value.value)
-    if isinstance(value, Mapping):
-        return {_dict_key(name): _tagged(item) for name, item in value.items()}
-    for base in (bool, int, float, str, bytes, dt.datetime, *_TAGS):
-        if isinstance(value, base):
-            # A subclass, such as a str of some library: its plain value is what is stored.
-            return _TAGS[base](value) if base in _TAGS else cast(Any, base)(value)
-    if isinstance(value, (bytearray, memoryview)):
-        return bytes(value)
-    raise TypeError(f"a {kind.__qualname__} cannot travel to the database; give plain data")
-
-
-def _dict_key(name: Any) -> str | int:
-    if isinstance(name, enum.Enum):
-        name = name.value
-    if type(name) not in (str, int):
-        raise TypeError(f"{name!r} cannot be a name in JSON; use text")
-    return cast("str | int", name)
-
-
-def _tag_datetime(value: dt.datetime) -> Any:
-    if value.tzinfo is None:
-        return msgspec.msgpack.Ext(_DATETIME, value.isoformat().encode())
-    return value.astimezone(dt.UTC)
-
-
-def _tag_timedelta(value: dt.timedelta) -> Any:
-    text = f"{value.days} {value.seconds} {value.microseconds}"
-    return msgspec.msgpack.Ext(_TIMEDELTA, text.encode())
-
-
-_TAGS: dict[type, Any] = {
-    list: lambda value: [_tagged(item) for item in value],
-    tuple: lambda value: [_tagged(item) for item in value],
-    dict: lambda value: {_dict_key(name): _tagged(item) for name, item in value.items()},
-    dt.datetime: _tag_datetime,
-    dt.date: lambda value: msgspec.msgpack.Ext(_DATE, value.isoformat().encode()),
-    dt.time: lambda value: msgspec.msgpack.Ext(_TIME, value.isoformat().encode()),
-    dt.timedelta: _tag_timedelta,
-    Decimal: lambda value: msgspec.msgpack.Ext(_DECIMAL, str(value).encode()),
-    uuid.UUID: lambda value: msgspec.msgpack.Ext(_UUID, value.bytes),
-}
-
-
-def _read_timedelta(data: memoryview) -> dt.timedelta:
-    days, seconds, microseconds = bytes(data).split()
-    return dt.timedelta(int(days), int(seconds), int(microseconds))
-
-
-_READERS: dict[int, Any] = {
-    _DATETIME: lambda data: dt.datetime.fromisoformat(str(data, "ascii")),
-    _DATE: lambda data: dt.date.fromisoformat(str(data, "ascii")),
-    _TIME: lambda data: dt.time.fromisoformat(str(data, "ascii")),
-    _TIMEDELTA: _read_timedelta,
-    _DECIMAL: lambda data: Decimal(str(data, "ascii")),
-    _UUID: lambda data: uuid.UUID(bytes=bytes(data)),
-}
-
-
-def _read_extension(code: int, data: memoryview) -> Any:
-    reader = _READERS.get(code)
-    if reader is None:
-        raise ValueError(f"unknown extension type {code}")
-    return reader(data)
-
-
-_ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(list[tuple[str, list[Any]]], ext_hook=_read_extension)
+_DECODER = msgspec.msgpack.Decoder(list[tuple[str, list[Any]]], ext_hook=read_extension)

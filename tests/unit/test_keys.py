@@ -17,6 +17,8 @@ PREFIXES = {
     keys.WAITERS,
     keys.DEAD_LETTER,
     keys.FAILED_UNIT,
+    keys.ANSWERED_UNIT,
+    keys.COMMITS,
 }
 NAMES = PREFIXES | {keys.ABORT, keys.COMMITS_CHANNEL, keys.UNITS, keys.WRITER, keys.LEADER}
 

@@ -1,0 +1,99 @@
+"""Write values down so that exactly their types come back: what msgpack has no name for."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import uuid
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, cast
+
+import msgspec
+
+__all__ = ["PLAIN", "encode_plain", "read_extension", "tagged"]
+
+PLAIN = frozenset({type(None), bool, int, float, str, bytes})
+"""The classes that msgpack takes, and gives back, as they are."""
+
+# Extension types of msgpack for what msgspec would flatten to text. An aware datetime has
+# a type in msgpack itself.
+_DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID = range(1, 7)
+
+encode_plain = msgspec.msgpack.Encoder().encode
+
+
+def tagged(value: Any) -> Any:
+    """Return the value in a form from which exactly its type comes back."""
+    kind = type(value)
+    if kind in PLAIN:
+        return value
+    tag = _TAGS.get(kind)
+    if tag is not None:
+        return tag(value)
+    if isinstance(value, enum.Enum):
+        return tagged(value.value)
+    if isinstance(value, Mapping):
+        return {_dict_key(name): tagged(item) for name, item in value.items()}
+    for base in (bool, int, float, str, bytes, dt.datetime, *_TAGS):
+        if isinstance(value, base):
+            # A subclass, such as a str of some library: its plain value is what is stored.
+            return _TAGS[base](value) if base in _TAGS else cast(Any, base)(value)
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    raise TypeError(f"a {kind.__qualname__} cannot travel to the database; give plain data")
+
+
+def _dict_key(name: Any) -> str | int:
+    if isinstance(name, enum.Enum):
+        name = name.value
+    if type(name) not in (str, int):
+        raise TypeError(f"{name!r} cannot be a name in JSON; use text")
+    return cast("str | int", name)
+
+
+def _tag_datetime(value: dt.datetime) -> Any:
+    if value.tzinfo is None:
+        return msgspec.msgpack.Ext(_DATETIME, value.isoformat().encode())
+    return value.astimezone(dt.UTC)
+
+
+def _tag_timedelta(value: dt.timedelta) -> Any:
+    text = f"{value.days} {value.seconds} {value.microseconds}"
+    return msgspec.msgpack.Ext(_TIMEDELTA, text.encode())
+
+
+_TAGS: dict[type, Any] = {
+    list: lambda value: [tagged(item) for item in value],
+    tuple: lambda value: [tagged(item) for item in value],
+    dict: lambda value: {_dict_key(name): tagged(item) for name, item in value.items()},
+    dt.datetime: _tag_datetime,
+    dt.date: lambda value: msgspec.msgpack.Ext(_DATE, value.isoformat().encode()),
+    dt.time: lambda value: msgspec.msgpack.Ext(_TIME, value.isoformat().encode()),
+    dt.timedelta: _tag_timedelta,
+    Decimal: lambda value: msgspec.msgpack.Ext(_DECIMAL, str(value).encode()),
+    uuid.UUID: lambda value: msgspec.msgpack.Ext(_UUID, value.bytes),
+}
+
+
+def _read_timedelta(data: memoryview) -> dt.timedelta:
+    days, seconds, microseconds = bytes(data).split()
+    return dt.timedelta(int(days), int(seconds), int(microseconds))
+
+
+_READERS: dict[int, Any] = {
+    _DATETIME: lambda data: dt.datetime.fromisoformat(str(data, "ascii")),
+    _DATE: lambda data: dt.date.fromisoformat(str(data, "ascii")),
+    _TIME: lambda data: dt.time.fromisoformat(str(data, "ascii")),
+    _TIMEDELTA: _read_timedelta,
+    _DECIMAL: lambda data: Decimal(str(data, "ascii")),
+    _UUID: lambda data: uuid.UUID(bytes=bytes(data)),
+}
+
+
+def read_extension(code: int, data: memoryview) -> Any:
+    """Read a value that `tagged` wrote; raise ValueError for a type that is none of ours."""
+    reader = _READERS.get(code)
+    if reader is None:
+        raise ValueError(f"unknown extension type {code}")
+    return reader(data)
