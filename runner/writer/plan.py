@@ -301,9 +301,9 @@ class _Planner:
         if not profile.is_insert and table.last_append >= wave:
             wave = table.last_append + 1
         if place is not None and place.last >= wave:
-            if place.profile is profile and profile.merges and place.wave >= wave:
-                if self._merge(place, row):
-                    return place.last
+            can_merge = place.profile is profile and profile.merges and place.wave >= wave
+            if can_merge and self._merge(place, row):
+                return place.last
             wave = place.last + 1
         if profile.merges:
             row = row.copy()  # it grows by what is merged; the operation stays as it is

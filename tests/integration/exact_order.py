@@ -3,10 +3,10 @@
 Nothing here knows of the product's planner, statements or errors. `run_exactly` is the judge: each
 unit in a transaction of its own, each operation a statement of its own.
 
-The one difference that is allowed is the documented one: foreign keys are looked at when a statement
-that does many operations ends. So a unit that the judge would refuse, because a row that it refers to
-is not there, may have been accepted; the judge then goes on with that unit applied, its foreign
-keys deferred, and all else about it must pass.
+The one difference that is allowed is the documented one: foreign keys are looked at when a
+statement that does many operations ends. So a unit that the judge would refuse, because a row that
+it refers to is not there, may have been accepted; the judge then goes on with that unit applied,
+its foreign keys deferred, and all else about it must pass.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Table:
 KEYS = (0, 1, 2)
 SMALL = (1, 2, 3, 4, 5, 6, -1, 0)
 WORDS = ("a", "b", "c", None)
-# An UPDATE by a value that is too long fails without a row to update, if Postgres makes a custom plan
-# for it, and passes if it makes a generic one.
+# An UPDATE by a value that is too long fails without a row to update, if Postgres makes a custom
+# plan for it, and passes if it makes a generic one.
 NOT_MOVED = ("by_name",)
 NO_SUMS: Mapping[str, Sequence[Any]] = {}
 
@@ -208,7 +208,7 @@ class Op:
             case _:
                 unit.execute(self.table, *self.option)
 
-    def statements(self) -> list[Statement]:
+    def statements(self) -> list[Statement]:  # noqa: PLR0911  one for each kind
         """Write down in SQL what the call means."""
         names = tuple(self.row)
         match self.kind:
@@ -276,7 +276,7 @@ def _where(names: Sequence[str], key: Sequence[str]) -> str:
     return " AND ".join(f"{name} = ${names.index(name) + 1}" for name in key)
 
 
-def operations_of(family: Sequence[str], number: int = 160) -> list[Op]:
+def operations_of(family: Sequence[str], number: float = 160) -> list[Op]:
     """Return operations on these tables, always the same; the simpler ones first."""
     chance = random.Random(" ".join(family))
     found: dict[str, Op] = {}
@@ -287,7 +287,7 @@ def operations_of(family: Sequence[str], number: int = 160) -> list[Op]:
     return sorted(found.values(), key=lambda op: (len(repr(op)), repr(op)))
 
 
-def _operation(chance: random.Random, name: str) -> Op:
+def _operation(chance: random.Random, name: str) -> Op:  # noqa: PLR0911  one for each kind
     table = TABLES[name]
     row = {column: chance.choice(values) for column, values in table.columns.items()}
     by_key = (
@@ -421,7 +421,7 @@ async def _run_relaxed(
                         f"SET CONSTRAINTS {DEFERRED} IMMEDIATE;SET CONSTRAINTS {DEFERRED} DEFERRED"
                     )
                     if breaks and not was_accepted:
-                        raise Refused(FOREIGN_KEY)
+                        raise Refused(FOREIGN_KEY)  # noqa: TRY301  rolls the unit back
                     relaxed += breaks
             except (Refused, asyncpg.PostgresError):
                 verdicts.append(False)
@@ -455,7 +455,7 @@ async def _run_unit(
 async def _execute(connection: Connection[Record], sql: str, args: tuple[Any, ...]) -> str:
     prepared = await connection.prepare(sql)
     await prepared.fetch(*args)
-    return prepared.get_statusmsg()
+    return str(prepared.get_statusmsg())
 
 
 async def _orphans(connection: Connection[Record]) -> set[Any]:

@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
@@ -26,7 +26,7 @@ from tests.integration.test_writer_support import Bench, bench, unit
 from tests.servers import Addresses, database
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
     from asyncpg import Connection, Record
 
@@ -110,30 +110,24 @@ def pair(server_addresses: Addresses) -> Iterator[Pair]:
     ):
         # Thousands of units are refused on purpose.
         patch.setattr(logging.getLogger("runner.writer"), "disabled", True)
-        opened = _open(one, other)
-        batched, exact = runner.run(anext(opened))
+        stack = contextlib.AsyncExitStack()
         try:
-            yield Pair(runner, batched, exact, itertools.count(1))
+            yield runner.run(_open(stack, one, other, runner))
         finally:
-            runner.run(_close(opened))
+            runner.run(stack.aclose())
 
 
-async def _open(one: str, other: str) -> AsyncIterator[tuple[Bench, Connection[Record]]]:
-    async with bench(one, exact_order.SCHEMA) as batched:
-        # Of a custom plan, Postgres works out the constants first: an UPDATE of no row would fail
-        # by a value that no row has to take, as often as Postgres likes such plans.
-        plans = {"plan_cache_mode": "force_generic_plan"}
-        exact = await asyncpg.connect(other, server_settings=plans)
-        try:
-            await exact.execute(exact_order.SCHEMA)
-            yield batched, exact
-        finally:
-            await exact.close()
-
-
-async def _close(opened: Any) -> None:
-    with contextlib.suppress(StopAsyncIteration):
-        await anext(opened)
+async def _open(
+    stack: contextlib.AsyncExitStack, one: str, other: str, runner: asyncio.Runner
+) -> Pair:
+    batched = await stack.enter_async_context(bench(one, exact_order.SCHEMA))
+    # Of a custom plan, Postgres works out the constants first: an UPDATE of no row would fail by
+    # a value that no row has to take, as often as Postgres likes such plans.
+    plans = {"plan_cache_mode": "force_generic_plan"}
+    exact = await asyncpg.connect(other, server_settings=plans)
+    stack.push_async_callback(exact.close)
+    await exact.execute(exact_order.SCHEMA)
+    return Pair(runner, batched, exact, itertools.count(1))
 
 
 POOLS = [exact_order.operations_of(family) for family in FAMILIES]
