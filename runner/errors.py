@@ -19,10 +19,12 @@
     │   └── WriteRejected         Postgres refused the job's unit of writes
     ├── WriterError
     │   ├── UnitError             an operation cannot be written down
+    │   │   └── UnitChanged       a unit was submitted before, with other writes
     │   ├── LeaseLost             the job runs elsewhere: what it commits here is not taken
-    │   ├── UnitChanged           a job that ran again committed something else than before
+    │   ├── CommitTimeout         a unit was not committed in time; a TimeoutError too
     │   ├── ResultTooLarge        a unit is committed, but its rows are too many to bring back
-    │   ├── WriterUnavailable     no database, one that cannot be the writer's, or no answer
+    │   ├── WriterBacklogFull     too much waits for the writer; nothing was submitted
+    │   ├── WriterUnavailable     no database is configured, or it cannot be the writer's
     │   └── StoreWentBack         Redis or Postgres lost what the other still knows
     └── ScriptError               a call does not fit a Lua script's contract
 
@@ -46,6 +48,7 @@ __all__ = [
     "ArgumentsError",
     "Cancel",
     "CodecError",
+    "CommitTimeout",
     "DecodeError",
     "EncodeError",
     "EnqueueError",
@@ -69,6 +72,7 @@ __all__ = [
     "UnitChanged",
     "UnitError",
     "WriteRejected",
+    "WriterBacklogFull",
     "WriterError",
     "WriterUnavailable",
 ]
@@ -263,12 +267,15 @@ class LeaseLost(WriterError):
     """Raised by a commit in a job whose lease is over: another worker has the job now."""
 
 
-class UnitChanged(WriterError):
-    """Raised when a job that runs again commits something else than its earlier attempt did.
+class UnitChanged(UnitError):
+    """Raised when a unit was submitted before with other writes, which stand.
+
+    So it is when a job that runs again commits something else than its earlier attempt did, and
+    when a unit's id was used a short while ago.
 
     Attributes:
-        sequence: which of the job's commits it is, counted from 1.
-        entry: the entry in the stream that the earlier attempt's unit has.
+        sequence: which of the job's commits it is, counted from 1; 0 outside a job.
+        entry: the entry in the stream that the earlier unit has.
     """
 
     def __init__(self, message: str, *, sequence: int = 0, entry: str = "") -> None:
@@ -301,6 +308,33 @@ class ResultTooLarge(WriterError):
         self.counts = counts
         self.row_count = row_count
         self.size = size
+
+
+class CommitTimeout(WriterError, TimeoutError):
+    """Raised when a unit was not committed in time. It may still be, soon or late.
+
+    Attributes:
+        unit: the unit's id: submitted again under it, with the same writes, it is applied
+            once, and gives the same answer. "" when the unit has none of its own.
+    """
+
+    def __init__(self, message: str = "", *, unit: str = "") -> None:
+        super().__init__(message)
+        self.unit = unit
+
+
+class WriterBacklogFull(WriterError):
+    """Raised when too much waits for the writer, and did so as long as the caller may wait.
+
+    Nothing of the unit was submitted.
+
+    Attributes:
+        unit: the unit's id.
+    """
+
+    def __init__(self, message: str = "", *, unit: str = "") -> None:
+        super().__init__(message)
+        self.unit = unit
 
 
 class WriterUnavailable(WriterError):

@@ -25,13 +25,19 @@ runner:units                    STREAM   units not yet committed, and a tail; la
 runner:writer                   HASH     the writer's position and counts; lasting
 runner:writer:leader            STRING   the elected candidate; the election's term
 runner:failed:<entry>           STRING   why a unit was refused; 1 h
-runner:answer:<entry>           STRING   what a unit did, when it was asked; 1 h
+runner:answer:<entry>           STRING   what a unit did, for one who asked; 1 h
 runner:commits:<id>             HASH     commits of a job that goes on: number → entry, digest,
                                          and their answers; until the job ends, 30 days at most
+runner:unit:<id>                STRING   of a unit whose id its caller chose: its entry and a digest
+                                         of its contents; 10 min
+runner:sent:<client>            STRING   a client's last submission, so that it can be repeated;
+                                         a minute
 ==============================  =======  =====================================================
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from arq.constants import (
     abort_jobs_ss,
@@ -43,6 +49,9 @@ from arq.constants import (
     retry_key_prefix,
 )
 
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
 ABORT = abort_jobs_ss
 DEFAULT_QUEUE = default_queue_name
 JOB = job_key_prefix
@@ -52,13 +61,13 @@ RESULT = result_key_prefix
 WAITERS = "runner:waiters:"
 DEAD_LETTER = "runner:dead-letter:"
 FAILED_UNIT = "runner:failed:"
-ANSWERED_UNIT = "runner:answer:"
+ANSWER = "runner:answer:"
+UNIT = "runner:unit:"
 COMMITS = "runner:commits:"
 
 UNITS = "runner:units"
 WRITER = "runner:writer"
 LEADER = "runner:writer:leader"
-COMMITS_CHANNEL = "runner:commits"
 
 COMMITTING = "committing:"
 """What the in-progress key of a job says between its end and the commit of its unit."""
@@ -141,6 +150,24 @@ def dead(queue: str) -> str:
 def health(queue: str) -> str:
     """STRING: the health of a worker of this queue, as arq writes it."""
     return queue + health_check_key_suffix
+
+
+def sent(client_id: str) -> str:
+    """STRING: the last submission of one client of the writer."""
+    return f"runner:sent:{client_id}"
+
+
+def commits_channel(database: int) -> str:
+    """Pub/sub channel on which the writer announces commits.
+
+    Channels know no database numbers, and the writer of another one must not be heard.
+    """
+    return f"runner:commits:{database}"
+
+
+def database_number(redis: Redis) -> int:
+    """Return the number of the database that a client speaks to."""
+    return int(redis.connection_pool.connection_kwargs.get("db") or 0)
 
 
 def reply_channel(client_id: str) -> str:

@@ -1,6 +1,6 @@
 -- Settle what the writer has committed, so that callers see results.
 -- KEYS: queue dead counters writer idle wake
--- ARGV: previous last leader units:int operations:int batches:int rejected:int done:int entries...
+-- ARGV: channel previous last look leader units:int operations:int batches:int rejected:int done:int entries...
 -- Uses: clock tell bury wake
 -- Returns: for each entry 1 (settled), 0 (not this entry's job any more) or an error text
 --
@@ -14,7 +14,7 @@
 --   commit-told, commit-refused  the same for the commit of a running job; `keep_ms` is its number
 -- An entry acts only where the job's marker names it, so the call can be repeated. `last` is ''
 -- unless this call is the last for its batch: then the counts grow, once, and the commit is
--- announced.
+-- announced. `look` names the entries of which there is more to read, or is '*'.
 
 local FIELDS = 7
 local COUNTERS_MS = 2592000000
@@ -197,6 +197,10 @@ if last ~= '' and redis.call('HGET', writer, 'answered') ~= last then
       redis.call('HINCRBY', writer, field, count)
     end
   end
-  redis.call('PUBLISH', 'runner:commits', previous .. ' ' .. last)
+  local news = previous .. ' ' .. last
+  if look ~= '' then
+    news = news .. ' ' .. look
+  end
+  redis.call('PUBLISH', channel, news)
 end
 return statuses

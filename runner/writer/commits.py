@@ -1,8 +1,7 @@
 """Submit the units of jobs that go on, and wait until they are committed.
 
-``submit`` ends with the unit in the stream, ``answer`` with what the writer says of it. The
-writer announces every commit; an announcement only shortens the wait, because whoever waits
-asks every second too.
+``submit`` ends with the unit in the stream, ``answer`` with what the writer says of it, which
+stands beside the job's other commits until the job is over.
 """
 
 from __future__ import annotations
@@ -11,20 +10,20 @@ import asyncio
 import hashlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from redis.exceptions import RedisError
 
 from runner import keys
 from runner.broker import raw_id
-from runner.errors import LeaseLost, UnitChanged
+from runner.errors import LeaseLost, StoreWentBack, UnitChanged
 from runner.scripts import load
+from runner.writer.answers import Answers
 from runner.writer.entries import CommitHeader, decode_rejection
-from runner.writer.status import ZERO, exceeds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from redis.asyncio import Redis
 
@@ -34,8 +33,6 @@ __all__ = ["Commits", "JobCommits", "Submitted"]
 
 logger = logging.getLogger("runner.writer")
 
-ASK_EVERY_S = 1.0
-ASKED_AT_ONCE = 500
 CALL_TIMEOUT_S = 10.0
 AGAIN_AFTER_S = 0.1
 _TROUBLE = (RedisError, OSError, TimeoutError)
@@ -50,15 +47,6 @@ class Submitted:
     answer: bytes | None
 
 
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    key: str
-    number: int
-    entry: str
-    answer: asyncio.Future[bytes]
-    is_new: bool = True
-
-
 class Commits:
     """The commits that the jobs of one worker wait for.
 
@@ -68,108 +56,50 @@ class Commits:
 
     def __init__(self, redis: Callable[[], Redis]) -> None:
         self._redis = redis
-        self._waiters: set[_Waiter] = set()
-        self._committed = ZERO
-        self._nudge = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._answers: Answers | None = None
 
     def of_job(self, claimed: Claimed, enqueued_ms: int) -> JobCommits:
         """Return the commits of one attempt of a job."""
         return JobCommits(self, claimed, enqueued_ms)
 
     async def stop(self) -> None:
-        """Stop listening; whoever waits is cancelled."""
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for waiter in self._waiters:
-            waiter.answer.cancel()
+        """Stop listening; whoever still waits hears of it."""
+        answers, self._answers = self._answers, None
+        if answers is not None:
+            await answers.close()
 
     async def call(self, script_keys: list[Any], args: list[Any]) -> list[Any]:
         """Run the submitting script until Redis has answered: sent again, it changes nothing."""
+        reply: list[Any] = await self._until_redis_answers(self._send, script_keys, args)
+        return reply
+
+    async def passed(self, entry: str) -> None:
+        """Return when the writer has answered this entry."""
+        if self._answers is None:
+            self._answers = Answers(self._redis())
+        await self._answers.wait(entry, timeout_s=None)
+
+    async def read(self, key: str, number: int) -> bytes | None:
+        """Return the answer that the writer left beside a commit, None when it is gone."""
+        return cast("bytes | None", await self._until_redis_answers(self._ask, key, number))
+
+    async def _ask(self, key: str, number: int) -> Any:
+        return await cast("Any", self._redis().hget(key, f"answer {number}"))
+
+    async def _send(self, script_keys: list[Any], args: list[Any]) -> Any:
+        return await load("commit_unit").call(self._redis(), keys=script_keys, args=args)
+
+    async def _until_redis_answers(self, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         trouble = False
         while True:
             try:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
-                    reply: list[Any] = await load("commit_unit").call(
-                        self._redis(), keys=script_keys, args=args
-                    )
+                    return await call(*args)
             except _TROUBLE as exc:
                 if not trouble:
                     logger.warning("Redis does not take a commit (%s); trying again", exc)
                 trouble = True
                 await asyncio.sleep(AGAIN_AFTER_S)
-            else:
-                return reply
-
-    async def wait(self, key: str, number: int, entry: str) -> bytes:
-        """Return the answer that the writer leaves beside this commit."""
-        if not self._tasks:
-            loop = asyncio.get_running_loop()
-            self._tasks = [
-                loop.create_task(self._listen(), name="commits listen"),
-                loop.create_task(self._ask(), name="commits ask"),
-            ]
-        waiter = _Waiter(key, number, entry, asyncio.get_running_loop().create_future())
-        self._waiters.add(waiter)
-        # It may have been committed before anybody listened for it.
-        self._nudge.set()
-        try:
-            return await waiter.answer
-        finally:
-            self._waiters.discard(waiter)
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                async with self._redis().pubsub() as pubsub:
-                    await pubsub.subscribe(keys.COMMITS_CHANNEL)
-                    while True:
-                        message = await pubsub.get_message(timeout=ASK_EVERY_S)
-                        if message and message["type"] == "message":
-                            self._committed = message["data"].decode().rpartition(" ")[2]
-                            self._nudge.set()
-            except _TROUBLE as exc:
-                logger.warning("cannot listen for commits (%s); asking for them", exc)
-                await asyncio.sleep(ASK_EVERY_S)
-
-    async def _ask(self) -> None:
-        asks_all = True
-        while True:
-            try:
-                async with asyncio.timeout(CALL_TIMEOUT_S):
-                    await self._ask_for(self._ready(everybody=asks_all))
-            except _TROUBLE as exc:
-                logger.warning("cannot ask for commits (%s); trying again", exc)
-                await asyncio.sleep(AGAIN_AFTER_S)
-            asks_all = False
-            try:
-                async with asyncio.timeout(ASK_EVERY_S):
-                    await self._nudge.wait()
-            except TimeoutError:
-                asks_all = True
-            self._nudge.clear()
-
-    def _ready(self, *, everybody: bool) -> list[_Waiter]:
-        """Return the waiters whose answers may be there: new ones, and those announced."""
-        return [
-            waiter
-            for waiter in self._waiters
-            if everybody or waiter.is_new or not exceeds(waiter.entry, self._committed)
-        ]
-
-    async def _ask_for(self, waiters: list[_Waiter]) -> None:
-        for at in range(0, len(waiters), ASKED_AT_ONCE):
-            part = waiters[at : at + ASKED_AT_ONCE]
-            async with self._redis().pipeline(transaction=False) as pipe:
-                for waiter in part:
-                    pipe.hget(waiter.key, f"answer {waiter.number}")
-                answers = await pipe.execute()
-            for waiter, answer in zip(part, answers, strict=True):
-                waiter.is_new = False
-                if answer is not None and not waiter.answer.done():
-                    waiter.answer.set_result(answer)
 
 
 class JobCommits:
@@ -224,10 +154,17 @@ class JobCommits:
 
         Raises:
             WriteRejected: Postgres refused it.
+            StoreWentBack: Redis lost the unit, or its answer.
         """
         answer = submitted.answer
         if answer is None:
-            answer = await self._commits.wait(self._key, submitted.number, submitted.entry)
+            await self._commits.passed(submitted.entry)
+            answer = await self._commits.read(self._key, submitted.number)
+        if answer is None:
+            raise StoreWentBack(
+                f"job {self._claimed.job_id}: the unit {submitted.entry} was answered, but Redis "
+                f"lost what it did. Run the job again"
+            )
         if answer.startswith(b"-"):
             raise decode_rejection(answer[1:])
         return answer[1:]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from runner.errors import LeaseLost, UnitChanged, WriteRejected, WriterUnavailable
+from runner.errors import CommitTimeout, LeaseLost, UnitChanged, WriteRejected, WriterUnavailable
 from runner.tasks import seconds
 from runner.types import Committed
 from runner.writer.tally import read_tally
@@ -134,8 +134,9 @@ class JobDatabase(UnitBuilder):
                 this and go on: its next commit is a new unit.
             UnitChanged: the job ran before, and committed something else at this place.
             ResultTooLarge: the rows were too many; the unit is committed.
-            WriterUnavailable: there was no answer in time. The unit is on its way all the same;
+            CommitTimeout: there was no answer in time. The unit is on its way all the same;
                 should it be refused later, only the writer's log tells.
+            StoreWentBack: Redis lost the unit before it was applied, or what it did.
             LeaseLost: the job runs elsewhere.
         """
         self.check_submitted()
@@ -156,7 +157,7 @@ class JobDatabase(UnitBuilder):
                 answer = await self._commits.answer(submitted)
         except TimeoutError as exc:
             where = f"it is on its way, as the entry {entry}" if entry else "it may be on its way"
-            raise WriterUnavailable(
+            raise CommitTimeout(
                 f"no answer to commit number {self._number} within {seconds(timeout)} s; {where}"
             ) from exc
         except (UnitChanged, LeaseLost):

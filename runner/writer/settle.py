@@ -6,7 +6,7 @@ import collections
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner import codec as codecs
 from runner import keys
@@ -34,7 +34,16 @@ logger = logging.getLogger("runner.writer")
 SETTLED_AT_ONCE = 500
 SETTLED_BYTES = 4_000_000
 
+NAMED_AT_MOST = 500
+
 _Entry = tuple[Any, ...]
+
+
+class _News(NamedTuple):
+    """What is announced: how far the answers go, and where there is more to read."""
+
+    last: str
+    look: str
 
 
 @dataclass(slots=True)
@@ -85,7 +94,8 @@ class Settler:
         if not exceeds(units[0].entry, self.answered):
             fresh = [unit for unit in units if exceeds(unit.entry, self.answered)]
         counts = (*_counts(fresh, refused, batches), len(fresh))
-        await self._send(by_queue, fresh[-1].entry if fresh else "", counts)
+        news = _News(fresh[-1].entry, _look(fresh, letters)) if fresh else _News("", "")
+        await self._send(by_queue, news, counts)
 
     def _entry(
         self, unit: Unit, letters: Mapping[str, tuple[bytes, bytes]]
@@ -119,9 +129,10 @@ class Settler:
     async def _send(
         self,
         by_queue: Mapping[str, list[_Entry]],
-        last: str,
+        news: _News,
         counts: tuple[int, int, int, int, int],
     ) -> None:
+        channel = keys.commits_channel(keys.database_number(self.redis))
         calls = [(queue, part) for queue, some in by_queue.items() for part in _parts(some)]
         calls = calls or [(keys.DEFAULT_QUEUE, [])]
         for number, (queue, part) in enumerate(calls, start=1):
@@ -134,12 +145,12 @@ class Settler:
                     *(keys.idle(queue), keys.wake(queue)),
                 ],
                 args=[
-                    *(self.answered, last if is_last else "", self.name, *head),
+                    *(channel, self.answered, *(news if is_last else ("", "")), self.name, *head),
                     *(value for entry in part for value in entry),
                 ],
             )
             _log_problems(part, statuses)
-        self.answered = last or self.answered
+        self.answered = news.last or self.answered
 
     async def _letters(
         self, units: Sequence[Unit], refused: Mapping[str, WriteRejected]
@@ -230,6 +241,19 @@ def _counts(
     operations = sum(unit.count for unit in committed)
     rejected = sum(unit.entry in refused for unit in units) if refused else 0
     return len(committed), operations, batches, rejected
+
+
+def _look(units: Sequence[Unit], letters: Mapping[str, Any]) -> str:
+    """Name the units of which there is more to say to those who wait for them by entry.
+
+    A job that waits for its own commit reads the answer where it keeps its commits.
+    """
+    named = [
+        unit.entry
+        for unit in units
+        if unit.job is None and unit.commit is None and (unit.asks or unit.entry in letters)
+    ]
+    return "*" if len(named) > NAMED_AT_MOST else " ".join(named)
 
 
 def _parts(entries: list[_Entry]) -> Iterable[list[_Entry]]:

@@ -92,26 +92,23 @@ def certain_tally(unit: Unit) -> bytes:
     return encode_plain((_certain_counts(unit), {}, None))
 
 
-def read_tally(data: bytes, entry: str, calls: Sequence[int]) -> Committed:
+def read_tally(data: bytes, entry: str, calls: Sequence[int] | None = None) -> Committed:
     """Read what a unit did, by the calls that made it.
 
     Args:
         data: an encoded tally.
         entry: the unit's entry.
-        calls: how many operations each call made.
+        calls: how many operations each call made; None: each one.
 
     Raises:
         ResultTooLarge: the unit is committed, but its rows were too many to bring back.
         DecodeError: the bytes are no tally.
     """
-    try:
-        counts, rows, excess = _DECODER.decode(data)
-    except (msgspec.MsgspecError, ValueError, TypeError, ArithmeticError) as exc:
-        raise DecodeError(f"not what a unit did: {exc}") from exc
+    counts, rows, excess = _decoded(data)
     by_call: list[int | None] = []
     rows_by_call: list[list[dict[str, Any]] | None] = []
     first = 0
-    for made in calls:
+    for made in [1] * len(counts) if calls is None else calls:
         places = range(first, first + made)
         first += made
         some = [counts[place] if place < len(counts) else None for place in places]
@@ -129,6 +126,14 @@ def read_tally(data: bytes, entry: str, calls: Sequence[int]) -> Committed:
             size=excess[1],
         )
     return committed
+
+
+def _decoded(data: bytes) -> _Tally:
+    try:
+        tally: _Tally = _DECODER.decode(data)
+    except (msgspec.MsgspecError, ValueError, TypeError, ArithmeticError) as exc:
+        raise DecodeError(f"not what a unit did: {exc}") from exc
+    return tally
 
 
 def _certain_counts(unit: Unit) -> list[int | None]:

@@ -17,10 +17,11 @@ PREFIXES = {
     keys.WAITERS,
     keys.DEAD_LETTER,
     keys.FAILED_UNIT,
-    keys.ANSWERED_UNIT,
+    keys.ANSWER,
+    keys.UNIT,
     keys.COMMITS,
 }
-NAMES = PREFIXES | {keys.ABORT, keys.COMMITS_CHANNEL, keys.UNITS, keys.WRITER, keys.LEADER}
+NAMES = PREFIXES | {keys.ABORT, keys.UNITS, keys.WRITER, keys.LEADER}
 
 
 def scripts() -> dict[str, str]:
@@ -93,6 +94,8 @@ def test_number_of_fields_of_an_entry_fits_the_script() -> None:
         (keys.dead_letter("x"), "runner:dead-letter:x"),
         (keys.waiters("x"), "runner:waiters:x"),
         (keys.reply_channel("c"), "runner:reply:c"),
+        (keys.commits_channel(3), "runner:commits:3"),
+        (keys.sent("c"), "runner:sent:c"),
     ],
 )
 def test_key_is_named_as_documented(made: str, key: str) -> None:
@@ -102,5 +105,13 @@ def test_key_is_named_as_documented(made: str, key: str) -> None:
 def test_every_key_is_documented() -> None:
     table = keys.__doc__ or ""
     made = [keys.held(""), keys.clock(""), keys.idle(""), keys.wake(""), keys.counters("")]
-    made += [keys.dead(""), keys.ABORT, keys.UNITS, keys.WRITER, keys.LEADER, *PREFIXES]
+    made += [
+        keys.dead(""),
+        keys.sent(""),
+        keys.ABORT,
+        keys.UNITS,
+        keys.WRITER,
+        keys.LEADER,
+        *PREFIXES,
+    ]
     assert [key for key in made if key not in table] == []

@@ -1,0 +1,48 @@
+-- Tell what became of units, to those who did not hear it when it was announced.
+-- KEYS: units writer
+-- ARGV: verify:int entries...
+-- Returns: {the last entry answered, or ''; for each entry its status}
+--
+-- A status is 0 (not answered yet), 1 (committed), -1 (the stream does not have the entry and
+-- never dropped it: Redis lost it), or {facts of the refusal or false, its answer or false}.
+-- `verify` 1 looks every entry up, which is needed only after Redis was away.
+
+local function parts(entry)
+  local ms, sequence = string.match(entry, '^(%d+)-(%d+)$')
+  return tonumber(ms), tonumber(sequence)
+end
+
+local function is_after(left, right)
+  local left_ms, left_sequence = parts(left)
+  local right_ms, right_sequence = parts(right)
+  return left_ms > right_ms or (left_ms == right_ms and left_sequence > right_sequence)
+end
+
+local known = redis.call('HMGET', writer, 'answered', 'trimmed')
+local answered, trimmed = known[1] or '0-0', known[2] or '0-0'
+local reply = {known[1] or ''}
+
+local function status(entry, failed, answer)
+  if failed or answer then
+    return {failed, answer}
+  end
+  -- What was dropped behind the answers was there to be applied.
+  if verify == 1 and not is_after(trimmed, entry)
+      and #redis.call('XRANGE', units, entry, entry) == 0 then
+    return -1
+  end
+  return is_after(entry, answered) and 0 or 1
+end
+
+local names = {}
+for at = entries_at, #ARGV do
+  names[#names + 1] = 'runner:failed:' .. ARGV[at]
+  names[#names + 1] = 'runner:answer:' .. ARGV[at]
+end
+if #names > 0 then
+  local values = redis.call('MGET', unpack(names))
+  for index = 1, #names / 2 do
+    reply[index + 1] = status(ARGV[entries_at + index - 1], values[2 * index - 1], values[2 * index])
+  end
+end
+return reply
