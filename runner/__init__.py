@@ -12,6 +12,7 @@ from arq.jobs import JobStatus, ResultNotFound
 
 from runner import errors
 from runner.client import Client, connect
+from runner.database import Answer, Database, DirectUnit, database
 from runner.errors import (
     Cancel,
     ResultTooLarge,
@@ -33,13 +34,16 @@ from runner.worker import Worker
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "Backoff",
     "Call",
     "Cancel",
     "Client",
     "Committed",
     "Context",
+    "Database",
     "DeadLetter",
+    "DirectUnit",
     "Job",
     "JobStatus",
     "Outcome",
@@ -60,6 +64,7 @@ __all__ = [
     "WriterStatus",
     "connect",
     "cron",
+    "database",
     "errors",
     "func",
     "task",

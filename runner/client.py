@@ -453,7 +453,7 @@ def connect(
         ArgumentsError: a bound makes no sense.
         SettingsError: the codec is unknown, or the keys are not right.
     """
-    settings = _settings_of(redis) if isinstance(redis, str) else redis
+    settings = settings_of(redis) if isinstance(redis, str) else redis
     chosen = chosen_codec(codec, signing_keys)
     assert chosen is not None  # None is what a worker may have
     bound = EnqueueOptions(
@@ -471,7 +471,8 @@ def connect(
     return Connecting(make)
 
 
-def _settings_of(url: str) -> RedisSettings:
+def settings_of(url: str) -> RedisSettings:
+    """Read the address of a Redis; raise `SettingsError` when it is none."""
     try:
         return RedisSettings.from_dsn(url)
     except (RuntimeError, ValueError) as exc:

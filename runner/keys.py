@@ -28,6 +28,7 @@ runner:failed:<entry>           STRING   why a unit was refused; 1 h
 runner:answer:<entry>           STRING   what a unit did, for one who asked; 1 h
 runner:commits:<id>             HASH     commits of a job that goes on: number → entry, digest,
                                          and their answers; until the job ends, 30 days at most
+runner:moved:<entry>            STRING   the entry that took its place, after Redis lost data; 1 h
 runner:unit:<id>                STRING   of a unit whose id its caller chose: its entry and a digest
                                          of its contents; 10 min
 runner:sent:<client>            STRING   a client's last submission, so that it can be repeated;
@@ -62,6 +63,7 @@ WAITERS = "runner:waiters:"
 DEAD_LETTER = "runner:dead-letter:"
 FAILED_UNIT = "runner:failed:"
 ANSWER = "runner:answer:"
+MOVED_UNIT = "runner:moved:"
 UNIT = "runner:unit:"
 COMMITS = "runner:commits:"
 

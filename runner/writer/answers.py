@@ -333,6 +333,9 @@ class Answers:
                 self.follow(waiter)
             else:
                 self._again.append((waiter, False))
+        elif isinstance(status, bytes):
+            waiter.at = split_id(status.decode())
+            self.follow(waiter)
         else:
             failed, answer = status
             if failed is not None:

@@ -18,6 +18,7 @@ PREFIXES = {
     keys.DEAD_LETTER,
     keys.FAILED_UNIT,
     keys.ANSWER,
+    keys.MOVED_UNIT,
     keys.UNIT,
     keys.COMMITS,
 }
