@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from runner import keys
@@ -105,7 +105,7 @@ class Writes:
     ) -> None:
         """Add to columns of the row with this key: a counter."""
         unit = UnitBuilder()
-        unit.add(table, key=key, missing=missing, **deltas)
+        unit.add(table, key=key, missing=missing, **cast(Any, deltas))
         await self._commit(unit)
 
     async def update(self, table: str, /, *, key: Mapping[str, Any], **values: Any) -> None:
