@@ -55,8 +55,9 @@ SELECT unit FROM runner.ledger_2 WHERE unit = ANY($1::bytea[]);
 -- name: swap_ledger
 UPDATE runner.writer SET ledger = $2, swapped_at = now() WHERE epoch = $1 RETURNING ledger;
 
--- name: reject
-INSERT INTO runner.rejected (entry, facts) VALUES ($1, $2);
+-- name: flush
+-- A commit that reaches the disk, and so does what was committed before it.
+UPDATE runner.writer SET position = position WHERE epoch = $1 RETURNING true;
 
 -- name: rejected
 SELECT entry, facts FROM runner.rejected WHERE entry = ANY($1::text[]);

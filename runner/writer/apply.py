@@ -260,8 +260,8 @@ class Applier:
         last = units[-1].entry
         is_refused = {entry for entry, _ in refused}
         recorded = [unit.key for unit in units if unit.key and unit.entry not in is_refused]
-        if len(steps) <= 1 and not refused and not (steps and not steps[0].branches):
-            await self._fused(steps[0].branches if steps else (), recorded, last)
+        if len(steps) <= 1 and not (steps and not steps[0].branches):
+            await self._fused(steps[0].branches if steps else (), recorded, refused, last)
         else:
             answers = await self._in_transaction(steps, recorded, refused, last)
         self.office.position = last
@@ -278,12 +278,10 @@ class Applier:
             async with self._connection.transaction():
                 tallies = await self._run(steps[:-1] if steps and steps[-1].branches else steps)
                 answers = {tally.entry: tally.encode() for tally in tallies}
-                for entry, facts in refused:
-                    await self._connection.execute(query("reject"), entry, facts)
                 for entry, answer in answers.items():
                     await self._connection.execute(query("answer"), entry, answer)
                 branches = steps[-1].branches if steps else ()
-                await self._fused(branches, recorded, last)
+                await self._fused(branches, recorded, refused, last)
             return answers
         finally:
             # Also after a rollback, which gives no advisory lock back.
@@ -341,9 +339,10 @@ class Applier:
         self,
         branches: Sequence[tuple[Statements, list[Any], int]],
         recorded: list[bytes],
+        refused: Sequence[tuple[str, bytes]],
         last: str,
     ) -> None:
-        """Run branches with the ledger and the position in the same statement."""
+        """Run branches with the ledger, what is refused and the position in one statement."""
         parts, checks, args = _branch_parts(branches)
         at = len(args)
         active, other = self.office.ledger, 3 - self.office.ledger
@@ -351,6 +350,13 @@ class Applier:
             f"moved AS ({_move(at + 1)})",
             f"noted AS (INSERT INTO runner.ledger_{active} SELECT unnest(${at + 4}::bytea[]))",
         ]
+        told: list[Any] = []
+        if refused:
+            told = [list(each) for each in zip(*refused, strict=True)]
+            parts.append(
+                f"told AS (INSERT INTO runner.rejected (entry, facts)"  # noqa: S608  numbers of ours
+                f" SELECT * FROM unnest(${at + 5}::text[], ${at + 6}::bytea[]))"
+            )
         # The order matters: the fence is looked at before any branch has run.
         checks = [
             _expect("SELECT count(*) FROM moved", "1", FENCED, "another term has begun"),
@@ -364,7 +370,7 @@ class Applier:
         ]
         prepared = await self._prepare(f"WITH {', '.join(parts)} SELECT {', '.join(checks)}")
         office = self.office
-        await prepared.fetch(*args, last, office.epoch, office.position, recorded)
+        await prepared.fetch(*args, last, office.epoch, office.position, recorded, *told)
 
     async def _prepare(self, sql: str) -> PreparedStatement[Record]:
         prepared = self._prepared.get(sql)

@@ -278,6 +278,21 @@ class _Planner:
         floor = table.floor
         if floor < self._floor:
             floor = table.floor = self._floor
+        if profile.refers_to or profile.referred_by:
+            floor = self._floor_by_references(profile, floor)
+        if profile.key_of is not None and _is_simple(key := profile.key_of(row), profile):
+            wave = self._put_by_key(table, floor, profile, row, key)
+        elif profile.scope is Scope.APPEND:
+            wave = self._put_append(table, floor, profile, row)
+        else:
+            wave = self._put_barrier(table, floor, profile, row)
+        table.last = max(table.last, wave)
+        if profile.makes and wave > table.last_made:
+            table.last_made = wave
+        if profile.frees and wave > table.last_freed:
+            table.last_freed = wave
+
+    def _floor_by_references(self, profile: Profile, floor: int) -> int:
         for oid in profile.refers_to:
             other = self._tables.get(oid)
             if other is not None and other.last_made > floor:
@@ -286,18 +301,7 @@ class _Planner:
             other = self._tables.get(oid)
             if other is not None and other.last_freed > floor:
                 floor = other.last_freed
-        if profile.key_of is not None and _is_simple(key := profile.key_of(row), profile):
-            wave = self._put_by_key(table, floor, profile, row, key)
-        elif profile.scope is Scope.APPEND:
-            wave = self._put_append(table, floor, profile, row)
-        else:
-            wave = self._put_barrier(table, floor, profile, row)
-        if wave > table.last:
-            table.last = wave
-        if profile.makes and wave > table.last_made:
-            table.last_made = wave
-        if profile.frees and wave > table.last_freed:
-            table.last_freed = wave
+        return floor
 
     def _put_by_key(self, table: _Table, floor: int, profile: Profile, row: Row, key: Any) -> int:
         place = table.keys.get(key)

@@ -13,7 +13,6 @@ from tests.benchmarks.sides import HERE, OURS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
-
     from typing import Protocol
 
     from tests.benchmarks.rows import Column
@@ -34,9 +33,10 @@ if TYPE_CHECKING:
 RESULTS: Final = HERE / "RESULTS.md"
 OPENING: Final = """# Results
 
-Written by `make bench ARGS=--save` and `make bench-writer ARGS=--save`; each table says when and how it was measured. Figures are
-medians of the rounds, in which the sides take turns on one server; where there are brackets, they
-hold the lowest and the highest. Compare figures of one table, not of two machines.
+Written by `make bench ARGS=--save` and `make bench-writer ARGS=--save`; each table says when and
+how it was measured. Figures are medians of the rounds, in which the sides take turns on the same
+servers; where there are brackets, they hold the lowest and the highest. Compare figures of one
+table, not of two machines.
 """
 MAX_REASON: Final = 160
 NOTHING: Final = "-"

@@ -60,10 +60,12 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("REDIS_URL", "DATABASE_URL"):
         os.environ.pop(name, None)
     HOME.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=HOME, prefix="run-") as folder:
+    with (
+        tempfile.TemporaryDirectory(dir=HOME, prefix="run-") as folder,
         # On a disk, and not in memory as the system's folder for temporary files may be.
-        with embedded.start(data_dir=Path(folder) / "servers") as servers:
-            return measure(WriterBench(servers, Path(folder)), wish)
+        embedded.start(data_dir=Path(folder) / "servers") as servers,
+    ):
+        return measure(WriterBench(servers, Path(folder)), wish)
 
 
 def measure(bench: WriterBench, wish: Wish) -> int:
@@ -129,21 +131,17 @@ def introduction(bench: WriterBench, wish: Wish) -> str:
     assert isinstance(server, Mapping)
     name = "Valkey" if "valkey_version" in server else "Redis"
     redis = server.get("valkey_version") or server["redis_version"]
-    shown = ", ".join(f"{key} {bench.ask(f'SHOW {key}')}" for key in SHOWN)
+    shown = ", ".join(f"{key} {bench.ask('SELECT current_setting($1)', key)}" for key in SHOWN)
     packages = ", ".join(f"{key} {version(key)}" for key in ("asyncpg", "redis", "uvloop"))
     python = ".".join(map(str, sys.version_info[:3]))
-    return "\n".join(
-        (
-            f"- Machine: {machine.describe()}.",
-            f"- Postgres {bench.ask('SELECT version()').split()[1]}, started for this alone, "
-            f"loopback: {shown}.",
-            f"- {name} {redis}, started for this alone, loopback, its own defaults.",
-            f"- Python {python}, {packages}; uvloop on all sides, callers in one process of "
-            "their own.",
-            f"- {wish.rounds} rounds in turn, each with a database of its own; a fifth of the "
-            "time before is warm-up. Rates count answers, and the tables are counted after.",
-        )
-    )
+    postgres = bench.ask("SELECT version()").split()[1]
+    return f"""\
+- Machine: {machine.describe()}.
+- Postgres {postgres}, started for this alone, loopback: {shown}.
+- {name} {redis}, started for this alone, loopback, its own defaults.
+- Python {python}, {packages}; uvloop on all sides, callers in one process of their own.
+- {wish.rounds} rounds in turn, each with a database of its own; a fifth of the time before is
+  warm-up. Rates count answers, and the tables are counted after."""
 
 
 def read_wish(arguments: Sequence[str]) -> Wish:

@@ -135,7 +135,7 @@ async def bad(wish: Wish) -> Figures:
     refused = 0
     async with opened(wish.pool) as door:
 
-        async def one(number: int, value: int) -> None:
+        async def one(value: int) -> None:
             nonlocal refused
             try:
                 if wish.pool:
@@ -147,10 +147,10 @@ async def bad(wish: Wish) -> Figures:
             else:
                 ended.append(time.perf_counter())
 
-        await one(0, -1)  # the row that the bad ones meet, and the statement's first time
+        await one(-1)  # the row that the bad ones meet, and the statement's first time
         ended.clear()
         began = time.perf_counter()
-        await asyncio.gather(*(one(n, -1 if bad_one else n) for n, bad_one in enumerate(is_bad)))
+        await asyncio.gather(*(one(-1 if bad_one else n) for n, bad_one in enumerate(is_bad)))
     if refused != sum(is_bad):
         raise AssertionError(f"{refused} were refused, not {sum(is_bad)}")
     return {"ms": (max(ended) - began) * 1000}

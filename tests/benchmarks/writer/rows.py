@@ -219,8 +219,8 @@ ROWS: Final = (
         name="bad",
         title="Bad writes among good ones",
         about=(
-            "A thousand inserts at once, some of which meet a row that is there: milliseconds until "
-            "the last good one is answered."
+            "A thousand inserts at once, some of which meet a row that is there: milliseconds until"
+            " the last good one is answered."
         ),
         pools=(50,),
         columns=(
