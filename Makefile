@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-arq bench bench-quick lint format dev clean help
+.PHONY: demo test test-arq bench bench-quick bench-writer lint format dev clean help
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -38,6 +38,9 @@ bench: $(STAMP) ## Compare with stock arq and eleven peers, an hour (ARGS="--row
 
 bench-quick: $(STAMP) ## The same with small counts, against stock arq alone: does it work?
 	$(BIN)/python -m tests.benchmarks --quick --peers arq $(ARGS)
+
+bench-writer: $(STAMP) ## Compare the writer with pools of connections (ARGS="--rows inserts --save")
+	$(BIN)/python -m tests.benchmarks.writer $(ARGS)
 
 lint: $(STAMP) ## Check format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -58,8 +58,9 @@ SELECT unit FROM runner.ledger_2 WHERE unit = ANY($1::bytea[]);
 -- name: swap_ledger
 UPDATE runner.writer SET ledger = $2, swapped_at = now() WHERE epoch = $1 RETURNING ledger;
 
--- name: reject
-INSERT INTO runner.rejected (entry, facts) VALUES ($1, $2);
+-- name: flush
+-- A commit that reaches the disk, and so does what was committed before it.
+UPDATE runner.writer SET position = position WHERE epoch = $1 RETURNING true;
 
 -- name: rejected
 SELECT entry, facts FROM runner.rejected WHERE entry = ANY($1::text[]);
@@ -86,11 +87,24 @@ SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind::
               AND (tgrelid = c.oid OR tgrelid IN (SELECT relid FROM pg_partition_tree(c.oid))))
        OR EXISTS (
            SELECT FROM pg_partition_tree(c.oid) t JOIN pg_class p ON p.oid = t.relid
-            WHERE p.relkind = 'f') AS is_alone,
+            WHERE p.relkind = 'f')
+       -- A CHECK by a function of the user's may look at other rows.
+       OR EXISTS (
+           SELECT FROM pg_constraint k
+             JOIN pg_depend d ON d.classid = 'pg_constraint'::regclass AND d.objid = k.oid
+              AND d.refclassid = 'pg_proc'::regclass
+             JOIN pg_proc f ON f.oid = d.refobjid JOIN pg_language l ON l.oid = f.prolang
+            WHERE k.conrelid = c.oid AND k.contype = 'c' AND l.lanname NOT IN ('internal', 'c')
+       ) AS is_alone,
+       -- RESTRICT looks at once, and not at the end of the statement as NO ACTION does.
        EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = c.oid
-                  AND confdeltype NOT IN ('a', 'r')) AS acts_on_delete,
+                  AND confdeltype <> 'a') AS acts_on_delete,
        EXISTS (SELECT FROM pg_constraint WHERE contype = 'f' AND confrelid = c.oid
-                  AND confupdtype NOT IN ('a', 'r')) AS acts_on_update
+                  AND confupdtype <> 'a') AS acts_on_update,
+       EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferred
+                  AND contype <> 'f') AS is_deferred,
+       ARRAY(SELECT DISTINCT conrelid::bigint FROM pg_constraint
+              WHERE contype = 'f' AND confrelid = c.oid) AS referenced_by
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
    AND CASE WHEN $1::text IS NULL THEN pg_table_is_visible(c.oid) ELSE n.nspname = $1 END;
@@ -114,7 +128,8 @@ SELECT u.attname AS name, u.is_generated, u.typmod, u.is_domain, t.typname AS ba
  ORDER BY u.attnum;
 
 -- name: indexes
-SELECT i.indisprimary AS is_primary, i.indexprs IS NOT NULL OR i.indpred IS NOT NULL AS is_complex,
+-- Those of partitions that their table does not have, too.
+SELECT i.indisprimary AND i.indrelid = $1::bigint::oid AS is_primary, i.indexprs IS NOT NULL OR i.indpred IS NOT NULL AS is_complex,
        ARRAY(
            SELECT a.attname::text
              FROM unnest(i.indkey::smallint[]) WITH ORDINALITY k(attnum, place)
@@ -122,13 +137,47 @@ SELECT i.indisprimary AS is_primary, i.indexprs IS NOT NULL OR i.indpred IS NOT 
             WHERE k.place <= i.indnkeyatts
             ORDER BY k.place) AS columns
   FROM pg_index i
- WHERE i.indrelid = $1::bigint::oid AND (i.indisunique OR i.indisexclusion);
+ WHERE (i.indrelid = $1::bigint::oid
+        OR i.indrelid IN (SELECT relid FROM pg_partition_tree($1::bigint::oid)))
+   AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = i.indexrelid)
+   AND (i.indisunique OR i.indisexclusion);
 
 -- name: checked
+-- Columns that an expression looks at, which may refuse a value: of a CHECK, of a generated column
+-- (which may have a CHECK again), of an index.
 SELECT DISTINCT a.attname::text
+  FROM (SELECT $1::bigint::oid AS oid UNION SELECT relid FROM pg_partition_tree($1::bigint::oid)) t
+  JOIN pg_attribute a ON a.attrelid = t.oid
+ WHERE a.attnum > 0 AND (
+       EXISTS (
+           SELECT FROM pg_constraint c
+            WHERE c.conrelid = t.oid AND c.contype = 'c' AND a.attnum = ANY(c.conkey))
+       OR EXISTS (
+           SELECT FROM pg_attrdef g
+             JOIN pg_attribute of_g ON of_g.attrelid = g.adrelid AND of_g.attnum = g.adnum
+             JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = g.oid
+              AND d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid
+            WHERE g.adrelid = t.oid AND of_g.attgenerated <> '' AND d.refobjsubid = a.attnum)
+       OR EXISTS (
+           SELECT FROM pg_index i
+             JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
+              AND d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid
+            WHERE i.indrelid = t.oid AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)
+              AND d.refobjsubid = a.attnum));
+
+-- name: references
+SELECT c.confrelid::bigint AS parent, ARRAY(
+           SELECT a.attname::text FROM pg_attribute a
+            WHERE a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)) AS columns
   FROM pg_constraint c
-  JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY(c.conkey)
- WHERE c.conrelid = $1::bigint::oid AND c.contype = 'c';
+ WHERE c.conrelid = $1::bigint::oid AND c.contype = 'f';
+
+-- name: deferred
+-- Constraints that are looked at when the transaction ends, if some are more than foreign keys.
+SELECT DISTINCT n.nspname AS schema, c.conname AS name
+  FROM pg_constraint c JOIN pg_namespace n ON n.oid = c.connamespace
+ WHERE c.condeferred
+   AND EXISTS (SELECT FROM pg_constraint WHERE condeferred AND contype <> 'f');
 
 -- name: table_names
 SELECT CASE WHEN pg_table_is_visible(c.oid) THEN c.relname ELSE n.nspname || '.' || c.relname END

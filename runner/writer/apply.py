@@ -8,6 +8,7 @@ the position first, so that a writer whose term is over learns of that, and of n
 from __future__ import annotations
 
 import collections
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,19 +87,43 @@ class Office:
 class Step:
     """One call to Postgres.
 
-    Exactly one of the three is meant: branches of a WITH with their arrays, rows for
-    ``executemany``, or one row alone. ``asked`` says who wants to know what that row did: a
-    unit, and the place of the operation in it.
+    Exactly one of the four is meant: branches of a WITH with their arrays, rows for
+    ``executemany``, one row alone, or a statement of our own. ``asked`` says who wants to know
+    what that row did: a unit, and the place of the operation in it.
     """
 
     branches: Sequence[tuple[Statements, list[Any], int]] = ()
     many: tuple[Statements, list[Row]] | None = None
     alone: tuple[Statements, Row] | None = None
+    sql: str = ""
     asked: tuple[Unit, int] | None = None
 
 
 def prepare_steps(units: Sequence[Unit], known: Known) -> list[Step]:
     """Plan units and put their values into arrays; raise `BadValue` for one that cannot be.
+
+    What Postgres would look at when a unit commits, it must look at between the units: such
+    units are run in their own order, and what comes before them is planned apart from what
+    comes behind.
+    """
+    if not any(statements.flush for statements in known.values()):
+        return _planned_units(units, known)
+    steps: list[Step] = []
+    for flush, some in itertools.groupby(units, lambda unit: _flush_of(unit, known)):
+        if not flush:
+            steps += _planned_units(list(some), known)
+            continue
+        for unit in some:
+            steps += (*steps_in_order(unit, known), Step(sql=flush))
+    return steps
+
+
+def _flush_of(unit: Unit, known: Known) -> str:
+    return next((known[text].flush for text, _ in unit.operations if known[text].flush), "")
+
+
+def _planned_units(units: Sequence[Unit], known: Known) -> list[Step]:
+    """Plan units together.
 
     An operation whose unit asks what it did, and that must be run to know, is a step of its
     own: what comes before it in the batch is planned apart from what comes behind it.
@@ -141,19 +166,24 @@ def _wave_steps(wave: Wave, known: Known) -> list[Step]:
         group = wave.groups[0]
         statements = known[group.profile.text]
         return [Step(alone=(statements, statements.row(row))) for row in group.rows]
-    steps: list[Step] = []
+    before: list[Step] = []
+    after: list[Step] = []
     branches: list[tuple[Statements, list[Any], int]] = []
-    for group in sorted(wave.groups, key=lambda group: group.profile.text):
+    groups = wave.groups
+    if len(groups) <= BRANCHES_AT_MOST:
+        groups = sorted(groups, key=lambda group: group.profile.text)
+    for group in groups:
         statements = known[group.profile.text]
         if statements.is_plain:
             branches.append((statements, statements.arrays(group.rows), len(group.rows)))
         else:
+            steps = after if group.profile.refers_to and not group.profile.makes else before
             steps.extend(_slow_steps(group, statements))
-    steps.extend(
+    together = [
         Step(branches=branches[at : at + BRANCHES_AT_MOST])
         for at in range(0, len(branches), BRANCHES_AT_MOST)
-    )
-    return steps
+    ]
+    return [*before, *together, *after]
 
 
 def steps_in_order(unit: Unit, known: Known) -> list[Step]:
@@ -235,8 +265,8 @@ class Applier:
         last = units[-1].entry
         is_refused = {entry for entry, _ in refused}
         recorded = [unit.key for unit in units if unit.key and unit.entry not in is_refused]
-        if len(steps) <= 1 and not refused and not (steps and not steps[0].branches):
-            await self._fused(steps[0].branches if steps else (), recorded, last)
+        if len(steps) <= 1 and not (steps and not steps[0].branches):
+            await self._fused(steps[0].branches if steps else (), recorded, refused, last)
         else:
             answers = await self._in_transaction(steps, recorded, refused, last)
         self.office.position = last
@@ -253,12 +283,10 @@ class Applier:
             async with self._connection.transaction():
                 tallies = await self._run(steps[:-1] if steps and steps[-1].branches else steps)
                 answers = {tally.entry: tally.encode() for tally in tallies}
-                for entry, facts in refused:
-                    await self._connection.execute(query("reject"), entry, facts)
                 for entry, answer in answers.items():
                     await self._connection.execute(query("answer"), entry, answer)
                 branches = steps[-1].branches if steps else ()
-                await self._fused(branches, recorded, last)
+                await self._fused(branches, recorded, refused, last)
             return answers
         finally:
             # Also after a rollback, which gives no advisory lock back.
@@ -287,6 +315,8 @@ class Applier:
                     tally = tallies.setdefault(unit.entry, Tally(unit))
                     wants = step.alone[0].profile.shape.returning is not None
                     tally.add(place, tag, found if wants else None)
+            else:
+                await self._connection.execute(step.sql)
             self.running = None
         if defaults:
             await self._connection.execute(_OURS)
@@ -314,9 +344,10 @@ class Applier:
         self,
         branches: Sequence[tuple[Statements, list[Any], int]],
         recorded: list[bytes],
+        refused: Sequence[tuple[str, bytes]],
         last: str,
     ) -> None:
-        """Run branches with the ledger and the position in the same statement."""
+        """Run branches with the ledger, what is refused and the position in one statement."""
         parts, checks, args = _branch_parts(branches)
         at = len(args)
         active, other = self.office.ledger, 3 - self.office.ledger
@@ -324,6 +355,13 @@ class Applier:
             f"moved AS ({_move(at + 1)})",
             f"noted AS (INSERT INTO runner.ledger_{active} SELECT unnest(${at + 4}::bytea[]))",
         ]
+        told: list[Any] = []
+        if refused:
+            told = [list(each) for each in zip(*refused, strict=True)]
+            parts.append(
+                f"told AS (INSERT INTO runner.rejected (entry, facts)"  # noqa: S608  numbers of ours
+                f" SELECT * FROM unnest(${at + 5}::text[], ${at + 6}::bytea[]))"
+            )
         # The order matters: the fence is looked at before any branch has run.
         checks = [
             _expect("SELECT count(*) FROM moved", "1", FENCED, "another term has begun"),
@@ -337,7 +375,7 @@ class Applier:
         ]
         prepared = await self._prepare(f"WITH {', '.join(parts)} SELECT {', '.join(checks)}")
         office = self.office
-        await prepared.fetch(*args, last, office.epoch, office.position, recorded)
+        await prepared.fetch(*args, last, office.epoch, office.position, recorded, *told)
 
     async def _prepare(self, sql: str) -> PreparedStatement[Record]:
         prepared = self._prepared.get(sql)
@@ -362,7 +400,7 @@ class Applier:
 def _is_foreign(step: Step) -> bool:
     """Say whether a step may run SQL that is not ours: raw SQL, or triggers of a table."""
     if step.alone is None:
-        return False
+        return bool(step.sql)
     return step.asked is None or step.alone[0].profile.scope is Scope.ALL
 
 

@@ -6,8 +6,9 @@ attempt all ──ok──▶ done
 fenced? ─ applied before? ─ stale schema? ── once more with what was learnt
 │
 ▼
-halve, each part a transaction with its own position; after ten failures unit by unit;
-a lone unit runs its operations in its own order, and what fails then is refused
+halve, each part a transaction with its own position; a part that fails among many bad
+units goes unit by unit; a lone unit runs its operations in its own order, and what fails
+then is refused; the commits of the parts reach the disk together, with the last
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from runner.writer.failures import (
     may_be_raised,
     rejection,
     shape_of,
+    was_told_by_server,
 )
 from runner.writer.queries import query
 
@@ -50,7 +52,10 @@ __all__ = ["Batch", "Batches", "Refusals"]
 
 logger = logging.getLogger("runner.writer")
 
-FAILURES_UNTIL_SINGLE = 10
+REFUSED_UNTIL_SINGLE = 10
+DENSE = 8
+"""With more than one bad unit in so many, parts that fail go unit by unit."""
+
 SOONEST_RETRY_S = 0.05
 LATEST_RETRY_S = 5.0
 TRIES_TOGETHER = 8
@@ -142,7 +147,9 @@ class Batches:
     async def _halve(self, units: Sequence[Unit]) -> Refusals:
         refused: Refusals = {}
         parts = collections.deque(_halves(units))
-        failures = 1
+        done = 0
+        # Nobody is told before the last commit, which takes those before it to the disk.
+        await self._connection.execute("SET synchronous_commit TO off")
         while parts:
             part = parts.popleft()
             try:
@@ -150,27 +157,22 @@ class Batches:
                     refused.update(await self._lone(part[0]))
                 else:
                     refused.update(await self._attempt(part))
+                done += len(part)
             except _UnitFault:
-                failures += 1
-                if failures >= FAILURES_UNTIL_SINGLE:
-                    rest = (part, *parts)
-                    parts = collections.deque([unit] for some in rest for unit in some)
-                else:
-                    parts.extendleft(reversed(_halves(part)))
+                is_dense = REFUSED_UNTIL_SINGLE <= len(refused) > done // DENSE
+                smaller = [[unit] for unit in part] if is_dense else _halves(part)
+                parts.extendleft(reversed(smaller))
+        await self._connection.execute("SET synchronous_commit TO on")
+        if not await self._connection.fetchval(query("flush"), self._office.epoch):
+            raise Fenced("another term has begun")
         return refused
 
     async def _lone(self, unit: Unit) -> Refusals:
         """Run one unit in its own order, and refuse it if that fails."""
         known, refused = await self._learn([unit])
         if not refused:
-            try:
-                steps = steps_in_order(unit, known)
-                await self._commit(steps, [unit], {})
-            except _UnitFault as fault:
-                cause = fault.cause
-            except _FAULTS as exc:
-                cause = exc
-            else:
+            cause = await self._cause(unit, known)
+            if cause is None:
                 return {}
             await self._check_epoch()
             if is_duplicate(cause) and await self._applied([unit]):
@@ -185,9 +187,33 @@ class Batches:
             raise fault.cause from None
         return refused
 
+    async def _cause(self, unit: Unit, known: Known) -> BaseException | None:
+        """Commit one unit, or return why that cannot be."""
+        if unit.count == 1 and unit.asks is None:
+            # One operation is its own order: one statement instead of a transaction.
+            try:
+                await self._attempt([unit])
+            except _UnitFault as fault:
+                if was_told_by_server(fault.cause):
+                    return fault.cause
+            else:
+                return None
+        try:
+            await self._commit(steps_in_order(unit, known), [unit], {})
+        except _UnitFault as fault:
+            return fault.cause
+        except _FAULTS as exc:
+            return exc
+        return None
+
     def _rejection(self, cause: BaseException, unit: Unit) -> WriteRejected:
         """Say why a lone unit was refused, and what of it: the shapes of values, no values."""
         place = getattr(cause, "place", None) or self._applier.running
+        if place is None and unit.count == 1:
+            text, values = unit.operations[0]
+            refused = rejection(cause, text)
+            refused.parameters = tuple(shape_of(value) for value in values)
+            return refused
         if place is None:
             # Postgres said it at the end, or of several rows: the first operation is where to look.
             return rejection(cause, unit.operations[0][0] if unit.operations else "")

@@ -14,9 +14,9 @@ import asyncpg
 from runner.errors import DecodeError, UnitError, WriteRejected, did_you_mean
 from runner.writer.facts import ColumnFacts, TableFacts
 from runner.writer.failures import is_about_data, rejection
-from runner.writer.plan import profile_of
+from runner.writer.plan import Scope, profile_of
 from runner.writer.queries import query
-from runner.writer.statements import Statements, single_sql
+from runner.writer.statements import Statements, quoted, single_sql
 from runner.writer.units import check_verb, parse_shape
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Catalogue:
         self._connection = connection
         self._tables: dict[str, TableFacts] = {}
         self._shapes: Known = {}
+        self._flush: str | None = None
         self._learnt_at = time.monotonic()
 
     async def know(self, texts: Iterable[str]) -> tuple[Known, dict[str, WriteRejected]]:
@@ -89,6 +90,7 @@ class Catalogue:
     def _forget(self) -> None:
         self._tables.clear()
         self._shapes = {}
+        self._flush = None
         self._learnt_at = time.monotonic()
 
     async def _learn(self, text: str) -> Statements:
@@ -99,7 +101,8 @@ class Catalogue:
         except (DecodeError, UnitError) as exc:
             raise WriteRejected(str(exc), statement=text[:200]) from exc
         if shape.kind == "execute":
-            return Statements(profile_of(text, shape, None), shape.table, (), ())
+            profile = profile_of(text, shape, None)
+            return Statements(profile, shape.table, (), (), await self._flush_for(profile))
         if shape.table in self._tables:
             try:
                 return await self._make(text, shape, self._tables[shape.table])
@@ -122,7 +125,24 @@ class Catalogue:
                 raise rejection(exc, sql) from exc
             raise
         columns = [facts.columns[name] for name in profile.shape.columns]
-        return Statements(profile, sql, tuple(prepared.get_parameters()), tuple(columns))
+        types = tuple(prepared.get_parameters())
+        flush = await self._flush_for(profile)
+        return Statements(profile, sql, types, tuple(columns), flush)
+
+    async def _flush_for(self, profile: Profile) -> str:
+        """Return what makes Postgres look at deferred constraints, where the shape may need it.
+
+        Deferred foreign keys need it not: to look at them late is the one relaxation.
+        """
+        if profile.scope is not Scope.ALL and not (profile.facts and profile.facts.is_deferred):
+            return ""
+        if self._flush is None:
+            rows = await self._connection.fetch(query("deferred"))
+            names = ", ".join(f"{quoted(row['schema'])}.{quoted(row['name'])}" for row in rows)
+            self._flush = names and (
+                f"SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS {names} DEFERRED"
+            )
+        return self._flush
 
     async def _load(self, table: str) -> TableFacts:
         schema, dot, name = table.rpartition(".")
@@ -133,19 +153,23 @@ class Catalogue:
         columns = await self._connection.fetch(query("columns"), oid)
         indexes = await self._connection.fetch(query("indexes"), oid)
         checked = await self._connection.fetch(query("checked"), oid)
+        references = await self._connection.fetch(query("references"), oid)
         return TableFacts(
             oid=oid,
             schema=row["schema"],
             name=row["name"],
             columns={column["name"]: _column(column) for column in columns},
-            primary_key=_primary_key(indexes),
+            primary_key=_primary_key(indexes, columns),
             unique_columns=_unique_columns(indexes, columns),
             checked=frozenset(found["attname"] for found in checked).union(
                 column["name"] for column in columns if column["is_domain"]
             ),
             is_alone=row["is_alone"],
+            is_deferred=row["is_deferred"],
             acts_on_delete=row["acts_on_delete"],
             acts_on_update=row["acts_on_update"],
+            references=tuple((frozenset(key["columns"]), key["parent"]) for key in references),
+            referenced_by=tuple(row["referenced_by"]),
         )
 
     async def _no_such_table(self, table: str) -> WriteRejected:
@@ -187,15 +211,19 @@ def _scale(typmod: int) -> int:
     return (((typmod - NUMERIC_HEADER) & 0x7FF) ^ 1024) - 1024
 
 
-def _primary_key(indexes: Sequence[Record]) -> tuple[str, ...]:
-    return next((tuple(index["columns"]) for index in indexes if index["is_primary"]), ())
+def _primary_key(indexes: Sequence[Record], columns: Sequence[Record]) -> tuple[str, ...]:
+    """Return the columns of the primary key; () for one that changes when others do."""
+    key = next((tuple(index["columns"]) for index in indexes if index["is_primary"]), ())
+    generated = {column["name"] for column in columns if column["is_generated"]}
+    return key if generated.isdisjoint(key) else ()
 
 
 def _unique_columns(indexes: Sequence[Record], columns: Sequence[Record]) -> frozenset[str]:
     others = [index for index in indexes if not index["is_primary"]]
     found: set[Any] = {name for index in others for name in index["columns"]}
     generated = {column["name"] for column in columns if column["is_generated"]}
-    if any(index["is_complex"] for index in others) or not found.isdisjoint(generated):
+    covered = {name for index in indexes for name in index["columns"]}
+    if any(index["is_complex"] for index in others) or not covered.isdisjoint(generated):
         # An expression, a predicate or a generated column may look at any column.
         found = {column["name"] for column in columns}
     return frozenset(found)

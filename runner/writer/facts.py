@@ -30,7 +30,8 @@ KEY_CLASSES: Mapping[str, type] = {
 
 # Types whose values asyncpg takes as sequences: in an array they would read as dimensions.
 _SEQUENCES = frozenset({"point", "line", "lseg", "box", "path", "polygon", "circle"})
-_MERGED = frozenset({"int2", "int4", "int8", "numeric", "float4", "float8"})
+# Sums of floats depend on the order: they are added one by one.
+_MERGED = frozenset({"int2", "int4", "int8", "numeric"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +92,16 @@ class TableFacts:
         columns: its columns by name.
         primary_key: the columns of the primary key, () without one.
         unique_columns: columns in another unique index or exclusion constraint.
-        checked: columns that a CHECK names, or whose domain has one.
+        checked: columns that may refuse a value: a CHECK, a generated column or the expression
+            of an index looks at them, or their domain has a CHECK.
         is_alone: statements on it may touch other tables, or see each other: triggers, rules,
-            row-level security, views, foreign tables, inheritance.
-        acts_on_delete: foreign keys elsewhere act when a row is deleted.
-        acts_on_update: foreign keys elsewhere act when a key is changed.
+            row-level security, views, foreign tables, inheritance, a CHECK by a function.
+        is_deferred: constraints of it other than foreign keys are looked at when a transaction
+            ends.
+        acts_on_delete: foreign keys elsewhere act, or look at once, when a row is deleted.
+        acts_on_update: foreign keys elsewhere act, or look at once, when a key is changed.
+        references: its foreign keys: their columns, and the oid of the table they refer to.
+        referenced_by: the oids of tables that refer to it.
     """
 
     oid: int
@@ -106,5 +112,8 @@ class TableFacts:
     unique_columns: frozenset[str] = field(default_factory=frozenset)
     checked: frozenset[str] = field(default_factory=frozenset)
     is_alone: bool = False
+    is_deferred: bool = False
     acts_on_delete: bool = False
     acts_on_update: bool = False
+    references: tuple[tuple[frozenset[str], int], ...] = ()
+    referenced_by: tuple[int, ...] = ()

@@ -90,6 +90,11 @@ def is_stale(exc: BaseException) -> bool:
     return isinstance(exc, asyncpg.PostgresError) and exc.sqlstate in _STALE
 
 
+def was_told_by_server(exc: BaseException) -> bool:
+    """Say whether an error came from Postgres, and not from asyncpg's encoding of a value."""
+    return isinstance(exc, asyncpg.PostgresError) and getattr(exc, "severity", None) is not None
+
+
 def is_duplicate(exc: BaseException) -> bool:
     """Say whether an error means that the ledger knows the unit already."""
     if not isinstance(exc, asyncpg.PostgresError):

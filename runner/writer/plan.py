@@ -4,12 +4,16 @@ Each wave is one statement whose parts all see the same rows: an operation may s
 only with operations that it cannot be told apart from in exact order. Every operation gets
 the first wave after those that it depends on:
 
-- by a primary key of a simple type: after the last operation on that key. Two additions of
-  one shape to one key become one;
+- by a primary key of a simple type: after the last operation on that key. Additions of one
+  shape to one key become one, or three when they go up and down: to the highest sum on the
+  way, to the lowest and to the last, so that a sum that does not fit is found;
 - an insert that leaves its key to the database: after upserts of that table, and operations
   by key come after it;
 - anything else by its table: after everything on that table, and everything on it comes after;
 - what may touch other tables (triggers, cascades, raw SQL): the same for all tables.
+
+Foreign keys are looked at when a statement ends. A row may share the wave of the row that it
+refers to, and not come before it; a row goes with those that refer to it, and not before them.
 
 The planner is pure. Facts about tables come in with the profiles of the shapes.
 """
@@ -62,6 +66,10 @@ class Profile:
             column keeps, or None for all.
         is_insert: it makes rows and changes none.
         upserts: it makes rows or changes them.
+        refers_to: oids of tables whose rows it may come to refer to.
+        referred_by: oids of tables that may have to let go of what it takes away.
+        makes: it may make what others refer to.
+        frees: it may let go of what it refers to.
     """
 
     text: str
@@ -76,6 +84,10 @@ class Profile:
     decimals: Mapping[int, int | None] = field(default_factory=dict)
     is_insert: bool = False
     upserts: bool = False
+    refers_to: tuple[int, ...] = ()
+    referred_by: tuple[int, ...] = ()
+    makes: bool = False
+    frees: bool = False
 
 
 @dataclass(slots=True)
@@ -100,6 +112,11 @@ def profile_of(text: str, shape: Shape, facts: TableFacts | None) -> Profile:
         return Profile(text, shape, None, 0, Scope.ALL)
     slots, classes = _key_places(shape, facts)
     scope = _scope(shape, facts, by_key=bool(slots))
+    upserts = shape.kind == "upsert" or shape.missing == "insert"
+    fresh = shape.kind == "insert" or upserts
+    changed = _changed_columns(shape)
+    repointed = [oid for columns, oid in facts.references if columns & changed]
+    takes = shape.kind == "delete" or not changed.isdisjoint(_keys(facts))
     merges, decimals = _merging(shape, facts) if scope is Scope.KEY else (False, {})
     return Profile(
         text=text,
@@ -113,7 +130,11 @@ def profile_of(text: str, shape: Shape, facts: TableFacts | None) -> Profile:
         merges=merges,
         decimals=decimals,
         is_insert=shape.kind == "insert",
-        upserts=shape.kind == "upsert" or shape.missing == "insert",
+        upserts=upserts,
+        refers_to=tuple({oid for _, oid in facts.references} if fresh else set(repointed)),
+        referred_by=facts.referenced_by if takes else (),
+        makes=bool(facts.referenced_by) and (fresh or takes),
+        frees=bool(facts.references) and (shape.kind == "delete" or bool(repointed)),
     )
 
 
@@ -162,8 +183,11 @@ def _changed_columns(shape: Shape) -> frozenset[str]:
 def _acts_elsewhere(shape: Shape, facts: TableFacts, changed: frozenset[str]) -> bool:
     if shape.kind == "delete":
         return facts.acts_on_delete
-    keys = facts.unique_columns.union(facts.primary_key)
-    return facts.acts_on_update and not changed.isdisjoint(keys)
+    return facts.acts_on_update and not changed.isdisjoint(_keys(facts))
+
+
+def _keys(facts: TableFacts) -> frozenset[str]:
+    return facts.unique_columns.union(facts.primary_key)
 
 
 def _key_places(shape: Shape, facts: TableFacts) -> tuple[tuple[int, ...], tuple[type, ...]]:
@@ -203,11 +227,22 @@ def _merging(shape: Shape, facts: TableFacts) -> tuple[bool, dict[int, int | Non
 
 @dataclass(slots=True)
 class _Place:
-    """Where the last operation on a key went."""
+    """Where the last operation on a key went: its wave, or its first and last."""
 
     wave: int
+    last: int
     profile: Profile
     row: Row
+    course: _Course | None = None
+
+
+@dataclass(slots=True)
+class _Course:
+    """How the sums of additions that go up and down went."""
+
+    high: Row
+    low: Row
+    sums: Row
 
 
 @dataclass(slots=True)
@@ -218,6 +253,8 @@ class _Table:
     last: int = -1
     last_append: int = -1
     last_upsert: int = -1
+    last_made: int = -1
+    last_freed: int = -1
     keys: dict[Any, _Place] = field(default_factory=dict)
 
 
@@ -226,60 +263,75 @@ class _Planner:
         self._tables: dict[int, _Table] = {}
         self._groups: list[dict[str, Group]] = []
         self._alone: set[int] = set()
+        self._courses: list[_Place] = []
         self._floor = 0
 
     def put(self, profile: Profile, row: Row) -> None:
-        scope = profile.scope
-        if scope is Scope.ALL:
+        if profile.scope is Scope.ALL:
             self._put_alone(profile, row)
             return
         assert profile.facts is not None
         table = self._tables.get(profile.facts.oid)
         if table is None:
             table = self._tables[profile.facts.oid] = _Table()
-        table.floor = max(table.floor, self._floor)
-        if profile.key_of is not None:
-            key = profile.key_of(row)
-            if _is_simple(key, profile):
-                self._put_by_key(table, profile, row, key)
-            else:
-                self._put_barrier(table, profile, row)
-        elif scope is Scope.APPEND:
-            self._put_append(table, profile, row)
+        # A million times a minute: comparisons, where max() would read better.
+        floor = table.floor
+        if floor < self._floor:
+            floor = table.floor = self._floor
+        if profile.refers_to or profile.referred_by:
+            floor = self._floor_by_references(profile, floor)
+        if profile.key_of is not None and _is_simple(key := profile.key_of(row), profile):
+            wave = self._put_by_key(table, floor, profile, row, key)
+        elif profile.scope is Scope.APPEND:
+            wave = self._put_append(table, floor, profile, row)
         else:
-            self._put_barrier(table, profile, row)
+            wave = self._put_barrier(table, floor, profile, row)
+        table.last = max(table.last, wave)
+        if profile.makes and wave > table.last_made:
+            table.last_made = wave
+        if profile.frees and wave > table.last_freed:
+            table.last_freed = wave
 
-    def _put_by_key(self, table: _Table, profile: Profile, row: Row, key: Any) -> None:
+    def _floor_by_references(self, profile: Profile, floor: int) -> int:
+        for oid in profile.refers_to:
+            other = self._tables.get(oid)
+            if other is not None and other.last_made > floor:
+                floor = other.last_made
+        for oid in profile.referred_by:
+            other = self._tables.get(oid)
+            if other is not None and other.last_freed > floor:
+                floor = other.last_freed
+        return floor
+
+    def _put_by_key(self, table: _Table, floor: int, profile: Profile, row: Row, key: Any) -> int:
         place = table.keys.get(key)
-        wave = table.floor
+        wave = floor
         if not profile.is_insert and table.last_append >= wave:
             wave = table.last_append + 1
-        if place is not None and place.wave >= wave:
-            if place.profile is profile and profile.merges and _merge(place.row, row, profile):
-                return
-            wave = place.wave + 1
+        if place is not None and place.last >= wave:
+            can_merge = place.profile is profile and profile.merges and place.wave >= wave
+            if can_merge and self._merge(place, row):
+                return place.last
+            wave = place.last + 1
         if profile.merges:
             row = row.copy()  # it grows by what is merged; the operation stays as it is
-        if place is None:
-            table.keys[key] = _Place(wave, profile, row)
-        else:
-            place.wave, place.profile, place.row = wave, profile, row
+        table.keys[key] = _Place(wave, wave, profile, row)
         if profile.upserts and wave > table.last_upsert:
             table.last_upsert = wave
-        table.last = max(table.last, wave)
         self._add(wave, profile, row)
+        return wave
 
-    def _put_append(self, table: _Table, profile: Profile, row: Row) -> None:
-        wave = max(table.floor, table.last_upsert + 1)
+    def _put_append(self, table: _Table, floor: int, profile: Profile, row: Row) -> int:
+        wave = max(floor, table.last_upsert + 1)
         table.last_append = max(table.last_append, wave)
-        table.last = max(table.last, wave)
         self._add(wave, profile, row)
+        return wave
 
-    def _put_barrier(self, table: _Table, profile: Profile, row: Row) -> None:
-        wave = max(table.floor, table.last + 1)
-        table.last = wave
+    def _put_barrier(self, table: _Table, floor: int, profile: Profile, row: Row) -> int:
+        wave = max(floor, table.last + 1)
         table.floor = wave + 1
         self._add(wave, profile, row)
+        return wave
 
     def _put_alone(self, profile: Profile, row: Row) -> None:
         wave = len(self._groups)
@@ -287,9 +339,61 @@ class _Planner:
         self._alone.add(wave)
         self._add(wave, profile, row)
 
+    def _merge(self, place: _Place, more: Row) -> bool:
+        """Add what ``more`` adds to the place; False when it cannot be summed exactly."""
+        profile, row = place.profile, place.row
+        first = len(profile.shape.key)
+        if place.course is None and profile.width == first + 1 and not profile.decimals:
+            # Nearly all of them: one whole number goes on as it went.
+            one, other = row[first], more[first]
+            if type(one) is int is type(other) and (one > 0 < other or one < 0 > other):
+                row[first] = one + other
+                return True
+        return self._merge_columns(place, more[first:], first)
+
+    def _merge_columns(self, place: _Place, deltas: Row, first: int) -> bool:
+        course = place.course
+        before = place.row[first:] if course is None else course.sums
+        sums = _summed(before, deltas, place.profile, first)
+        if sums is None:
+            return False
+        if course is None:
+            if _same_way(before, deltas):
+                place.row[first:] = sums
+                return True
+            course = place.course = self._fork(place, before)
+        course.sums = sums
+        course.high = list(map(max, course.high, sums))
+        course.low = list(map(min, course.low, sums))
+        place.row[first:] = course.high
+        return True
+
+    def _fork(self, place: _Place, sums: Row) -> _Course:
+        """Keep two waves more for additions that turned round."""
+        assert place.profile.facts is not None
+        self._courses.append(place)
+        place.last = place.wave + 2
+        self._reach(place.last)
+        if place.profile.upserts:
+            table = self._tables[place.profile.facts.oid]
+            table.last_upsert = max(table.last_upsert, place.last)
+        return _Course(sums, sums, sums)
+
+    def _follow(self, place: _Place) -> None:
+        """Add the rows that go from the highest sum to the lowest, and to the last."""
+        assert place.course is not None
+        course, key = place.course, place.row[: len(place.profile.shape.key)]
+        for wave, to, since in (
+            (place.wave + 1, course.low, course.high),
+            (place.wave + 2, course.sums, course.low),
+        ):
+            deltas = list(map(_less, to, since))
+            if any(deltas):
+                self._add(wave, place.profile, key + deltas)
+
     def _add(self, wave: int, profile: Profile, row: Row) -> None:
-        while wave >= len(self._groups):
-            self._groups.append({})
+        if wave >= len(self._groups):
+            self._reach(wave)
         groups = self._groups[wave]
         group = groups.get(profile.text)
         if group is None:
@@ -297,7 +401,13 @@ class _Planner:
         else:
             group.rows.append(row)
 
+    def _reach(self, wave: int) -> None:
+        while wave >= len(self._groups):
+            self._groups.append({})
+
     def waves(self) -> list[Wave]:
+        for place in self._courses:
+            self._follow(place)
         return [
             Wave(list(groups.values()), alone=number in self._alone)
             for number, groups in enumerate(self._groups)
@@ -311,6 +421,8 @@ def _is_simple(key: Any, profile: Profile) -> bool:
     if len(classes) == 1:
         if type(key) is not classes[0]:
             return False
+        if not profile.key_limits:
+            return True
         key = (key,)
     elif tuple(map(type, key)) != classes:
         return False
@@ -320,34 +432,33 @@ def _is_simple(key: Any, profile: Profile) -> bool:
     )
 
 
-def _merge(row: Row, more: Row, profile: Profile) -> bool:
-    """Add the deltas of ``more`` to the row; False when they cannot be summed exactly."""
-    slots = range(len(profile.shape.key), profile.width)
-    if profile.decimals:
-        return _merge_decimals(row, more, profile)
-    try:
-        sums = [row[slot] + more[slot] for slot in slots]
-    except TypeError:
-        return False
-    row[slots.start :] = sums
-    return True
-
-
-def _merge_decimals(row: Row, more: Row, profile: Profile) -> bool:
+def _summed(left: Row, right: Row, profile: Profile, first: int) -> Row | None:
+    """Return the sums of deltas; None when they cannot be summed exactly."""
     sums: Row = []
-    for slot in range(len(profile.shape.key), profile.width):
-        left, right = row[slot], more[slot]
+    for slot, (one, other) in enumerate(zip(left, right, strict=True), start=first):
         if slot not in profile.decimals:
-            if type(left) is not type(right):
-                return False
-            sums.append(left + right)
+            if type(one) is not int or type(other) is not int:
+                return None
+            sums.append(one + other)
             continue
         scale = profile.decimals[slot]
-        if not (_is_exact(left, scale) and _is_exact(right, scale)):
-            return False
-        sums.append(_EXACT.add(Decimal(left), Decimal(right)))
-    row[len(profile.shape.key) :] = sums
-    return True
+        if not (_is_exact(one, scale) and _is_exact(other, scale)):
+            return None
+        sums.append(_EXACT.add(Decimal(one), Decimal(other)))
+    return sums
+
+
+def _same_way(sums: Row, deltas: Row) -> bool:
+    """Say whether all columns go on in the direction in which they went."""
+    return all(
+        one >= 0 <= other or one <= 0 >= other for one, other in zip(sums, deltas, strict=True)
+    )
+
+
+def _less(one: Any, other: Any) -> Any:
+    if isinstance(one, int):
+        return one - other
+    return _EXACT.subtract(one, other)
 
 
 def _is_exact(value: Any, scale: int | None) -> bool:

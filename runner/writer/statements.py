@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from runner.writer.failures import BadValue
+from runner.writer.plan import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ class Statements:
         single: the statement for one row.
         types: the types of its parameters, as Postgres told them: without lengths.
         columns: the columns of its parameters.
+        flush: what to run behind a unit with such an operation, so that constraints are looked at
+            that Postgres defers to the end of the transaction; "" for nothing.
         is_plain: rows can be given as arrays, one for each column.
         counts: the number of rows that it touches must be the number of rows given.
         tells: what it did is known only from its answer, so whoever asks has it run alone.
@@ -42,6 +45,7 @@ class Statements:
     single: str
     types: tuple[Type, ...]
     columns: tuple[ColumnFacts, ...]
+    flush: str = ""
     is_plain: bool = field(init=False)
     counts: bool = field(init=False)
     tells: bool = field(init=False)
@@ -49,8 +53,11 @@ class Statements:
 
     def __post_init__(self) -> None:
         shape = self.profile.shape
-        self.is_plain = shape.kind != "execute" and all(c.is_plain for c in self.columns)
         self.counts = shape.kind == "add" and shape.missing == "reject"
+        # By another key than the primary one, an addition may touch many rows: not one for one.
+        self.is_plain = all(c.is_plain for c in self.columns) and not (
+            shape.kind == "execute" or (self.counts and self.profile.scope is not Scope.KEY)
+        )
         is_certain = shape.touches_one_row and not getattr(self.profile.facts, "is_alone", True)
         self.tells = shape.returning is not None or not is_certain
         found = [(slot, _converter(column)) for slot, column in enumerate(self.columns)]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import ipaddress
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, cast
 
+import asyncpg
 import msgspec
 
 __all__ = ["PLAIN", "encode_plain", "read_extension", "tagged"]
@@ -18,7 +20,7 @@ PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 
 # Extension types of msgpack for what msgspec would flatten to text. An aware datetime has
 # a type in msgpack itself.
-_DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID = range(1, 7)
+_DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID, _TUPLE, _RANGE, _BITS = range(1, 10)
 
 encode_plain = msgspec.msgpack.Encoder().encode
 
@@ -63,9 +65,24 @@ def _tag_timedelta(value: dt.timedelta) -> Any:
     return msgspec.msgpack.Ext(_TIMEDELTA, text.encode())
 
 
+def _tag_tuple(value: Iterable[Any]) -> Any:
+    # asyncpg tells a row from an array, and a closed path from an open one, by the class.
+    return msgspec.msgpack.Ext(_TUPLE, encode_plain([tagged(item) for item in value]))
+
+
+def _tag_range(value: asyncpg.Range[Any]) -> Any:
+    bounds = (value.lower, value.upper, value.lower_inc, value.upper_inc, value.isempty)
+    return msgspec.msgpack.Ext(_RANGE, encode_plain([tagged(bound) for bound in bounds]))
+
+
+def _tag_path(value: asyncpg.Path) -> Any:
+    points = [tuple(point) for point in value.points]
+    return tagged(tuple(points) if value.is_closed else points)
+
+
 _TAGS: dict[type, Any] = {
     list: lambda value: [tagged(item) for item in value],
-    tuple: lambda value: [tagged(item) for item in value],
+    tuple: _tag_tuple,
     dict: lambda value: {_dict_key(name): tagged(item) for name, item in value.items()},
     dt.datetime: _tag_datetime,
     dt.date: lambda value: msgspec.msgpack.Ext(_DATE, value.isoformat().encode()),
@@ -73,12 +90,31 @@ _TAGS: dict[type, Any] = {
     dt.timedelta: _tag_timedelta,
     Decimal: lambda value: msgspec.msgpack.Ext(_DECIMAL, str(value).encode()),
     uuid.UUID: lambda value: msgspec.msgpack.Ext(_UUID, value.bytes),
+    asyncpg.Range: _tag_range,
+    asyncpg.BitString: lambda value: msgspec.msgpack.Ext(_BITS, value.as_string().encode()),
+    asyncpg.Path: _tag_path,
+    **dict.fromkeys(
+        (
+            *(ipaddress.IPv4Address, ipaddress.IPv4Network, ipaddress.IPv4Interface),
+            *(ipaddress.IPv6Address, ipaddress.IPv6Network, ipaddress.IPv6Interface),
+        ),
+        str,
+    ),
 }
 
 
 def _read_timedelta(data: memoryview) -> dt.timedelta:
     days, seconds, microseconds = bytes(data).split()
     return dt.timedelta(int(days), int(seconds), int(microseconds))
+
+
+def _read_tuple(data: memoryview) -> tuple[Any, ...]:
+    return tuple(_decode(data))
+
+
+def _read_range(data: memoryview) -> Any:
+    lower, upper, lower_inc, upper_inc, is_empty = _decode(data)
+    return asyncpg.Range(lower, upper, lower_inc=lower_inc, upper_inc=upper_inc, empty=is_empty)
 
 
 _READERS: dict[int, Any] = {
@@ -88,6 +124,9 @@ _READERS: dict[int, Any] = {
     _TIMEDELTA: _read_timedelta,
     _DECIMAL: lambda data: Decimal(str(data, "ascii")),
     _UUID: lambda data: uuid.UUID(bytes=bytes(data)),
+    _TUPLE: _read_tuple,
+    _RANGE: _read_range,
+    _BITS: lambda data: asyncpg.BitString(cast(Any, str(data, "ascii"))),
 }
 
 
@@ -97,3 +136,6 @@ def read_extension(code: int, data: memoryview) -> Any:
     if reader is None:
         raise ValueError(f"unknown extension type {code}")
     return reader(data)
+
+
+_decode = msgspec.msgpack.Decoder(list[Any], ext_hook=read_extension).decode

@@ -73,6 +73,10 @@ class Process:
         if code is not None:
             raise ProcessFailed(f"ended with status {code}:\n{self.tail()}")
 
+    def is_running(self) -> bool:
+        """Say whether the process has not ended yet."""
+        return self._process.poll() is None
+
     def tail(self) -> str:
         """Return the end of what it has said."""
         return self.log.read_text(errors="replace")[-TAIL_CHARACTERS:].strip()

@@ -13,16 +13,30 @@ from tests.benchmarks.sides import HERE, OURS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+    from typing import Protocol
 
-    from tests.benchmarks.rows import Column, Row
-    from tests.benchmarks.sides import Side
+    from tests.benchmarks.rows import Column
+
+    class Titled(Protocol):
+        """A side, as far as a table shows it."""
+
+        @property
+        def title(self) -> str: ...
+
+    class HasColumns(Protocol):
+        """A row, as far as a table shows it."""
+
+        @property
+        def columns(self) -> tuple[Column, ...]: ...
+
 
 RESULTS: Final = HERE / "RESULTS.md"
 OPENING: Final = """# Results
 
-Written by `make bench ARGS=--save`; each table says when and how it was measured. Figures are
-medians of the rounds, in which the sides take turns on one server; where there are brackets, they
-hold the lowest and the highest. Compare figures of one table, not of two machines.
+Written by `make bench ARGS=--save` and `make bench-writer ARGS=--save`; each table says when and
+how it was measured. Figures are medians of the rounds, in which the sides take turns on the same
+servers; where there are brackets, they hold the lowest and the highest. Compare figures of one
+table, not of two machines.
 """
 MAX_REASON: Final = 160
 NOTHING: Final = "-"
@@ -46,7 +60,7 @@ class Outcome:
         return statistics.median(values) if values else None
 
 
-def table_of(row: Row, outcomes: Mapping[str, Outcome], sides: Mapping[str, Side]) -> str:
+def table_of(row: HasColumns, outcomes: Mapping[str, Outcome], sides: Mapping[str, Titled]) -> str:
     """Return one row's table, as Markdown."""
     columns = [
         column
@@ -69,7 +83,7 @@ def table_of(row: Row, outcomes: Mapping[str, Outcome], sides: Mapping[str, Side
     return _markdown(lines)
 
 
-def failures_of(outcomes: Mapping[str, Outcome], sides: Mapping[str, Side]) -> list[str]:
+def failures_of(outcomes: Mapping[str, Outcome], sides: Mapping[str, Titled]) -> list[str]:
     """Return a line for each side that failed in some of its rounds."""
     return [
         f"{sides[name].title}: some rounds failed: {_short(outcome.failure)}"
@@ -215,10 +229,10 @@ GOALS: Final = (
 )
 
 
-def goals_table(results: Mapping[str, Mapping[str, Outcome]]) -> str:
+def goals_table(results: Mapping[str, Mapping[str, Outcome]], goals: Sequence[Goal] = GOALS) -> str:
     """Return what was aimed at and what was measured; goals without figures are left out."""
     lines = [["goal", "aim", "measured", "reached"]]
-    for goal in GOALS:
+    for goal in goals:
         value = goal.read(results)
         if value is not None:
             measured = f"{value:,.{goal.decimals}f}"

@@ -149,10 +149,30 @@ def test_facts_of_a_table_make_barriers(
 
 
 def test_merged_additions_are_summed_and_the_operations_stay_as_they_were() -> None:
-    some = operations(add(1, 2), add(2, 5), add(1, -7))
+    some = operations(add(1, 2), add(2, 5), add(1, 7))
     known = profiles(some, {"t": PLAIN})
     for _ in range(2):
-        assert summary(plan(some, known)) == [[("add", [[1, -5], [2, 5]])]]
+        assert summary(plan(some, known)) == [[("add", [[1, 9], [2, 5]])]]
+
+
+def test_additions_that_go_up_and_down_go_to_the_highest_the_lowest_and_the_last_sum() -> None:
+    waves = planned(
+        PLAIN, add(1, 2), add(1, -7), add(1, 9), add(2, 1), add(1, -1), update(1, s="a")
+    )
+    assert summary(waves) == [
+        [("add", [[1, 4], [2, 1]])],
+        [("add", [[1, -9]])],
+        [("add", [[1, 8]])],
+        [("update", [[1, "a"]])],
+    ]
+    # 4 is the highest of 2, -5, 4 and 3, and -5 the lowest.
+
+
+def test_additions_that_end_at_their_lowest_sum_take_two_statements() -> None:
+    assert summary(planned(PLAIN, add(1, 2), add(1, -3), add(1, -1))) == [
+        [("add", [[1, 2]])],
+        [("add", [[1, -4]])],
+    ]
 
 
 def test_sums_of_decimals_are_exact() -> None:

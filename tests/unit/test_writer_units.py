@@ -78,7 +78,7 @@ def test_a_value_arrives_with_its_type(value: Any) -> None:
     [
         (Colour.RED, "red"),
         (Level.HIGH, 3),
-        ((1, 2), [1, 2]),
+        ((1, [2, (3,)]), (1, [2, (3,)])),
         (bytearray(b"x"), b"x"),
         (dt.datetime(2026, 1, 1, 7, tzinfo=HANOI), dt.datetime(2026, 1, 1, tzinfo=dt.UTC)),
     ],
