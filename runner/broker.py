@@ -126,12 +126,14 @@ class Broker:
     Args:
         lease_ms: how long a claim holds without being renewed.
         keeps: write counters and dead letters; arq's bare Worker leaves no key of its own.
+        heeds: claim nothing while too much waits for the writer.
     """
 
-    def __init__(self, queue: str, *, lease_ms: int, keeps: bool) -> None:
+    def __init__(self, queue: str, *, lease_ms: int, keeps: bool, heeds: bool = False) -> None:
         self.queue = queue
         self.lease_ms = lease_ms
         self.keeps = keeps
+        self.heeds = heeds
         self._cycle = load("cycle")
         self._keys = [
             queue,
@@ -142,6 +144,7 @@ class Broker:
             keys.counters(queue),
             keys.dead(queue),
             keys.UNITS,
+            keys.WRITER,
         ]
 
     async def cycle(
@@ -176,6 +179,7 @@ class Broker:
             worker,
             idle_ms,
             int(self.keeps),
+            int(self.heeds),
             batch,
             len(settlements),
         ]

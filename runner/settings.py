@@ -19,6 +19,7 @@ from runner.errors import SettingsError, did_you_mean
 from runner.signing import KeyRing, SigningKeys
 from runner.tasks import seconds
 from runner.worker import Worker
+from runner.writer import BOUND_ENTRIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -78,6 +79,8 @@ class WorkerSettings:
     max_crashes: ClassVar[int] = 3
     database_url: ClassVar[str | None] = None
     writer: ClassVar[bool] = True
+    writer_backlog_bytes: ClassVar[int | None] = None
+    writer_backlog_entries: ClassVar[int] = BOUND_ENTRIES
     read_pool_size: ClassVar[int] = 2
     use_uvloop: ClassVar[bool] = True
     queues: ClassVar[Sequence[str]] = ()
@@ -195,6 +198,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "read_pool_size",
             "expires_extra_ms",
             "max_burst_jobs",
+            "writer_backlog_entries",
         ),
         (_whole, "a whole number"),
     ),
@@ -234,6 +238,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (_whole(value) and value >= 0),
         "a whole number, 0 or more, or None",
     ),
+    "writer_backlog_bytes": (
+        lambda value: value is None or (_whole(value) and value > 0),
+        "a whole number of bytes, or None",
+    ),
     "health_check_key": (
         lambda value: value is None or _text(value),
         "the name of a key of Redis, or None",
@@ -271,6 +279,7 @@ _LEAST = {
     "lanes": 1,
     "max_crashes": 1,
     "read_pool_size": 0,
+    "writer_backlog_entries": 1,
     "expires_extra_ms": 0,
 }
 _LEAST_LEASE_S = 1.0

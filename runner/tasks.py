@@ -52,6 +52,8 @@ class TaskOptions:
         on_write_error: what becomes of a job whose writes Postgres refuses: "fail" ends it,
             because the same writes would be refused again; "retry" runs it again after the
             policy's delay, as long as it has tries left.
+        writes: whether it may write by ``ctx.db``: a worker whose tasks all do not claims jobs
+            also while too much waits for the writer.
     """
 
     name: str
@@ -64,6 +66,7 @@ class TaskOptions:
     expires: float | None = None
     max_crashes: int | None = None
     on_write_error: OnWriteError = "fail"
+    writes: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +243,7 @@ def task(
     expires: float | timedelta | None = None,
     max_crashes: int | None = None,
     on_write_error: OnWriteError | None = None,
+    writes: bool = True,
 ) -> Callable[[Callable[Concatenate[C, P], Awaitable[R]]], Task[P, R]]: ...
 
 
@@ -257,6 +261,7 @@ def task(
     expires: float | timedelta | None = None,
     max_crashes: int | None = None,
     on_write_error: OnWriteError | None = None,
+    writes: bool = True,
 ) -> Any:
     """Declare an async function whose first parameter is the context as a task.
 
@@ -280,6 +285,7 @@ def task(
         "expires": expires,
         "max_crashes": max_crashes,
         "on_write_error": on_write_error,
+        "writes": writes,
     }
 
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
@@ -295,6 +301,7 @@ def task(
             expires=seconds(expires),
             max_crashes=max_crashes,
             on_write_error=on_write_error or "fail",
+            writes=writes,
         )
         return Task(function, options)
 
@@ -327,7 +334,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     **dict.fromkeys(("name", "queue"), (_text, "a text that is not empty")),
     "keep_result": (_seconds, "a number of seconds, 0 or more, or a timedelta"),
-    "keep_result_forever": (lambda value: isinstance(value, bool), "True or False"),
+    **dict.fromkeys(
+        ("keep_result_forever", "writes"),
+        (lambda value: isinstance(value, bool), "True or False"),
+    ),
     "on_write_error": (lambda value: value in ("fail", "retry"), '"fail" or "retry"'),
     "backoff": (lambda value: isinstance(value, RetryPolicy), "a RetryPolicy"),
 }

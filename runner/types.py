@@ -93,6 +93,7 @@ class WriterStatus:
         leader: the name of the elected candidate, or "" when there is none.
         position: the id of the last stream entry committed, "0-0" before the first.
         backlog: entries behind the position.
+        backlog_bytes: the bytes of their contents.
         lag_s: age in seconds of the oldest entry that is not committed; 0 when there is none.
         units: units committed.
         operations: operations committed.
@@ -103,6 +104,7 @@ class WriterStatus:
     leader: str
     position: str
     backlog: int
+    backlog_bytes: int
     lag_s: float
     units: int
     operations: int

@@ -77,6 +77,11 @@ class Worker(arq.worker.Worker):
         history: keep counters and dead letters.
         database_url: where the writes of jobs go; None: `ctx.db` is refused.
         writer: offer this worker as a candidate for the writer.
+        writer_backlog_bytes: how many bytes of units may wait for the writer: from half of it on
+            jobs are not claimed, unless all tasks of the worker have ``writes=False``; beyond
+            it services wait. None: 64 MB, or a quarter of Redis's maxmemory if that is less.
+            The elected writer's settings hold for all.
+        writer_backlog_entries: how many units may wait, in the same way.
         read_pool_size: connections for `ctx.db.fetch`; 0 switches reads off.
         use_uvloop: run on uvloop where no loop is there yet.
         queues: more queues to read, after `queue_name`, the most urgent first; see
@@ -127,6 +132,8 @@ class Worker(arq.worker.Worker):
         history: bool = False,
         database_url: str | None = None,
         writer: bool = True,
+        writer_backlog_bytes: int | None = None,
+        writer_backlog_entries: int = writers.BOUND_ENTRIES,
         read_pool_size: int = 2,
         use_uvloop: bool = False,
         queues: Sequence[str] = (),
@@ -174,6 +181,7 @@ class Worker(arq.worker.Worker):
         self.history = history
         self.database_url = database_url
         self.stopping = False
+        self._bounds = writers.Bounds(writer_backlog_entries, writer_backlog_bytes)
         self._offers_writer = writer and database_url is not None
         self.reads = (
             writers.ReadPool(database_url, max_size=read_pool_size)
@@ -189,8 +197,10 @@ class Worker(arq.worker.Worker):
         self._jobs: dict[str, tuple[asyncio.Task[None], execution.Attempt]] = {}  # those that wait
         lease_ms = int(self.lease_s * 1000)
         names = dict.fromkeys((self.queue_name, *queues))
+        # A claim cannot tell which task it will bring.
+        heeds = database_url is not None and any(map(_may_write, self.functions.values()))
         self.cycles = Queues(
-            [Broker(name, lease_ms=lease_ms, keeps=history) for name in names],
+            [Broker(name, lease_ms=lease_ms, keeps=history, heeds=heeds) for name in names],
             lambda: self.pool,
             start=self._start_job,
             settled=self._settled,
@@ -272,6 +282,7 @@ class Worker(arq.worker.Worker):
                 redis=self.pool,
                 database_url=self.database_url,
                 codec=self.codec,
+                bounds=self._bounds,
             )
             await self.candidate.start()
 
@@ -630,6 +641,11 @@ class Worker(arq.worker.Worker):
             await self.on_shutdown(self.ctx)
         await self.pool.aclose(close_connection_pool=True)
         self._pool = None
+
+
+def _may_write(function: Any) -> bool:
+    task = function.coroutine
+    return not isinstance(task, Task) or task.task_options.writes
 
 
 def as_function(function: Any) -> Any:

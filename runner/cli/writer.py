@@ -15,7 +15,7 @@ from runner.client import open_client
 from runner.codec import codec_of
 from runner.errors import SettingsError
 from runner.signing import chosen_codec
-from runner.writer import Candidate, adopt_database
+from runner.writer import Bounds, Candidate, adopt_database
 
 if TYPE_CHECKING:
     from runner.client import Client
@@ -83,7 +83,12 @@ async def serve(settings: type[WorkerSettings]) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     redis = await _connect(settings)
-    candidate = Candidate(redis=redis, database_url=database_url, codec=_codec(settings))
+    candidate = Candidate(
+        redis=redis,
+        database_url=database_url,
+        codec=_codec(settings),
+        bounds=Bounds(settings.writer_backlog_entries, settings.writer_backlog_bytes),
+    )
     await candidate.start()
     try:
         await stop.wait()

@@ -1,7 +1,7 @@
 -- Submit writes of a job that goes on: each numbered commit of a job once, whatever runs it again.
--- KEYS: queue held commits units
+-- KEYS: queue held commits units writer
 -- ARGV: id token attempt enqueued number digest unit_id operations header asks
--- Uses: fence
+-- Uses: fence backlog
 -- Returns: {'sent' or 'known', entry, answer or nothing}; {'changed', entry}; {'lost'}
 --
 -- `commits` keeps for each number its entry, the digest of its operations and the claim that sent
@@ -39,4 +39,6 @@ if type(entry) == 'table' and entry.err then
 end
 redis.call('HSET', commits, 'job', enqueued, number, entry .. ' ' .. digest .. ' ' .. token)
 redis.call('PEXPIRE', commits, KEEP_MS)
+note_added(#operations)
+keep_account()
 return {'sent', entry, false}

@@ -1,7 +1,7 @@
 -- Settle attempts that have ended, then claim due jobs: one round trip of the engine.
--- KEYS: queue held clock_key idle wake counters dead units note
--- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int batch settling:int entries...
--- Uses: clock grace wake tell bury fence
+-- KEYS: queue held clock_key idle wake counters dead units writer note
+-- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int heeds:int batch settling:int entries...
+-- Uses: clock grace wake tell bury fence backlog
 -- Returns: {now, next due or '', more, statuses, claimed}
 --
 -- Settled first: `settling` entries. An entry begins with id, token of its claim, attempt, mode.
@@ -21,7 +21,8 @@
 -- or false, attempt, crashes. The id's score becomes the end of the lease, so that running jobs
 -- leave the head of the set. `next due` is '' when due jobs are left (`more`). `worker` registers as
 -- idle when slots stay free ('' never does). `keeps` 1 writes counters and dead letters; arq's bare
--- Worker leaves no key of its own.
+-- Worker leaves no key of its own. With `heeds` 1 nothing is claimed, and nothing said to be left,
+-- while too much waits for the writer.
 --
 -- `arq:retry` counts the tries that have ended: it is written when a job is to be tried again, and
 -- an attempt that goes on is the one after them.
@@ -68,6 +69,7 @@ local function submit(id, result, unit, operations, header)
   redis.call('PERSIST', 'arq:job:' .. id)
   redis.call('ZADD', queue, 'XX', FAR_OFF_MS, id)
   redis.call('HDEL', held, id)
+  note_added(#operations + #result)
   return 1
 end
 
@@ -329,6 +331,10 @@ local function claim_page(count)
 end
 
 local more = 0
+local holds_back = heeds == 1 and limit > 0 and is_behind()
+if holds_back then
+  limit = 0
+end
 if limit > 0 then
   while taken < limit and offset < LOOK_AHEAD do
     if claim_page(math.min(limit - taken, 500)) == 0 then
@@ -336,7 +342,7 @@ if limit > 0 then
     end
   end
 end
-if taken >= limit then
+if taken >= limit and not holds_back then
   more = #redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', offset, 1)
 end
 
@@ -359,6 +365,7 @@ if worker ~= '' then
   end
 end
 
+keep_account()
 if keeps == 1 and next(counts) then
   for counter, count in pairs(counts) do
     redis.call('HINCRBY', counters, counter, count)

@@ -7,5 +7,7 @@ local holder = redis.call('GET', leader)
 if holder and holder ~= name then
   return 0
 end
+-- A full Redis refuses what needs memory as a script's first write: the writer is what frees it.
+redis.call('PERSIST', leader)
 redis.call('SET', leader, name, 'PX', term_ms)
 return 1

@@ -1,6 +1,6 @@
 -- Settle what the writer has committed, so that callers see results.
 -- KEYS: queue dead counters writer stream idle wake
--- ARGV: channel previous last look leader units:int operations:int batches:int rejected:int done:int entries...
+-- ARGV: channel previous last look leader units:int operations:int batches:int rejected:int done:int released:int released_bytes:int entries...
 -- Uses: clock tell bury wake
 -- Returns: for each entry 1 (settled), 0 (not this entry's job any more) or an error text
 --
@@ -17,6 +17,7 @@
 -- announced. `look` names the entries of which there is more to read, or is '*'. A Redis that has
 -- lost that entry answers LOST, and `answered` stays where it is: what is below it may be new, and
 -- not applied.
+-- `released` are the units, and their bytes, that wait no more.
 
 local FIELDS = 7
 local COUNTERS_MS = 2592000000
@@ -27,6 +28,10 @@ local RETRY_TTL_S = 88400
 if last ~= '' and #redis.call('XRANGE', stream, last, last) == 0 then
   return redis.error_reply('LOST ' .. last .. ' is not in the stream any more')
 end
+
+-- A full Redis refuses what needs memory as a script's first write, and lets it pass later: what
+-- is settled is the way out of it.
+redis.call('PERSIST', writer)
 
 local statuses, settled, again, commits = {}, {}, {}, {}
 local total = (#ARGV - entries_at + 1) / FIELDS
@@ -202,7 +207,7 @@ end
 if last ~= '' and redis.call('HGET', writer, 'answered') ~= last then
   redis.call('HSET', writer, 'answered', last, 'position', last, 'leader', leader)
   for field, count in pairs({units = units, operations = operations, batches = batches,
-      rejected = rejected, done = done}) do
+      rejected = rejected, done = done, backlog = -released, backlog_bytes = -released_bytes}) do
     if count ~= 0 then
       redis.call('HINCRBY', writer, field, count)
     end

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runner.writer.adoption import adopt_database
+    from runner.writer.backlog import BOUND_ENTRIES, Bounds
     from runner.writer.candidate import Candidate
     from runner.writer.commits import Commits, JobCommits
     from runner.writer.database import JobDatabase, ReadPool
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from runner.writer.units import UnitBuilder
 
 __all__ = [
+    "BOUND_ENTRIES",
+    "Bounds",
     "Candidate",
     "Commits",
     "JobCommits",
@@ -34,6 +37,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "BOUND_ENTRIES": "backlog",
+    "Bounds": "backlog",
     "Candidate": "candidate",
     "Commits": "commits",
     "JobCommits": "commits",

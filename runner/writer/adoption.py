@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -13,7 +13,7 @@ from runner.writer.office import adopt
 from runner.writer.queries import migrate
 from runner.writer.session import close, connect
 from runner.writer.settle import Settler
-from runner.writer.status import ZERO
+from runner.writer.status import ZERO, exceeds
 from runner.writer.stream import entries_between
 
 if TYPE_CHECKING:
@@ -52,17 +52,24 @@ async def _refuse_what_waits(redis: Redis, codec: Codec) -> None:
     last = await redis.xrevrange(keys.UNITS, count=1)
     if not last:
         return
+    answered = await cast(Any, redis.hget(keys.WRITER, "answered"))
+    done = answered.decode() if answered else ZERO
     settler = Settler(redis, codec, "", ZERO)
     # A job that was settled carries no marker any more, and is left as it is; so is a commit of a
-    # running job that has its answer. Whoever else asked is told nothing: it is not known here.
+    # running job that has its answer, and a unit of a service that had its own.
     async for entries in entries_between(redis, ZERO, last[0][0].decode()):
-        units = [_left_to_fail(unit) for unit in entries]
-        refused = {unit.entry: WriteRejected(_WHY) for unit in units if unit.job or unit.commit}
+        units = [_left_to_fail(unit, done) for unit in entries]
+        refused = {
+            unit.entry: WriteRejected(_WHY)
+            for unit in units
+            if unit.job or unit.commit or exceeds(unit.entry, done)
+        }
         await settler.settle(units, refused)
 
 
-def _left_to_fail(unit: Unit) -> Unit:
+def _left_to_fail(unit: Unit, done: str) -> Unit:
     """Return a unit whose job does not run again by itself: that is for a person to say."""
     if unit.job is not None:
         return replace(unit, job=msgspec.structs.replace(unit.job, again_ms=-1))
-    return unit if unit.commit else replace(unit, asks=None)
+    is_open = unit.commit is not None or exceeds(unit.entry, done)
+    return unit if is_open else replace(unit, asks=None)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import msgspec
 from redis.exceptions import RedisError
 
 from runner import keys
@@ -143,6 +144,7 @@ class Answers:
         self._known_from: EntryId = (0, 0)
         self._named: set[EntryId] = set()
         self._batches: collections.deque[tuple[EntryId, frozenset[EntryId]]] = collections.deque()
+        self._seen: EntryId = (0, 0)  # as far as the writer was when it was last asked
         self._behind = 0
         self._listener: asyncio.Task[None] | None = None
         self._closed = False
@@ -211,7 +213,7 @@ class Answers:
             pubsub = self._redis.pubsub()
             try:
                 await self._read(pubsub)
-            except _TROUBLE as exc:
+            except (*_TROUBLE, ValueError) as exc:
                 logger.warning("lost the announcements of commits: %s; subscribing again", exc)
                 await asyncio.sleep(AGAIN_S)
             finally:
@@ -227,7 +229,7 @@ class Answers:
             message = await pubsub.get_message(timeout=QUIET_S)
             if message is not None and message["type"] == "subscribe":
                 await self._catch_up()
-            elif message is not None:
+            elif message is not None and message["type"] == "message":
                 self._heard(message["data"])
                 heard_at = now()
             if now() - looked_at >= QUIET_S:
@@ -239,7 +241,7 @@ class Answers:
         (answered, *_) = await self._call(0, [])
         self._forget(answered)
         self._is_following = True
-        self._behind = 0
+        self._seen, self._behind = answered, 0
         waiting, self._open = self._open, []
         self._ask_for(waiting, verify=True)
 
@@ -247,7 +249,6 @@ class Answers:
         """Take one announcement."""
         previous, last, *look = data.decode().split(" ")
         before, until = split_id(previous), split_id(last)
-        self._behind = 0
         if until <= self._last:
             return  # repeated
         passed = self._pass(until)
@@ -286,9 +287,10 @@ class Answers:
 
     def _tick(self, *, is_quiet: bool) -> None:
         """Ask, once a second at most, for those who heard nothing."""
+        self._behind = self._behind + 1 if is_quiet and self._seen > self._last else 0
         if self._behind >= DEAF_AFTER:
             # The writer goes on, and not a word of it arrives here.
-            raise ConnectionError("the subscription is deaf")
+            raise ConnectionError("not a word arrives")
         again, self._again = self._again, []
         for waiter, verify in again:
             self._ask_for([waiter], verify=verify)
@@ -317,8 +319,7 @@ class Answers:
                 logger.debug("could not ask for units: %s; the next round will", exc)
                 self._again += part
             else:
-                if self._is_following and answered > self._last:
-                    self._behind += 1
+                self._seen = answered
                 for waiter, status in zip(waiters, statuses, strict=True):
                     self._tell(waiter, status)
             self._asked.difference_update(waiters)
@@ -337,14 +338,7 @@ class Answers:
             waiter.at = split_id(status.decode())
             self.follow(waiter)
         else:
-            failed, answer = status
-            if failed is not None:
-                waiter.failed(decode_rejection(failed))
-                return
-            try:
-                waiter.committed(decode_answer(waiter.entry, answer))
-            except (DecodeError, ResultTooLarge) as exc:
-                waiter.failed(exc)
+            _tell_more(waiter, *status)
 
     async def _call(self, verify: int, entries: Sequence[str]) -> tuple[EntryId, *tuple[Any, ...]]:
         async with asyncio.timeout(ASK_TIMEOUT_S):
@@ -352,3 +346,15 @@ class Answers:
                 self._redis, keys=[keys.UNITS, keys.WRITER], args=[verify, *entries]
             )
         return (split_id(answered.decode()) if answered else (0, 0), *statuses)
+
+
+def _tell_more(waiter: Waiter, failed: bytes | None, answer: bytes | None) -> None:
+    try:
+        if failed is not None:
+            waiter.failed(decode_rejection(failed))
+        elif answer is not None:
+            waiter.committed(decode_answer(waiter.entry, answer))
+    except (DecodeError, ResultTooLarge) as exc:
+        waiter.failed(exc)
+    except (msgspec.MsgspecError, ValueError, TypeError) as exc:
+        waiter.failed(DecodeError(f"cannot read the answer of the unit {waiter.entry}: {exc}"))

@@ -25,6 +25,7 @@ import asyncpg
 from redis.exceptions import RedisError
 
 from runner.errors import StoreWentBack, WriterUnavailable
+from runner.writer.backlog import Bounds
 from runner.writer.election import Election, NotElected
 from runner.writer.failures import Fenced
 from runner.writer.office import check_eviction, take_office
@@ -63,6 +64,7 @@ class Candidate:
         codec: what jobs and results are written in.
         name: what it is called in the status; by default host, process and a random part.
         term_s: a leader that does not answer for this long may be replaced.
+        bounds: how much may wait for the writer while this one leads.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Candidate:
         codec: Codec,
         name: str | None = None,
         term_s: float = 1.0,
+        bounds: Bounds | None = None,
     ) -> None:
         self._redis = redis
         self._database_url = database_url
@@ -80,6 +83,7 @@ class Candidate:
         self.name = name or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self._election = Election(redis, self.name, term_s)
         self._term_s = term_s
+        self._bounds = bounds or Bounds()
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._backoff_s = SOONEST_BACKOFF_S
@@ -174,6 +178,7 @@ class Candidate:
     async def _write(self, connection: Connection[Record]) -> None:
         await migrate(connection)
         office = await take_office(connection, self._redis, self.name)
+        await self._bounds.announce(self._redis)
         pulse = Pulse(connection, self._election)
         term = Term(
             redis=self._redis,

@@ -126,7 +126,7 @@ class JobCommits:
         digest = hashlib.blake2b(operations, digest_size=16).hexdigest()
         header = CommitHeader(claimed.job_id, claimed.queue, number)
         status, *rest = await self._commits.call(
-            [claimed.queue, keys.held(claimed.queue), self._key, keys.UNITS],
+            [claimed.queue, keys.held(claimed.queue), self._key, keys.UNITS, keys.WRITER],
             [
                 *(job_id, claimed.token, claimed.attempt, self._enqueued_ms, number, digest),
                 f"{claimed.job_id}:{self._enqueued_ms}:{number}",

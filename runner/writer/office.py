@@ -14,7 +14,7 @@ from runner.errors import StoreWentBack, WriterUnavailable
 from runner.writer.apply import Office
 from runner.writer.queries import query
 from runner.writer.session import LOCK
-from runner.writer.status import ZERO, exceeds
+from runner.writer.status import ZERO, exceeds, note_facts
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
@@ -55,7 +55,7 @@ async def take_office(connection: Connection[Record], redis: Redis, name: str) -
             "commits: applying what is between again, from the stream's tail",
             *(answered, position),
         )
-    await cast(Any, redis.hset(keys.WRITER, mapping={"leader": name, "position": position}))
+    await note_facts(redis, leader=name, position=position)
     return Office(
         epoch=row["epoch"],
         position=position,
@@ -71,7 +71,7 @@ async def take_office(connection: Connection[Record], redis: Redis, name: str) -
 async def note_loss(redis: Redis, office: Office) -> None:
     """Count a session that was lost while units were applied behind this position."""
     value = f"{office.position} {office.losses + 1}"
-    await cast(Any, redis.hset(keys.WRITER, "losses", value))
+    await note_facts(redis, losses=value)
 
 
 async def check_held(redis: Redis, position: str) -> None:
@@ -144,7 +144,7 @@ async def _agree(
         )
     identity = theirs or ours or secrets.token_hex(16)
     await connection.execute(query("set_identity"), identity, row["epoch"])
-    await cast(Any, redis.hset(keys.WRITER, "identity", identity))
+    await note_facts(redis, identity=identity)
     await _keep_on_disk(redis)
 
 

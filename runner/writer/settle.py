@@ -93,7 +93,7 @@ class Settler:
         fresh = units
         if not exceeds(units[0].entry, self.answered):
             fresh = [unit for unit in units if exceeds(unit.entry, self.answered)]
-        counts = (*_counts(fresh, refused, batches), len(fresh))
+        counts = (*_counts(fresh, refused, batches), len(fresh), *_released(fresh))
         news = _News(fresh[-1].entry, _look(fresh, letters)) if fresh else _News("", "")
         await self._send(by_queue, news, counts)
 
@@ -130,14 +130,14 @@ class Settler:
         self,
         by_queue: Mapping[str, list[_Entry]],
         news: _News,
-        counts: tuple[int, int, int, int, int],
+        counts: tuple[int, ...],
     ) -> None:
         channel = keys.commits_channel(keys.database_number(self.redis))
         calls = [(queue, part) for queue, some in by_queue.items() for part in _parts(some)]
         calls = calls or [(keys.DEFAULT_QUEUE, [])]
         for number, (queue, part) in enumerate(calls, start=1):
             is_last = number == len(calls)
-            head = counts if is_last else (0, 0, 0, 0, 0)
+            head = counts if is_last else (0,) * len(counts)
             statuses = await load("writer_settle").call(
                 self.redis,
                 keys=[
@@ -241,6 +241,11 @@ def _counts(
     operations = sum(unit.count for unit in committed)
     rejected = sum(unit.entry in refused for unit in units) if refused else 0
     return len(committed), operations, batches, rejected
+
+
+def _released(units: Sequence[Unit]) -> tuple[int, int]:
+    """Return what these units took of the room for what waits: entries, and bytes."""
+    return sum(1 for unit in units if unit.key), sum(unit.size for unit in units)
 
 
 def _look(units: Sequence[Unit], letters: Mapping[str, Any]) -> str:

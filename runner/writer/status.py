@@ -6,12 +6,13 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 from runner import keys
+from runner.scripts import load
 from runner.types import WriterStatus
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["ZERO", "entry_ms", "exceeds", "split_id", "writer_status"]
+__all__ = ["ZERO", "entry_ms", "exceeds", "note_facts", "split_id", "writer_status"]
 
 ZERO = "0-0"
 
@@ -32,6 +33,12 @@ def entry_ms(entry: str) -> int:
     return split_id(entry)[0]
 
 
+async def note_facts(redis: Redis, **facts: str | int) -> None:
+    """Keep facts about the writer, also in a Redis that has no memory left."""
+    args = [value for fact in facts.items() for value in fact]
+    await load("writer_note").call(redis, keys=[keys.WRITER], args=args)
+
+
 async def writer_status(redis: Redis) -> WriterStatus:
     """Return the writer's state; cheap enough to ask every second."""
     facts = {_text(k): _text(v) for k, v in (await cast(Any, redis.hgetall(keys.WRITER))).items()}
@@ -42,6 +49,7 @@ async def writer_status(redis: Redis) -> WriterStatus:
         leader=facts.get("leader", "") if leader else "",
         position=position,
         backlog=backlog,
+        backlog_bytes=max(0, int(facts.get("backlog_bytes", 0))) if backlog else 0,
         lag_s=max(0.0, time.time() - entry_ms(oldest) / 1000) if oldest else 0.0,
         units=int(facts.get("units", 0)),
         operations=int(facts.get("operations", 0)),

@@ -21,8 +21,8 @@ from uuid import uuid4
 
 from redis.exceptions import (
     BusyLoadingError,
+    OutOfMemoryError,
     ReadOnlyError,
-    RedisError,
     TryAgainError,
 )
 from redis.exceptions import (
@@ -71,6 +71,17 @@ _PASSING = (
 """What a Redis raises that is away, starts, or is being replaced by its replica."""
 
 
+_NO_ROOM = {
+    b"full": "too much waits for the writer",
+    b"OOM": "Redis holds as much as its maxmemory allows",
+    b"READONLY": "this Redis takes no writes",
+}
+"""Why the script leaves units for later, and what to say of it."""
+
+
+_NOWHERE = (0, 0)
+
+
 class Stage(enum.Enum):
     """How far a unit has come."""
 
@@ -86,19 +97,19 @@ class SentUnit(Waiter):
         unit_id: names the unit, whoever submits it and how often.
         operations: the encoded unit.
         digest: of the operations, for an id that the caller chose; else "".
-        deadline: until when the caller waits for the answer, in the loop's time.
-        full_until: until when it waits for room.
+        since: when it was made, in the loop's time.
+        timeout_s: how long the caller waits for the answer.
         waits: whether the future is for the answer; else for the entry's id.
         stage: how far it has come.
     """
 
     __slots__ = (
-        "deadline",
         "digest",
-        "full_until",
         "operations",
+        "since",
         "stage",
         "submitter",
+        "timeout_s",
         "unit_id",
         "waits",
     )
@@ -113,16 +124,17 @@ class SentUnit(Waiter):
         waits: bool = True,
         timeout_s: float | None = None,
     ) -> None:
+        # Not by the base's: thousands of these are made in a second.
         loop = submitter.loop
-        super().__init__((0, 0), loop.create_future())
+        self.at = _NOWHERE
+        self.future = loop.create_future()
         self.submitter = submitter
         self.unit_id = unit_id
         self.operations = operations
         self.digest = digest
         self.waits = waits
-        now = loop.time()
-        self.deadline = None if timeout_s is None else now + timeout_s
-        self.full_until = now + submitter.full_timeout_s
+        self.since = loop.time()
+        self.timeout_s = timeout_s
         self.stage = Stage.WAITING
 
     @property
@@ -155,11 +167,9 @@ class SentUnit(Waiter):
             except WriterUnavailable as exc:
                 self.failed(exc)
 
-    def expire(self, now: float, *, is_full: bool) -> bool:
-        """Give up when the caller's time is up; tell whether it is over."""
-        if self.future.done():
-            return True
-        is_late = self.deadline is not None and now >= self.deadline
+    def expire(self, now: float, no_room: str) -> bool:
+        """Give up when the caller's time is up; tell whether it is."""
+        is_late = self.timeout_s is not None and now - self.since >= self.timeout_s
         if self.stage is not Stage.WAITING:
             if is_late:
                 self.failed(
@@ -170,11 +180,11 @@ class SentUnit(Waiter):
                     )
                 )
             return is_late
-        if is_full and (is_late or now >= self.full_until):
+        if no_room and (is_late or now - self.since >= self.submitter.full_timeout_s):
             self.failed(
                 WriterBacklogFull(
-                    "too much waits for the writer, and did so for as long as this caller may "
-                    "wait; nothing was submitted. Is the writer running, and Postgres with it?",
+                    f"{no_room}, and did so for as long as this caller may wait; nothing was "
+                    f"submitted. Is the writer running, and Postgres with it?",
                     unit=self.name,
                 )
             )
@@ -206,7 +216,7 @@ class Submitter:
         self._alive: list[SentUnit] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self._is_full = False
+        self._no_room = ""  # why the last call left units behind
         self._closed = False
 
     def new_id(self) -> str:
@@ -255,9 +265,11 @@ class Submitter:
                 self._waiting.extendleft(reversed(left))
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, LATEST_LOOK_S)
-            self._is_full = bool(left)
+            else:
+                self._no_room = ""
             if len(left) < len(batch):
                 delay_s = SOONEST_LOOK_S
+        self._no_room = ""
 
     def _load(self) -> list[SentUnit]:
         """Take what the next call carries; whose caller has gone is not sent."""
@@ -278,20 +290,21 @@ class Submitter:
             args += (unit.unit_id, unit.operations, unit.digest)
         try:
             first, added, why, *known = await self._call(args)
-        except RedisError as exc:
-            if not str(exc).startswith("OOM"):
+        except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the callers
+            if not isinstance(exc, OutOfMemoryError):
                 _fail(batch, f"Redis refused the unit: {exc}", exc)
                 return []
-            first, added, why, known = b"", 0, b"full", []
+            first, added, why, known = b"", 0, b"OOM", []
         left = _enter(batch, first, added, known)
         if not left:
             return []
-        if why != b"full" and not why.startswith(b"OOM"):
+        reason = why.split(b" ")[0]
+        if reason not in _NO_ROOM:
             _fail(left, f"Redis refused the unit: {why.decode()}", None)
             return []
         for unit in left:
             unit.stage = Stage.WAITING
-        self._is_full = True
+        self._no_room = _NO_ROOM[reason]
         return left
 
     async def _call(self, args: list[Any]) -> list[Any]:
@@ -312,8 +325,10 @@ class Submitter:
 
     def _sweep(self) -> None:
         """Let those go whose time is up, and forget those who have their answer."""
-        now, is_full = self.loop.time(), self._is_full
-        self._alive = [unit for unit in self._alive if not unit.expire(now, is_full=is_full)]
+        now, no_room = self.loop.time(), self._no_room
+        self._alive = [
+            unit for unit in self._alive if not unit.future.done() and not unit.expire(now, no_room)
+        ]
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep) if self._alive else None
 
 

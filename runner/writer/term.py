@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from runner.errors import WriteRejected
+from runner.writer.backlog import Recount
 from runner.writer.batch import Batch, Batches, Refusals
 from runner.writer.inheritance import LEDGER_KEPT_S, Inheritance
 from runner.writer.office import check_held, note_loss
@@ -103,10 +104,13 @@ class Term:
             self._planned.put_nowait(None)
 
     async def _read(self) -> None:
+        recount = Recount(self._redis, self._settler.answered)
+        await recount.begin()
         reader = Reader(self._redis, self._office.position)
         while True:
             units = await reader.read()
             if units:
+                await recount.note(units)
                 await self._buffer.put(units)
 
     async def _plan(self) -> None:

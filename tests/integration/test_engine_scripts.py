@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.servers import ChaosServers
 
 # The hash of who holds what has no expiry while there are claims.
-pytestmark = [pytest.mark.timeout(30), pytest.mark.lasting_keys("runner:held:*")]
+pytestmark = [pytest.mark.timeout(30), pytest.mark.lasting_keys("runner:held:*", keys.WRITER)]
 
 QUEUE = keys.DEFAULT_QUEUE
 

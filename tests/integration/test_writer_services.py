@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import functools
+import subprocess
+import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +22,16 @@ from runner.errors import (
     WriteRejected,
     WriterUnavailable,
 )
-from tests.integration.test_writer_support import LASTING, Engine, engine, writing
+from runner.scripts import load
+from runner.writer import adopt_database, answers, writer_status
+from runner.writer.status import split_id
+from tests.integration.test_writer_support import CODEC, LASTING, Engine, engine, writing
 from tests.support import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from tests.servers import ChaosServers
 
 pytestmark = pytest.mark.lasting_keys(*LASTING)
 
@@ -330,3 +338,150 @@ async def test_a_database_that_is_closed_takes_nothing_more(redis_url: str) -> N
     with pytest.raises(WriterUnavailable, match="closed"):
         await db.insert("t", id=2)
     await db.close()
+
+
+SUBMITS_AND_WAITS = """
+import asyncio, sys, runner
+async def main() -> None:
+    async with runner.database(sys.argv[1]) as db:
+        async with db.unit(id=sys.argv[2]) as unit:
+            unit.add("total", key={"name": "x"}, missing="insert", n=1)
+        print("committed", flush=True)
+asyncio.run(main())
+"""
+
+
+async def test_a_service_that_was_killed_asks_again_and_is_applied_once(
+    redis_url: str, database_url: str
+) -> None:
+    async with engine(redis_url, database_url, SCHEMA) as e:
+        command = (sys.executable, "-c", SUBMITS_AND_WAITS, redis_url, "order 7")
+        killed = await asyncio.create_subprocess_exec(*command)
+        await wait_until(lambda: e.redis.xlen(keys.UNITS), description="it is in the stream")
+        killed.kill()
+        await killed.wait()
+        async with writing(e.candidate()):
+            again = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+            out, _ = await again.communicate()
+            assert out == b"committed\n"
+        assert await e.rows("SELECT n FROM total") == [(1,)]
+
+
+async def test_callers_hear_of_their_commits_across_restarts_of_the_writer(
+    redis_url: str, database_url: str
+) -> None:
+    async with engine(redis_url, database_url, SCHEMA) as e, runner.database(redis_url) as db:
+
+        async def caller(number: int) -> None:
+            for index in range(20):
+                await db.insert("log", caller=number, number=index)
+
+        callers = asyncio.gather(*(caller(number) for number in range(50)))
+        for round_number in range(4):
+            async with writing(e.candidate(f"writer {round_number}")):
+                written = functools.partial(_has_committed, e, 200 * round_number + 100)
+                await wait_until(written, description="it writes")
+        async with writing(e.candidate("the last")):
+            await callers
+        rows = await e.rows("SELECT caller, array_agg(number ORDER BY seq) FROM log GROUP BY 1")
+        assert len(rows) == 50
+        assert all(numbers == list(range(20)) for _, numbers in rows)
+
+
+async def _has_committed(e: Engine, units: int) -> bool:
+    return (await writer_status(e.redis)).units >= units
+
+
+async def test_redis_restarts_meanwhile(chaos_servers: ChaosServers) -> None:
+    url = chaos_servers.redis_url
+    async with engine(url, chaos_servers.database_url, SCHEMA) as e:
+        async with writing(e.candidate()), runner.database(url) as db:
+            callers = asyncio.gather(
+                *(db.add("total", key={"name": "x"}, missing="insert", n=1) for _ in range(500))
+            )
+            await chaos_servers.restart_redis()
+            more = asyncio.gather(
+                *(db.add("total", key={"name": "x"}, missing="insert", n=1) for _ in range(500))
+            )
+            await asyncio.gather(callers, more)
+        assert await e.rows("SELECT n FROM total") == [(1000,)]
+
+
+async def test_what_waits_at_an_adoption_is_refused_to_its_caller(
+    redis_url: str, database_url: str
+) -> None:
+    async with engine(redis_url, database_url, SCHEMA) as e, runner.database(redis_url) as db:
+        async with writing(e.candidate()):
+            await db.insert("t", id=1)
+            committed = db.unit(id="before")
+            committed.insert("t", id=2)
+            await committed.commit()
+        waiting = asyncio.create_task(db.insert("t", id=3))
+        await wait_until(lambda: db._answers._open, description="it waits")
+        await adopt_database(e.redis, database_url, CODEC)
+        with pytest.raises(WriteRejected, match="adopted"):
+            await waiting
+        again = db.unit(id="before")
+        again.insert("t", id=2)
+        assert (await again.commit()).entry == (await committed.commit()).entry
+
+
+async def submit(e: Engine, number: int, *entries: Any) -> list[Any]:
+    reply: list[Any] = await load("submit").call(
+        e.redis, keys=[keys.UNITS, keys.WRITER, keys.sent("client")], args=[number, *entries]
+    )
+    return reply
+
+
+async def test_a_submission_whose_reply_was_lost_adds_nothing_again(
+    redis_url: str, database_url: str
+) -> None:
+    async with engine(redis_url, database_url) as e:
+        assert await submit(e, 1) == [b"", 0, b""]
+        said = await submit(e, 2, "a", b"o", "", "b", b"o", "digest", "c", b"o", "")
+        assert said[1:] == [3, b""]
+        assert await submit(e, 2, "a", b"o", "", "b", b"o", "digest", "c", b"o", "") == said
+        entries = await e.redis.xrange(keys.UNITS)
+        assert [fields[b"u"] for _, fields in entries] == [b"a", b"b", b"c"]
+        ms, sequence = split_id(said[0].decode())
+        assert [entry for entry, _ in entries] == [
+            f"{ms}-{sequence + place}".encode() for place in range(3)
+        ]
+        known = await submit(e, 3, "d", b"o", "", "b", b"o", "digest", "b", b"p", "other")
+        assert known[1:] == [1, b"", 1, entries[1][0], 2, b""]
+        await e.redis.delete(keys.UNITS)
+        await e.redis.set(keys.UNITS, "no stream", px=60_000)
+        refused = await submit(e, 4, "e", b"o", "")
+        assert refused[1] == 0
+        assert refused[2].startswith(b"WRONGTYPE")
+        async with runner.database(redis_url) as db:
+            with pytest.raises(WriterUnavailable, match="WRONGTYPE"):
+                await db.insert("t", id=1)
+
+
+async def test_a_deaf_subscription_is_made_anew(
+    redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with service(redis_url, database_url) as (_, db):
+        right = db._answers._channel
+        db._answers._channel = "nobody speaks here"
+        monkeypatch.setattr(answers, "QUIET_S", 0.05)
+        await db.insert("t", id=1)
+        await db.insert("t", id=2)
+        db._answers._channel = right
+        await db.insert("t", id=3)
+        heard = db._answers._batches
+        number = iter(range(4, 1000))
+
+        async def hears() -> bool:
+            await db.insert("t", id=next(number))
+            return bool(heard)
+
+        await wait_until(hears, description="announcements arrive again")
+
+
+async def test_an_announcement_that_is_none_does_no_harm(redis_url: str, database_url: str) -> None:
+    async with service(redis_url, database_url) as (e, db):
+        await db.insert("t", id=1)
+        await e.redis.publish(db._answers._channel, "what is this")
+        await asyncio.gather(*(db.insert("t", id=number) for number in range(2, 50)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import assert_type
 
-from runner import Call, Client, Context, Job, RetryPolicy, task
+import runner
+from runner import Answer, Call, Client, Context, Job, RetryPolicy, task
 
 
 @task
@@ -26,3 +27,14 @@ async def calls(client: Client, ctx: Context) -> None:
     assert_type(await client.enqueue_many([count.call([n]) for n in range(3)]), list[Job[int]])
     assert_type(await place(ctx, 1), str)
     await client.enqueue("by name", 1, anything=2)
+
+
+async def writes(url: str) -> None:
+    async with runner.database(url, timeout=5) as db:
+        assert_type(db, runner.Database)
+        await db.insert("t", id=1)
+        await db.within(2).add("t", key={"id": 1}, n=1)
+        async with db.unit(id="x") as unit:
+            unit.update("t", key={"id": 1}, n=2)
+        assert_type(await unit.commit(), Answer)
+        assert_type(await unit.submit(), str)

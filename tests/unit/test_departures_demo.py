@@ -163,7 +163,15 @@ def test_a_bar_has_three_parts(done: int, sent: int, total: int, parts: tuple[in
 
 QUEUE = QueueStats(queued=0, running=0, succeeded=0, failed=0, retried=0, crashed=0, dead=0)
 WRITER = WriterStatus(
-    leader="", position="0-0", backlog=0, lag_s=0, units=0, operations=0, batches=0, rejected=0
+    leader="",
+    position="0-0",
+    backlog=0,
+    backlog_bytes=0,
+    lag_s=0,
+    units=0,
+    operations=0,
+    batches=0,
+    rejected=0,
 )
 
 
