@@ -184,8 +184,8 @@ class Broker:
             worker,
             idle_ms,
             int(self.keeps),
-            batch,
             int(self.heeds),
+            batch,
             len(settlements),
         ]
         for settlement in settlements:

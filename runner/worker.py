@@ -31,7 +31,6 @@ from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
 from runner.turns import Turns
 from runner.wake import Waker
-from runner.writer import BOUND_ENTRIES, Bounds
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -127,7 +126,7 @@ class Worker(arq.worker.Worker):
         database_url: str | None = None,
         writer: bool = True,
         writer_backlog_bytes: int | None = None,
-        writer_backlog_entries: int = BOUND_ENTRIES,
+        writer_backlog_entries: int = writers.BOUND_ENTRIES,
         read_pool_size: int = 2,
         use_uvloop: bool = False,
         queues: Sequence[str] = (),
@@ -175,7 +174,7 @@ class Worker(arq.worker.Worker):
         self.history = history
         self.database_url = database_url
         self.stopping = False
-        self._bounds = Bounds(writer_backlog_entries, writer_backlog_bytes)
+        self._bounds = writers.Bounds(writer_backlog_entries, writer_backlog_bytes)
         self._offers_writer = writer and database_url is not None
         self.reads = (
             writers.ReadPool(database_url, max_size=read_pool_size)

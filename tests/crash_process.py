@@ -96,12 +96,12 @@ async def _commit_before(
     steps: Sequence[Step],
     units: Sequence[Unit],
     refused: Sequence[tuple[str, bytes]] = (),
-) -> None:
+) -> dict[str, bytes]:
     last = units[-1].entry
     await self._fused((), [unit.key for unit in units if unit.key], last)
     self.office.position = last
     await asyncio.sleep(BETWEEN_COMMITS_S)
-    await _commit(self, steps, [replace(unit, key=b"") for unit in units], refused)
+    return await _commit(self, steps, [replace(unit, key=b"") for unit in units], refused)
 
 
 async def _commit_after(
@@ -109,17 +109,18 @@ async def _commit_after(
     steps: Sequence[Step],
     units: Sequence[Unit],
     refused: Sequence[tuple[str, bytes]] = (),
-) -> None:
+) -> dict[str, bytes]:
     position, last = self.office.position, units[-1].entry
     apply._move = _stay
     try:
-        await _commit(self, steps, [replace(unit, key=b"") for unit in units], refused)
+        answers = await _commit(self, steps, [replace(unit, key=b"") for unit in units], refused)
     finally:
         apply._move = _move
     self.office.position = position
     await asyncio.sleep(BETWEEN_COMMITS_S)
     await self._fused((), [], last)
     self.office.position = last
+    return answers
 
 
 def _stay(first: int) -> str:

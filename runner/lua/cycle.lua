@@ -1,6 +1,6 @@
 -- Settle attempts that have ended, then claim due jobs: one round trip of the engine.
 -- KEYS: queue held clock_key idle wake counters dead units writer note
--- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int batch heeds:int settling:int entries...
+-- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int heeds:int batch settling:int entries...
 -- Uses: clock grace wake tell bury fence backlog
 -- Returns: {now, next due or '', more, statuses, claimed}
 --

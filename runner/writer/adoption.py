@@ -56,9 +56,9 @@ async def _refuse_what_waits(redis: Redis, codec: Codec) -> None:
     done = answered.decode() if answered else ZERO
     settler = Settler(redis, codec, "", ZERO)
     # A job that was settled carries no marker any more, and is left as it is; so is a commit of a
-    # running job that has its answer. Services are told of what they were not answered before.
+    # running job that has its answer, and a unit of a service that had its own.
     async for entries in entries_between(redis, ZERO, last[0][0].decode()):
-        units = [_left_to_fail(unit) for unit in entries]
+        units = [_left_to_fail(unit, done) for unit in entries]
         refused = {
             unit.entry: WriteRejected(_WHY)
             for unit in units
@@ -67,8 +67,9 @@ async def _refuse_what_waits(redis: Redis, codec: Codec) -> None:
         await settler.settle(units, refused)
 
 
-def _left_to_fail(unit: Unit) -> Unit:
+def _left_to_fail(unit: Unit, done: str) -> Unit:
     """Return a unit whose job does not run again by itself: that is for a person to say."""
     if unit.job is not None:
         return replace(unit, job=msgspec.structs.replace(unit.job, again_ms=-1))
-    return unit if unit.commit else replace(unit, asks=None)
+    is_open = unit.commit is not None or exceeds(unit.entry, done)
+    return unit if is_open else replace(unit, asks=None)

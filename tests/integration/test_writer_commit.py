@@ -117,6 +117,8 @@ async def test_a_commit_tells_what_it_did(
         assert is_nothing
         assert await ids(database) == [1, 2, 3]
         assert await client.exists(keys.commits(job.job_id)) == 0
+        account = await cast("Any", client.hmget(keys.WRITER, ["backlog", "backlog_bytes"]))
+        assert list(map(int, account)) == [0, 0]
 
 
 @task(retries=2, backoff=AT_ONCE)
@@ -562,6 +564,8 @@ async def test_a_submission_sent_again_is_the_same(redis_url: str) -> None:
         assert await job.submit(1, ONE, **LIMITS) == first
         assert (await job.submit(2, ONE, **LIMITS)).entry != first.entry
         assert await redis.xlen(keys.UNITS) == 2
+        account = await redis.hmget(keys.WRITER, "backlog", "backlog_bytes")
+        assert list(map(int, account)) == [2, 2 * len(ONE)]
         with pytest.raises(UnitChanged) as caught:
             await job.submit(1, TWO, **LIMITS)
         assert (caught.value.sequence, caught.value.entry) == (1, first.entry)
