@@ -154,9 +154,7 @@ async def test_a_long_statement_is_not_taken_for_a_cut(
     monkeypatch.setattr("runner.writer.pulse.PROBE_S", 30.0)
     async with engine(redis_url, database_url, SCHEMA) as e:
         first, second = (
-            Candidate(
-                redis=e.redis, database_url=database_url, codec=CODEC, name=name, term_s=20.0
-            )
+            Candidate(redis=e.redis, database_url=database_url, codec=CODEC, name=name, term_s=20.0)
             for name in ("first", "second")
         )
         async with writing(first):
