@@ -1,7 +1,7 @@
 -- Settle what the writer has committed, so that callers see results.
 -- KEYS: queue dead counters writer stream idle wake
 -- ARGV: channel previous last look leader units:int operations:int batches:int rejected:int done:int released:int released_bytes:int entries...
--- Uses: clock tell bury wake
+-- Uses: clock tell bury wake order
 -- Returns: for each entry 1 (settled), 0 (not this entry's job any more) or an error text
 --
 -- `entries` are seven values each: entry id, job id, mode, keep_ms, result, letter, afterlife_ms.
@@ -204,7 +204,8 @@ if succeeded + failed + retried > 0 then
   redis.call('PEXPIRE', counters, COUNTERS_MS)
 end
 
-if last ~= '' and redis.call('HGET', writer, 'answered') ~= last then
+-- Forward only: what a former leader sent may arrive after its successor's.
+if last ~= '' and is_after(last, redis.call('HGET', writer, 'answered') or '0-0') then
   redis.call('HSET', writer, 'answered', last, 'position', last, 'leader', leader)
   for field, count in pairs({units = units, operations = operations, batches = batches,
       rejected = rejected, done = done, backlog = -released, backlog_bytes = -released_bytes}) do

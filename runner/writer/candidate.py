@@ -143,15 +143,15 @@ class Candidate:
         try:
             async with asyncio.TaskGroup() as group:
                 heartbeat = group.create_task(self._election.keep(), name="writer heartbeat")
-                await self._lead()
+                await self._lead(group)
                 heartbeat.cancel()
         finally:
             self.leading = False
             await self._election.resign()
 
-    async def _lead(self) -> None:
+    async def _lead(self, group: asyncio.TaskGroup) -> None:
         await check_eviction(self._redis)
-        connection = await self._connect()
+        connection = await self._connect(group)
         try:
             await wait_for_lock(
                 connection, patience_s=self._term_s / 2, is_elected=self._election.is_current
@@ -161,19 +161,18 @@ class Candidate:
             self.leading = False
             await close(connection)
 
-    async def _connect(self) -> Connection[Record]:
+    async def _connect(self, group: asyncio.TaskGroup) -> Connection[Record]:
         """Connect to Postgres; let others stand when that takes long."""
-        connecting = asyncio.create_task(connect(self._database_url), name="writer connect")
+        doubting = group.create_task(self._doubt_later(), name="writer doubt")
         try:
-            await asyncio.wait([connecting], timeout=self._term_s * 3 / 4)
-            if not connecting.done():
-                await self._election.doubt("connecting to Postgres takes long")
-            return await connecting
-        except asyncio.CancelledError:
-            connecting.cancel()
-            raise
+            return await connect(self._database_url)
         finally:
+            doubting.cancel()
             self._election.trust()
+
+    async def _doubt_later(self) -> None:
+        await asyncio.sleep(self._term_s * 3 / 4)
+        await self._election.doubt("connecting to Postgres takes long")
 
     async def _write(self, connection: Connection[Record]) -> None:
         await migrate(connection)

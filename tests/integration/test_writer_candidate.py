@@ -20,6 +20,7 @@ from runner.types import DeadLetter
 from runner.writer import UnitBuilder, adopt, adopt_database, writer_status
 from runner.writer.entries import Unit, read_entry
 from runner.writer.session import APPLICATION_NAME, LOCK
+from runner.writer.settle import Settler
 from runner.writer.stream import Tail
 from tests.integration.test_writer_support import (
     CODEC,
@@ -360,6 +361,22 @@ async def test_a_leader_that_was_stopped_finds_itself_fenced(
         await e.answered(await e.submit("back", counting()))
         assert (await writer_status(e.redis)).leader == "far"
         assert await e.rows("SELECT n FROM total") == [(51,)]
+
+
+async def test_what_a_former_leader_settles_late_moves_nothing_back(
+    redis_url: str, database_url: str
+) -> None:
+    """A network that is mended delivers what was sent before the cut."""
+    async with engine(redis_url, database_url, SCHEMA) as e:
+        late = await e.submit("j1", counting())
+        entries = [read_entry(i.decode(), fields) for i, fields in await e.redis.xrange(keys.UNITS)]
+        async with writing(e.candidate("near")):
+            last = await e.submit("j2", counting())
+            await e.answered(last)
+            await Settler(e.redis, CODEC, "far", "0-0").settle(entries, {})
+            facts = await cast(Any, e.redis.hgetall(keys.WRITER))
+        assert facts[b"answered"].decode() == last > late
+        assert (facts[b"leader"], facts[b"units"]) == (b"near", b"2")
 
 
 async def test_a_unit_that_takes_the_session_with_it_is_refused(
