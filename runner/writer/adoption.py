@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from runner import keys
 from runner.errors import WriteRejected
@@ -53,6 +54,8 @@ async def _refuse_what_waits(redis: Redis, codec: Codec) -> None:
     # A job that was settled carries no marker any more, and is left as it is; so is a commit of a
     # running job that has its answer. Whoever else asked is told nothing: it is not known here.
     async for entries in entries_between(redis, ZERO, last[0][0].decode()):
-        units = [unit if unit.commit else replace(unit, asks=None) for unit in entries]
+        units = [
+            unit if unit.commit else msgspec.structs.replace(unit, asks=None) for unit in entries
+        ]
         refused = {unit.entry: WriteRejected(_WHY) for unit in units if unit.job or unit.commit}
         await settler.settle(units, refused)
