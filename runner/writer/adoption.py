@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
 
 import msgspec
 
@@ -70,6 +71,6 @@ async def _refuse_what_waits(redis: Redis, codec: Codec) -> None:
 def _left_to_fail(unit: Unit, done: str) -> Unit:
     """Return a unit whose job does not run again by itself: that is for a person to say."""
     if unit.job is not None:
-        return replace(unit, job=msgspec.structs.replace(unit.job, again_ms=-1))
+        return msgspec.structs.replace(unit, job=msgspec.structs.replace(unit.job, again_ms=-1))
     is_open = unit.commit is not None or exceeds(unit.entry, done)
-    return unit if is_open else replace(unit, asks=None)
+    return unit if is_open else msgspec.structs.replace(unit, asks=None)

@@ -16,10 +16,11 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 import asyncpg
+import msgspec
 
 from runner.errors import WriteRejected
 from runner.writer.apply import Applier, Office, Step, prepare_steps, steps_in_order
@@ -322,4 +323,4 @@ def _halves(units: Sequence[Unit]) -> list[Sequence[Unit]]:
 
 def _without_writes(unit: Unit) -> Unit:
     """Return a unit that was applied before: its entry is passed, and nothing is done."""
-    return replace(unit, key=b"", operations=[], count=0)
+    return msgspec.structs.replace(unit, key=b"", operations=[], count=0)

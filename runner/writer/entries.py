@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from runner.errors import DecodeError, WriteRejected
-from runner.writer.units import decode_operations
+from runner.writer.units import Operation, decode_operations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from runner.writer.units import Operation
 
 __all__ = ["Asks", "CommitHeader", "JobHeader", "Unit", "ledger_key", "read_entry"]
 
@@ -67,8 +65,7 @@ class Asks(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(msgspec.Struct, frozen=True):
     """One entry of the stream.
 
     Attributes:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import functools
 import ipaddress
+import sys
 import uuid
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Any, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
-import asyncpg
 import msgspec
+
+if TYPE_CHECKING:
+    import asyncpg
 
 __all__ = ["PLAIN", "encode_plain", "read_extension", "tagged"]
 
@@ -37,6 +42,11 @@ def tagged(value: Any) -> Any:
         return tagged(value.value)
     if isinstance(value, Mapping):
         return {_dict_key(name): tagged(item) for name, item in value.items()}
+    if "asyncpg" in sys.modules:
+        # Not before somebody uses it: services that only write do without.
+        for base, write in _asyncpg_tags().items():
+            if isinstance(value, base):
+                return write(value)
     for base in (bool, int, float, str, bytes, dt.datetime, *_TAGS):
         if isinstance(value, base):
             # A subclass, such as a str of some library: its plain value is what is stored.
@@ -80,6 +90,16 @@ def _tag_path(value: asyncpg.Path) -> Any:
     return tagged(tuple(points) if value.is_closed else points)
 
 
+@functools.cache
+def _asyncpg_tags() -> dict[type, Any]:
+    asyncpg = import_module("asyncpg")
+    return {
+        asyncpg.Range: _tag_range,
+        asyncpg.BitString: lambda value: msgspec.msgpack.Ext(_BITS, value.as_string().encode()),
+        asyncpg.Path: _tag_path,
+    }
+
+
 _TAGS: dict[type, Any] = {
     list: lambda value: [tagged(item) for item in value],
     tuple: _tag_tuple,
@@ -90,9 +110,6 @@ _TAGS: dict[type, Any] = {
     dt.timedelta: _tag_timedelta,
     Decimal: lambda value: msgspec.msgpack.Ext(_DECIMAL, str(value).encode()),
     uuid.UUID: lambda value: msgspec.msgpack.Ext(_UUID, value.bytes),
-    asyncpg.Range: _tag_range,
-    asyncpg.BitString: lambda value: msgspec.msgpack.Ext(_BITS, value.as_string().encode()),
-    asyncpg.Path: _tag_path,
     **dict.fromkeys(
         (
             *(ipaddress.IPv4Address, ipaddress.IPv4Network, ipaddress.IPv4Interface),
@@ -114,7 +131,12 @@ def _read_tuple(data: memoryview) -> tuple[Any, ...]:
 
 def _read_range(data: memoryview) -> Any:
     lower, upper, lower_inc, upper_inc, is_empty = _decode(data)
-    return asyncpg.Range(lower, upper, lower_inc=lower_inc, upper_inc=upper_inc, empty=is_empty)
+    kind = import_module("asyncpg").Range
+    return kind(lower, upper, lower_inc=lower_inc, upper_inc=upper_inc, empty=is_empty)
+
+
+def _read_bits(data: memoryview) -> Any:
+    return import_module("asyncpg").BitString(str(data, "ascii"))
 
 
 _READERS: dict[int, Any] = {
@@ -126,7 +148,7 @@ _READERS: dict[int, Any] = {
     _UUID: lambda data: uuid.UUID(bytes=bytes(data)),
     _TUPLE: _read_tuple,
     _RANGE: _read_range,
-    _BITS: lambda data: asyncpg.BitString(cast(Any, str(data, "ascii"))),
+    _BITS: _read_bits,
 }
 
 

@@ -33,6 +33,21 @@ def test_quick_run_measures_both_sides_and_prints_their_tables() -> None:
     assert "not run" not in done.stdout
 
 
+def test_quick_run_of_the_writer_prints_a_table_for_each_row_and_the_goals() -> None:
+    command = [
+        *(sys.executable, "-m", "tests.benchmarks.writer", "--quick", "--callers", "20"),
+        *("--seconds", "0.2", "--jobs", "100", "--rows", "mixed,jobs"),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for expected in ("fsync on", "## Writer: Four statements", "## Writer: Jobs", "Writer: goals"):
+        assert expected in done.stdout
+    assert "failed" not in done.stderr
+    assert "not run" not in done.stdout
+
+
 def test_every_side_says_how_its_worker_starts_and_how_one_sees_that_jobs_are_done() -> None:
     sides = read_sides()
     assert list(sides) == [OURS, *ORDER]

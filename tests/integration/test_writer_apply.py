@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runner.writer import UnitBuilder
+    from runner.writer.entries import Unit
 
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('ok', 'bad');
@@ -188,6 +189,93 @@ async def test_a_table_with_a_trigger_sees_statements_in_exact_order(database_ur
             ("DELETE",),
             ("INSERT",),
         ]
+
+
+NARROW = (
+    "CREATE TABLE z (id int PRIMARY KEY, n smallint NOT NULL); INSERT INTO z VALUES (1, 32766);"
+)
+
+
+def adding(number: int, n: int) -> Unit:
+    return unit(number, lambda u: u.add("z", key={"id": 1}, n=n))
+
+
+async def test_a_sum_that_does_not_fit_on_the_way_is_refused_where_it_does_not(
+    database_url: str,
+) -> None:
+    async with bench(database_url, NARROW) as b:
+        assert list(await b.apply(adding(1, 1), adding(2, 1), adding(3, -5))) == ["2-0"]
+        assert await b.rows("SELECT n FROM z") == [(32762,)]
+
+
+async def test_a_generated_column_refuses_a_value_on_the_way(database_url: str) -> None:
+    schema = NARROW + "ALTER TABLE z ADD part int GENERATED ALWAYS AS (12 / (n - 32767)) STORED"
+    async with bench(database_url, schema) as b:
+        assert list(await b.apply(adding(1, 1), adding(2, -5))) == ["1-0"]
+
+
+@pytest.mark.parametrize("raw", [False, True])
+async def test_a_deferred_constraint_is_looked_at_when_its_unit_ends(
+    database_url: str, *, raw: bool
+) -> None:
+    schema = """
+    CREATE TABLE z (id int PRIMARY KEY, place int UNIQUE DEFERRABLE INITIALLY DEFERRED);
+    INSERT INTO z VALUES (1, 1), (2, 2);
+    """
+
+    def put(u: UnitBuilder, key: int, place: int) -> None:
+        if raw:
+            u.execute("UPDATE z SET place = $2 WHERE id = $1", key, place)
+        else:
+            u.update("z", key={"id": key}, place=place)
+
+    async with bench(database_url, schema) as b:
+        refused = await b.apply(
+            unit(1, lambda u: put(u, 1, 2)),  # two in one place, when this unit ends
+            unit(2, lambda u: put(u, 2, 3)),
+            unit(3, lambda u: put(u, 1, 3), lambda u: put(u, 2, 1)),
+        )
+        assert list(refused) == ["1-0"]
+        assert await b.rows("SELECT id, place FROM z ORDER BY id") == [(1, 3), (2, 1)]
+
+
+async def test_a_primary_key_that_is_generated_changes_with_its_column(database_url: str) -> None:
+    schema = """
+    CREATE TABLE z (a int UNIQUE, g int GENERATED ALWAYS AS (a % 2) STORED PRIMARY KEY, n int);
+    INSERT INTO z VALUES (0, DEFAULT, 0);
+    """
+    async with bench(database_url, schema) as b:
+        await b.apply(
+            unit(1, lambda u: u.update("z", key={"g": 0}, a=1)),
+            unit(2, lambda u: u.update("z", key={"g": 1}, n=5)),
+        )
+        assert await b.rows("SELECT g, n FROM z") == [(1, 5)]
+
+
+async def test_restrict_looks_at_once(database_url: str) -> None:
+    schema = """
+    CREATE TABLE z (id int PRIMARY KEY);
+    CREATE TABLE y (id int PRIMARY KEY, z int REFERENCES z ON DELETE RESTRICT);
+    INSERT INTO z VALUES (1); INSERT INTO y VALUES (1, 1);
+    """
+    async with bench(database_url, schema) as b:
+        refused = await b.apply(
+            unit(1, lambda u: u.delete("z", key={"id": 1})),
+            unit(2, lambda u: u.delete("y", key={"id": 1})),
+        )
+        assert list(refused) == ["1-0"]
+
+
+async def test_an_addition_by_another_key_goes_with_the_others(database_url: str) -> None:
+    async with bench(database_url, SCHEMA) as b:
+        assert (
+            await b.apply(
+                unit(1, lambda u: u.insert_many("t", [{"id": 1, "d": 1}, {"id": 2, "d": 1}])),
+                unit(2, lambda u: u.add("t", key={"d": 1}, n=1)),
+            )
+            == {}
+        )
+        assert await b.rows("SELECT n FROM t") == [(8,), (8,)]
 
 
 async def test_raw_sql_leaves_nothing_in_the_session(database_url: str) -> None:

@@ -10,6 +10,7 @@ import asyncpg
 import msgspec
 import pytest
 
+from runner.writer.batch import Batches, Refusals
 from runner.writer.entries import Unit, read_entry
 from runner.writer.failures import Fenced
 from tests.integration.test_writer_support import bench, unit
@@ -124,6 +125,33 @@ async def test_every_second_unit_is_bad(database_url: str) -> None:
         refused = await b.apply(*units)
         assert list(refused) == [f"{n}-0" for n in range(1, 61, 2)]
         assert await b.rows("SELECT count(*) FROM t") == [(31,)]
+
+
+async def test_commits_wait_for_the_disk_again_when_a_bad_unit_was_found(
+    database_url: str,
+) -> None:
+    async with bench(database_url, SCHEMA) as b:
+        assert list(await b.apply(good(1), unit(2, lambda u: u.insert("t", id=0)), good(3))) == [
+            "2-0"
+        ]
+        assert await b.rows("SELECT current_setting('synchronous_commit')") == [("on",)]
+
+
+async def test_a_bad_unit_that_comes_first_does_not_make_the_others_go_one_by_one(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lone: list[str] = []
+    alone = Batches._lone
+
+    async def count(self: Batches, one: Unit) -> Refusals:
+        lone.append(one.entry)
+        return await alone(self, one)
+
+    monkeypatch.setattr(Batches, "_lone", count)
+    async with bench(database_url, SCHEMA) as b:
+        bad = unit(1, lambda u: u.insert("t", id=0))
+        assert list(await b.apply(bad, *(good(number) for number in range(2, 1001)))) == ["1-0"]
+    assert len(lone) <= 2
 
 
 async def test_a_unit_may_use_a_value_that_it_has_freed(database_url: str) -> None:

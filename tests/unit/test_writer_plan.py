@@ -148,6 +148,48 @@ def test_facts_of_a_table_make_barriers(
     assert len(planned(replace(PLAIN, **change), *calls)) == waves
 
 
+@pytest.mark.parametrize(
+    ("column", "waves"),
+    [
+        (ColumnFacts("int2"), 1),
+        (ColumnFacts("float8"), 2),  # their sum depends on the order
+        (ColumnFacts("float4"), 2),
+    ],
+)
+def test_floats_are_not_summed(column: ColumnFacts, waves: int) -> None:
+    facts = replace(PLAIN, columns={**PLAIN.columns, "n": column})
+    assert len(planned(facts, add(1), add(1))) == waves
+
+
+PARENT = replace(PLAIN, oid=2, name="u", referenced_by=(1,))
+CHILD = replace(PLAIN, references=((frozenset({"n"}), 2),))
+
+
+def kinds(*calls: Callable[[UnitBuilder], None]) -> list[list[tuple[str, str]]]:
+    some = operations(*calls)
+    waves = plan(some, profiles(some, {"t": CHILD, "u": PARENT}))
+    return [
+        sorted((group.profile.shape.kind, group.profile.shape.table) for group in wave.groups)
+        for wave in waves
+    ]
+
+
+def test_a_child_shares_the_wave_of_its_parent_and_does_not_come_before_it() -> None:
+    assert kinds(insert(1, "u"), insert(1, n=1)) == [[("insert", "t"), ("insert", "u")]]
+    late = kinds(lambda u: u.delete("u", key={"id": 1}), insert(1, "u"), insert(1, n=1))
+    assert late == [[("delete", "u")], [("insert", "t"), ("insert", "u")]]
+    moved = kinds(lambda u: u.delete("u", key={"id": 1}), insert(1, "u"), update(1, n=1))
+    assert moved == [[("delete", "u")], [("insert", "u"), ("update", "t")]]
+    # A column that refers to nothing waits for nothing.
+    other = kinds(lambda u: u.delete("u", key={"id": 1}), insert(1, "u"), update(1, s="a"))
+    assert other == [[("delete", "u"), ("update", "t")], [("insert", "u")]]
+
+
+def test_a_parent_is_not_deleted_before_its_children() -> None:
+    gone = kinds(update(1, s="a"), delete(1), lambda u: u.delete("u", key={"id": 1}))
+    assert gone == [[("update", "t")], [("delete", "t"), ("delete", "u")]]
+
+
 def test_merged_additions_are_summed_and_the_operations_stay_as_they_were() -> None:
     some = operations(add(1, 2), add(2, 5), add(1, 7))
     known = profiles(some, {"t": PLAIN})
