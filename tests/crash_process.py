@@ -22,10 +22,10 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import uvloop
+from msgspec import structs
 from redis.asyncio import Redis
 
 from runner import Context, RedisSettings, Worker, task
@@ -98,10 +98,10 @@ async def _commit_before(
     refused: Sequence[tuple[str, bytes]] = (),
 ) -> dict[str, bytes]:
     last = units[-1].entry
-    await self._fused((), [unit.key for unit in units if unit.key], last)
+    await self._fused((), [unit.key for unit in units if unit.key], (), last)
     self.office.position = last
     await asyncio.sleep(BETWEEN_COMMITS_S)
-    return await _commit(self, steps, [replace(unit, key=b"") for unit in units], refused)
+    return await _commit(self, steps, [structs.replace(unit, key=b"") for unit in units], refused)
 
 
 async def _commit_after(
@@ -113,12 +113,14 @@ async def _commit_after(
     position, last = self.office.position, units[-1].entry
     apply._move = _stay
     try:
-        answers = await _commit(self, steps, [replace(unit, key=b"") for unit in units], refused)
+        answers = await _commit(
+            self, steps, [structs.replace(unit, key=b"") for unit in units], refused
+        )
     finally:
         apply._move = _move
     self.office.position = position
     await asyncio.sleep(BETWEEN_COMMITS_S)
-    await self._fused((), [], last)
+    await self._fused((), [], (), last)
     self.office.position = last
     return answers
 

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-import msgspec
-
 from runner import keys
 from runner.errors import WriteRejected
 from runner.writer.office import adopt

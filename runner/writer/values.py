@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-import functools
 import ipaddress
 import sys
 import uuid
@@ -42,17 +41,10 @@ def tagged(value: Any) -> Any:
         return tagged(value.value)
     if isinstance(value, Mapping):
         return {_dict_key(name): tagged(item) for name, item in value.items()}
-    if "asyncpg" in sys.modules:
-        # Not before somebody uses it: services that only write do without.
-        for base, write in _asyncpg_tags().items():
-            if isinstance(value, base):
-                return write(value)
-    for base in (bool, int, float, str, bytes, dt.datetime, *_TAGS):
+    # A subclass, such as a str of some library: its plain value is what is stored.
+    for base, write in (*_asyncpg_tags(), *_PLAINLY, *_TAGS.items()):
         if isinstance(value, base):
-            # A subclass, such as a str of some library: its plain value is what is stored.
-            return _TAGS[base](value) if base in _TAGS else cast(Any, base)(value)
-    if isinstance(value, (bytearray, memoryview)):
-        return bytes(value)
+            return write(value)
     raise TypeError(f"a {kind.__qualname__} cannot travel to the database; give plain data")
 
 
@@ -90,14 +82,28 @@ def _tag_path(value: asyncpg.Path) -> Any:
     return tagged(tuple(points) if value.is_closed else points)
 
 
-@functools.cache
-def _asyncpg_tags() -> dict[type, Any]:
+def _tag_bits(value: asyncpg.BitString) -> Any:
+    return msgspec.msgpack.Ext(_BITS, value.as_string().encode())
+
+
+def _asyncpg_tags() -> tuple[tuple[type, Any], ...]:
+    """Return what writes asyncpg's own classes; nothing before somebody has imported it."""
+    if "asyncpg" not in sys.modules:
+        return ()
     asyncpg = import_module("asyncpg")
-    return {
-        asyncpg.Range: _tag_range,
-        asyncpg.BitString: lambda value: msgspec.msgpack.Ext(_BITS, value.as_string().encode()),
-        asyncpg.Path: _tag_path,
-    }
+    return (
+        (asyncpg.Range, _tag_range),
+        (asyncpg.BitString, _tag_bits),
+        (asyncpg.Path, _tag_path),
+    )
+
+
+_PLAINLY: tuple[tuple[type, Any], ...] = (
+    *((kind, kind) for kind in (bool, int, float, str, bytes)),
+    (dt.datetime, _tag_datetime),
+    (bytearray, bytes),
+    (memoryview, bytes),
+)
 
 
 _TAGS: dict[type, Any] = {

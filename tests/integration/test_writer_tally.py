@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import msgspec
 import pytest
 
 from runner import keys
@@ -268,8 +269,7 @@ async def test_a_unit_applied_before_has_no_count_that_is_not_certain(database_u
     ]
     async with bench(database_url, SCHEMA) as b:
         first = asking(1, *calls)
-        again = asking(1, *calls)
-        object.__setattr__(again, "entry", "2-0")
+        again = msgspec.structs.replace(asking(1, *calls), entry="2-0")
         assert await b.apply(first) == {}
         assert told(b, first, *calls).counts == (1, 2)
         assert await b.apply(again) == {}
