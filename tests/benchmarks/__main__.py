@@ -35,11 +35,11 @@ Results: TypeAlias = dict[str, dict[str, Outcome]]
 
 FULL: Final = Scale(
     jobs=20_000,
-    fill_s=12,
-    drain_s=20,
-    enqueue_s=2,
+    fill_s=8,
+    drain_s=8,
+    enqueue_s=1,
     latency_jobs=150,
-    latency_s=6,
+    latency_s=4,
     fleets=FLEETS,
 )
 QUICK: Final = Scale(
