@@ -42,15 +42,17 @@ async def start(folder: Path, environment: dict[str, str], *words: str) -> Proce
 
 
 @pytest.mark.lasting_keys("runner:units", "runner:writer")
-async def test_the_fifteen_lines_place_an_order_and_take_it_from_the_stock(
+async def test_orders_are_placed_by_the_fifteen_lines_and_by_a_service_alone(
     redis_url: str,
     database_url: str,
     tmp_path: Path,
 ) -> None:
-    tasks, service, *_ = blocks()
+    tasks, service, *others = blocks()
     (tmp_path / "tasks.py").write_text(tasks, "utf-8")
-    service = as_program(service)
-    (tmp_path / "service.py").write_text(service, "utf-8")
+    (tmp_path / "service.py").write_text(as_program(service), "utf-8")
+    writes = next(lines for lines in others if "runner.database(" in lines)
+    writes = as_program(f"import os\nimport runner\n{writes}")
+    (tmp_path / "writes.py").write_text(writes, "utf-8")
     connection = await asyncpg.connect(database_url)
     try:
         await connection.execute(
@@ -68,11 +70,15 @@ async def test_the_fifteen_lines_place_an_order_and_take_it_from_the_stock(
         try:
             service_run = await start(tmp_path, environment, "service.py")
             said, _ = await asyncio.wait_for(service_run.communicate(), ENOUGH_S)
+            direct_run = await start(tmp_path, environment, "writes.py")
+            await asyncio.wait_for(direct_run.communicate(), ENOUGH_S)
         finally:
             worker.terminate()
             await asyncio.wait_for(worker.wait(), ENOUGH_S)
         assert said.decode() == "placed\n"
-        assert await connection.fetchval("SELECT quantity FROM stock") == 8
+        assert direct_run.returncode == 0
+        assert await connection.fetchval("SELECT quantity FROM stock") == 7
+        assert await connection.fetchval("SELECT quantity FROM orders WHERE id = 7") == 2
         assert await connection.fetchval("SELECT count(*) FROM orders WHERE id = 42") == 1
     finally:
         await connection.close()
