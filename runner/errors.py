@@ -11,6 +11,9 @@
     ├── EnqueueError
     │   ├── PayloadTooLarge       a job is larger than `max_payload_bytes`
     │   └── QueueFull             a bounded queue has no room
+    ├── ScheduleError             a schedule makes no sense
+    │   ├── ScheduleNotFound      there is no schedule of that name
+    │   └── ScheduleConflict      the name belongs to another, or to settings.py
     ├── JobFailed                 the job ended without a result
     │   ├── RemoteError           the task raised; carries the remote traceback
     │   ├── JobExpired            the job's time to start, or its payload, ran out
@@ -53,6 +56,9 @@ __all__ = [
     "RemoteError",
     "Retry",
     "RunnerError",
+    "ScheduleConflict",
+    "ScheduleError",
+    "ScheduleNotFound",
     "ScriptError",
     "SettingsError",
     "Snooze",
@@ -175,6 +181,36 @@ class QueueFull(EnqueueError):
         super().__init__(message, queued=queued, refused=refused)
         self.queue = queue
         self.max_length = max_length
+
+
+class ScheduleError(RunnerError):
+    """Raised when a schedule makes no sense, such as an expression that cannot be read."""
+
+
+class ScheduleNotFound(ScheduleError):
+    """Raised when there is no schedule of that name.
+
+    Attributes:
+        name: the name.
+    """
+
+    def __init__(self, message: str = "", *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class ScheduleConflict(ScheduleError):
+    """Raised when a schedule's name is taken, or the schedule is not the caller's to change.
+
+    Attributes:
+        name: the name.
+        source: where the schedule of that name comes from: "settings" or "api".
+    """
+
+    def __init__(self, message: str = "", *, name: str = "", source: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+        self.source = source
 
 
 class JobFailed(RunnerError):
