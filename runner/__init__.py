@@ -6,7 +6,7 @@ and one batching writer carries every database write, exactly once, over one con
     from runner import Context, WorkerSettings, connect, task
 """
 
-from arq import cron, func
+from arq import func
 from arq.connections import RedisSettings
 from arq.jobs import JobStatus, ResultNotFound
 
@@ -16,6 +16,7 @@ from runner.errors import Cancel, Retry, RunnerError, Snooze
 from runner.execution import Context
 from runner.job import Job
 from runner.retry import Backoff, RetryPolicy
+from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
 from runner.tasks import Call, Task, task
@@ -40,6 +41,8 @@ __all__ = [
     "Retry",
     "RetryPolicy",
     "RunnerError",
+    "Schedule",
+    "ScheduleInfo",
     "SignedCodec",
     "Snooze",
     "Task",
@@ -49,6 +52,8 @@ __all__ = [
     "connect",
     "cron",
     "errors",
+    "every",
     "func",
+    "perpetual",
     "task",
 ]

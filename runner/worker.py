@@ -28,6 +28,7 @@ from runner.codec import Codec, codec_of
 from runner.cycle import TROUBLE
 from runner.leases import Lease, Leases
 from runner.queues import Queues
+from runner.schedule import Book, Schedule, Ticker, check_for_worker, functions_of, scheduled
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
 from runner.wake import Waker
@@ -84,7 +85,7 @@ class Worker(arq.worker.Worker):
         functions: Sequence[Function | Task[..., Any] | WorkerCoroutine] = (),
         *,
         queue_name: str | None = default_queue_name,
-        cron_jobs: Sequence[CronJob] | None = None,
+        cron_jobs: Sequence[CronJob | Schedule] | None = None,
         redis_settings: RedisSettings | None = None,
         redis_pool: ArqRedis | None = None,
         burst: bool = False,
@@ -129,9 +130,9 @@ class Worker(arq.worker.Worker):
         if use_uvloop and redis_pool is None:
             ensure_uvloop()
         super().__init__(
-            functions=[as_function(function) for function in functions],
+            functions=[as_function(f) for f in (*functions_of(cron_jobs or ()), *functions)],
             queue_name=queue_name,
-            cron_jobs=cron_jobs,
+            cron_jobs=[job for job in cron_jobs or () if not isinstance(job, Schedule)],
             redis_settings=redis_settings,
             redis_pool=redis_pool,
             burst=burst,
@@ -195,6 +196,8 @@ class Worker(arq.worker.Worker):
         self._loop_ended.set()
         self._due: dict[str, float] = {}  # by queue, by time.monotonic
         self._waker = Waker(self.cycles.names, self._nudge.set)
+        self._schedules = self._all_schedules(cron_jobs or ())
+        self._tickers: list[Ticker] = []
 
     async def main(self) -> None:
         """Connect, start, and run the loop until it is cancelled or the burst is over."""
@@ -215,6 +218,7 @@ class Worker(arq.worker.Worker):
             await self.on_startup(self.ctx)
         self._leases.start(self.pool.connection_pool)
         await self._start_candidate()
+        await self._start_tickers()
         idle_ms = 0
         if not self.burst:
             self._waker.start(self.pool)
@@ -227,9 +231,42 @@ class Worker(arq.worker.Worker):
         finally:
             self.cycles.rest()
             try:
+                await self._stop_tickers()
                 await self._waker.stop()
             finally:
                 self._loop_ended.set()
+
+    def _all_schedules(self, cron_jobs: Sequence[CronJob | Schedule]) -> list[Schedule]:
+        """Return the schedules that are kept in Redis.
+
+        A bare worker leaves arq's own cron jobs to arq's rule, and no key behind; so does
+        every worker with those that are not unique: each worker runs them for itself.
+        """
+        ours = [job for job in cron_jobs if isinstance(job, Schedule)]
+        check_for_worker(ours, self.functions, aborts=self.allow_abort_jobs)
+        if self.history:
+            ours += [s for job in self.cron_jobs if (s := scheduled(job, self.timezone))]
+            self.cron_jobs = [job for job in self.cron_jobs if not job.unique]
+        return ours
+
+    async def _start_tickers(self) -> None:
+        for queue in self.cycles.names if self.history or self._schedules else ():
+            ticker = Ticker(
+                Book(self.pool, self.codec, queue, lifetime_ms=self.expires_extra_ms),
+                schedules=self._schedules if queue == self.queue_name else (),
+                tasks=list(self.functions),
+                aborts=self.allow_abort_jobs,
+            )
+            if self.burst:
+                await ticker.once()
+            else:
+                self._tickers.append(ticker)
+                ticker.start()
+
+    async def _stop_tickers(self) -> None:
+        tickers, self._tickers = self._tickers, []
+        for ticker in tickers:
+            await ticker.stop()
 
     async def _connect(self) -> None:
         if self._pool is None and self._codec_given:
@@ -471,6 +508,7 @@ class Worker(arq.worker.Worker):
             return
         self.cycles.rest()
         await self._end_loop()
+        await self._stop_tickers()
         await self._waker.stop()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         await self.cycles.drain()

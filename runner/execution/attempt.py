@@ -38,6 +38,7 @@ from runner.execution.records import (
     timeout_of,
 )
 from runner.execution.settlement import settlement
+from runner.schedule import CRON_OPTION
 from runner.tasks import seconds
 from runner.types import Outcome
 
@@ -173,6 +174,8 @@ def make_context(host: Host, attempt: Attempt) -> Context:
     context["enqueue_time"] = ms_to_datetime(attempt.record.enqueued_ms)
     run_at_ms = attempt.claimed.run_at_ms
     context["score"] = int(run_at_ms) if math.isfinite(run_at_ms) else 0
+    if CRON_OPTION in attempt.record.options:
+        context[CRON_OPTION] = attempt.record.options[CRON_OPTION]
     return context
 
 

@@ -91,6 +91,11 @@ def test_number_of_fields_of_an_entry_fits_the_script() -> None:
         (keys.dead_letter("x"), "runner:dead-letter:x"),
         (keys.waiters("x"), "runner:waiters:x"),
         (keys.reply_channel("c"), "runner:reply:c"),
+        (keys.schedules("q"), "runner:schedules:q"),
+        (keys.schedule_book("q"), "runner:schedule:q:"),
+        (keys.schedule_turn("q"), "runner:schedule-turn:q"),
+        (keys.fleet("q"), "runner:fleet:q"),
+        (keys.fleet_member("q", "d"), "runner:fleet:q:d"),
     ],
 )
 def test_key_is_named_as_documented(made: str, key: str) -> None:
@@ -100,5 +105,6 @@ def test_key_is_named_as_documented(made: str, key: str) -> None:
 def test_every_key_is_documented() -> None:
     table = keys.__doc__ or ""
     made = [keys.held(""), keys.clock(""), keys.idle(""), keys.wake(""), keys.counters("")]
+    made += [keys.schedules(""), keys.schedule_book(""), keys.schedule_turn(""), keys.fleet("")]
     made += [keys.dead(""), keys.ABORT, keys.UNITS, keys.WRITER, keys.LEADER, *PREFIXES]
     assert [key for key in made if key not in table] == []
