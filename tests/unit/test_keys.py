@@ -105,6 +105,7 @@ def test_key_is_named_as_documented(made: str, key: str) -> None:
 def test_every_key_is_documented() -> None:
     table = keys.__doc__ or ""
     made = [keys.held(""), keys.clock(""), keys.idle(""), keys.wake(""), keys.counters("")]
-    made += [keys.schedules(""), keys.schedule_book(""), keys.schedule_turn(""), keys.fleet("")]
+    made += [keys.schedules(""), keys.schedule_book("<queue>")]
+    made += [keys.schedule_turn(""), keys.fleet(""), keys.fleet_member("<queue>", "<digest>")]
     made += [keys.dead(""), keys.ABORT, keys.UNITS, keys.WRITER, keys.LEADER, *PREFIXES]
     assert [key for key in made if key not in table] == []
