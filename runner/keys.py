@@ -27,7 +27,7 @@ runner:writer:leader            STRING   the elected candidate; the election's t
 runner:schedules:<queue>        ZSET     schedule → when to look at it, in ms; lasting
 runner:schedule:<queue>:<name>  HASH     one schedule: definition, next due time, counts; lasting
 runner:schedule-turn:<queue>    STRING   the worker that sees to due schedules; half a second
-runner:fleet:<queue>            ZSET     digests of what live workers know → expiry; 2 min
+runner:fleet:<queue>            ZSET     live workers, by a digest of what they know → expiry; 2 min
 runner:fleet:<queue>:<digest>   STRING   their tasks and the schedules of their settings; 2 min
 runner:failed:<entry>           STRING   why a unit was refused; 1 h
 ==============================  =======  =====================================================
@@ -149,7 +149,7 @@ def schedule_turn(queue: str) -> str:
 
 
 def fleet(queue: str) -> str:
-    """ZSET: digests of what the live workers of this queue know."""
+    """ZSET: the live workers of this queue, by a digest of what they know."""
     return f"runner:fleet:{queue}"
 
 

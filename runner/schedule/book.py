@@ -268,23 +268,29 @@ class Book:
                 sources += await pipe.execute()
         return [name for name, source in zip(names, sources, strict=True) if source == b"settings"]
 
-    async def enlist(self, digest: str, tasks: Sequence[str], schedules: Sequence[str]) -> None:
-        """Say what a live worker knows; it counts for two minutes."""
+    async def enlist(
+        self, worker: str, digest: str, tasks: Sequence[str], schedules: Sequence[str]
+    ) -> None:
+        """Say what a live worker knows; it counts for two minutes, or until it leaves."""
         fleet = keys.fleet(self.queue)
         now_ms = await self.now_ms()
         known = msgspec.msgpack.encode((tasks, schedules))
         async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.zadd(fleet, {digest: now_ms + FLEET_MS})
+            pipe.zadd(fleet, {f"{digest}:{worker}": now_ms + FLEET_MS})
             pipe.zremrangebyscore(fleet, "-inf", now_ms)
             pipe.pexpire(fleet, FLEET_MS)
             pipe.set(keys.fleet_member(self.queue, digest), known, px=FLEET_MS)
             await pipe.execute()
 
+    async def leave(self, worker: str, digest: str) -> None:
+        """Say that a worker has ended."""
+        await self.redis.zrem(keys.fleet(self.queue), f"{digest}:{worker}")
+        if digest not in await self._digests():
+            await self.redis.delete(keys.fleet_member(self.queue, digest))
+
     async def fleet(self) -> Fleet:
         """Return what the live workers know."""
-        now_ms = await self.now_ms()
-        raws = await self.redis.zrangebyscore(keys.fleet(self.queue), f"({now_ms}", "+inf")
-        digests = [raw.decode() for raw in raws]
+        digests = sorted(await self._digests())
         blobs = []
         if digests:
             blobs = await self.redis.mget([keys.fleet_member(self.queue, d) for d in digests])
@@ -295,6 +301,11 @@ class Book:
             frozenset(name for _, names in known for name in names),
             complete=len(known) == len(digests),
         )
+
+    async def _digests(self) -> set[str]:
+        now_ms = await self.now_ms()
+        raws = await self.redis.zrangebyscore(keys.fleet(self.queue), f"({now_ms}", "+inf")
+        return {raw.decode().partition(":")[0] for raw in raws}
 
     def _encode(self, schedule: Schedule) -> bytes:
         record = JobRecord(

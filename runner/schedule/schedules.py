@@ -146,7 +146,10 @@ class Schedules:
         return ScheduleNotFound(f"there is no schedule {name!r}{hint}", name=name)
 
     async def _check_task(self, schedule: Schedule, tasks: Iterable[str] | None) -> None:
-        known = set(tasks) if tasks is not None else (await self._book.fleet()).tasks
+        if tasks is None:
+            fleet = await self._book.fleet()
+            tasks = fleet.tasks if fleet.complete else ()
+        known = set(tasks)
         if known and schedule.task not in known:
             hint = did_you_mean(schedule.task, known)
             raise TaskNotFound(f"no worker has a task {schedule.task!r}{hint}")

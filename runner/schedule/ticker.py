@@ -8,6 +8,7 @@ clock has a say: due times and the time are Redis's, and waiting is done by elap
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import secrets
@@ -30,6 +31,7 @@ logger = logging.getLogger("runner.schedule")
 
 TROUBLE = (RedisError, OSError, TimeoutError)
 LOOK_TIMEOUT_S = 10.0
+LEAVE_TIMEOUT_S = 1.0
 MOST_WAIT_S = 1.0
 """A schedule that was added meanwhile is found within this time."""
 
@@ -79,6 +81,12 @@ class Ticker:
             task, self._task = self._task, None
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        if self._enlisted is not None:
+            self._enlisted = None
+            # A worker that could not say so is forgotten after two minutes.
+            with contextlib.suppress(*TROUBLE):
+                async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                    await self._book.leave(self._worker, self._digest)
 
     async def once(self) -> None:
         """Do what is due now, for a worker that ends when the queue is empty."""
@@ -176,7 +184,7 @@ class Ticker:
         if self._enlisted is not None and now < self._enlisted + RENEW_S:
             return
         names = [schedule.name for schedule in self._schedules]
-        await self._book.enlist(self._digest, self._tasks, names)
+        await self._book.enlist(self._worker, self._digest, self._tasks, names)
         self._enlisted = now
         if now >= self._started + RETIRE_AFTER_S:
             await self.retire()

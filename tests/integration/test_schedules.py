@@ -156,12 +156,13 @@ async def caught_up(fresh: Ticker) -> bool:
 
 
 async def test_jitter_defers_the_job_within_its_window(redis: Any, book: Book) -> None:
-    hourly = cron(work, "0 * * * *", grace=7200, jitter=3600 * 24)
-    last_ms = await overdue(redis, book, hourly)
+    hourly = cron(work, "0 * * * *", jitter=86_400)
+    await book.put("add", [hourly])
+    now_ms = await book.now_ms()
+    due_ms = next(at for at in range(now_ms, 0, -1) if hourly.start_ms(at) > now_ms + HOUR_MS)
+    await set_due(redis, "work", due_ms)
     await ticker(book).tick()
-    score = await redis.zscore(QUEUE, f"cron:work:{last_ms}")
-    assert score == hourly.start_ms(last_ms)
-    assert last_ms <= score <= last_ms + 3600 * 24 * 1000
+    assert await redis.zscore(QUEUE, f"cron:work:{due_ms}") == hourly.start_ms(due_ms)
 
 
 async def test_overlap_skip_leaves_a_run_out_while_the_one_before_is_queued(
@@ -291,9 +292,22 @@ async def test_schedule_that_left_the_settings_is_retired_when_no_worker_has_it(
         await each._keep_enlisted()
     await new.retire()
     assert set(await book.names()) == {"old", "both"}, "a worker of before still lives"
-    await book.redis.zrem(keys.fleet(QUEUE), old._digest)  # as after two minutes without it
+    await old.stop()
     await new.retire()
     assert await book.names() == ["both"]
+
+
+async def test_worker_that_leaves_takes_nothing_from_its_like(book: Book) -> None:
+    hourly = cron(work, "0 * * * *")
+    one, two = ticker(book, hourly), ticker(book, hourly)
+    for each in (one, two):
+        await each._keep_enlisted()
+    await one.stop()
+    fleet = await book.fleet()
+    assert fleet.complete
+    assert fleet.tasks == fleet.schedules == {"work"}
+    await two.stop()
+    assert await book.redis.keys("runner:fleet*") == []
 
 
 async def test_name_that_the_api_has_taken_is_a_named_conflict_for_settings(
