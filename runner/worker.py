@@ -28,7 +28,7 @@ from runner.codec import Codec, codec_of
 from runner.cycle import TROUBLE
 from runner.leases import Lease, Leases
 from runner.queues import Queues
-from runner.schedule import Book, Schedule, Ticker, check_for_worker, functions_of, scheduled
+from runner.schedule import Book, Schedule, Tickers, check_for_worker, functions_of, split
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
 from runner.wake import Waker
@@ -76,6 +76,8 @@ class Worker(arq.worker.Worker):
         use_uvloop: run on uvloop where no loop is there yet.
         queues: more queues to read, after `queue_name`, the most urgent first; see
             `runner.queues` for what the later ones get while the earlier ones are busy.
+        cron_jobs: schedules, as `runner.cron` makes them, beside arq's cron jobs; with
+            `history` both are kept in Redis, and each due time is run once in the fleet.
 
     Every other parameter is arq's own; its documentation holds.
     """
@@ -196,8 +198,10 @@ class Worker(arq.worker.Worker):
         self._loop_ended.set()
         self._due: dict[str, float] = {}  # by queue, by time.monotonic
         self._waker = Waker(self.cycles.names, self._nudge.set)
-        self._schedules = self._all_schedules(cron_jobs or ())
-        self._tickers: list[Ticker] = []
+        # Without history arq's own cron jobs stay arq's: a bare worker leaves no key behind.
+        self.cron_jobs, schedules = split(cron_jobs or (), self.timezone, keeps=history)
+        check_for_worker(schedules, self.functions, aborts=allow_abort_jobs)
+        self._tickers = Tickers(schedules, home=self.queue_name)
 
     async def main(self) -> None:
         """Connect, start, and run the loop until it is cancelled or the burst is over."""
@@ -218,7 +222,13 @@ class Worker(arq.worker.Worker):
             await self.on_startup(self.ctx)
         self._leases.start(self.pool.connection_pool)
         await self._start_candidate()
-        await self._start_tickers()
+        if self.history or self._tickers.schedules:
+            await self._tickers.start(
+                [self._book(name) for name in self.cycles.names],
+                tasks=self.functions,
+                aborts=self.allow_abort_jobs,
+                burst=self.burst,
+            )
         idle_ms = 0
         if not self.burst:
             self._waker.start(self.pool)
@@ -231,42 +241,13 @@ class Worker(arq.worker.Worker):
         finally:
             self.cycles.rest()
             try:
-                await self._stop_tickers()
+                await self._tickers.stop()
                 await self._waker.stop()
             finally:
                 self._loop_ended.set()
 
-    def _all_schedules(self, cron_jobs: Sequence[CronJob | Schedule]) -> list[Schedule]:
-        """Return the schedules that are kept in Redis.
-
-        A bare worker leaves arq's own cron jobs to arq's rule, and no key behind; so does
-        every worker with those that are not unique: each worker runs them for itself.
-        """
-        ours = [job for job in cron_jobs if isinstance(job, Schedule)]
-        check_for_worker(ours, self.functions, aborts=self.allow_abort_jobs)
-        if self.history:
-            ours += [s for job in self.cron_jobs if (s := scheduled(job, self.timezone))]
-            self.cron_jobs = [job for job in self.cron_jobs if not job.unique]
-        return ours
-
-    async def _start_tickers(self) -> None:
-        for queue in self.cycles.names if self.history or self._schedules else ():
-            ticker = Ticker(
-                Book(self.pool, self.codec, queue, lifetime_ms=self.expires_extra_ms),
-                schedules=self._schedules if queue == self.queue_name else (),
-                tasks=list(self.functions),
-                aborts=self.allow_abort_jobs,
-            )
-            if self.burst:
-                await ticker.once()
-            else:
-                self._tickers.append(ticker)
-                ticker.start()
-
-    async def _stop_tickers(self) -> None:
-        tickers, self._tickers = self._tickers, []
-        for ticker in tickers:
-            await ticker.stop()
+    def _book(self, queue: str) -> Book:
+        return Book(self.pool, self.codec, queue, lifetime_ms=self.expires_extra_ms)
 
     async def _connect(self) -> None:
         if self._pool is None and self._codec_given:
@@ -508,7 +489,7 @@ class Worker(arq.worker.Worker):
             return
         self.cycles.rest()
         await self._end_loop()
-        await self._stop_tickers()
+        await self._tickers.stop()
         await self._waker.stop()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         await self.cycles.drain()

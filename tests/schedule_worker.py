@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 INTERVAL_S = 0.2
+OWN_S = 0.3
 GRACE_S = 60.0
 
 
@@ -31,7 +32,7 @@ def shift_clocks(seconds: float) -> None:
 
 
 def main(url: str, path: str) -> None:
-    from runner import Context, RedisSettings, Worker, cron, every, task  # noqa: PLC0415  late: see above
+    from runner import Context, RedisSettings, Worker, cron, every, perpetual, task  # noqa: PLC0415  late: see above
 
     account = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -40,11 +41,17 @@ def main(url: str, path: str) -> None:
         _, name, due_ms = ctx["cron"]
         os.write(account, f"{name} {due_ms} {ctx.job_id}\n".encode())
 
+    @task(name="deciding")
+    async def deciding(ctx: Context) -> None:
+        await ctx.reschedule(OWN_S)
+        await audited(ctx)
+
     Worker(
         [audited],
         cron_jobs=[
             cron(audited, every(INTERVAL_S), name="interval", grace=GRACE_S),
             cron(audited, "* * * * * *", name="seconds", grace=GRACE_S),
+            cron(deciding, perpetual(), name="own"),
         ],
         redis_settings=RedisSettings.from_dsn(url),
         codec="msgpack",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import ScheduleError
+from runner.keys import FAR_OFF_MS
 from runner.schedule import CRON_OPTION, decide_next
+from runner.schedule.triggers import MOST_INTERVAL_MS
 from runner.tasks import seconds
 from runner.writer import JobDatabase, ReadPool
 
@@ -91,11 +92,11 @@ class Context(dict[Any, Any]):
         if isinstance(when, datetime):
             if when.tzinfo is None:
                 raise ScheduleError("when needs a time zone: datetime(..., tzinfo=...)")
-            at_ms = int(when.timestamp() * 1000)
+            at_ms = min(int(when.timestamp() * 1000), FAR_OFF_MS)
         elif when is not None:
             delay_s = seconds(when)
-            if not 0 <= delay_s < math.inf:
-                raise ScheduleError(f"when takes a number of seconds, 0 or more, not {when!r}")
+            if not 0 <= delay_s * 1000 <= MOST_INTERVAL_MS:
+                raise ScheduleError(f"when takes seconds, from 0 to ten years, not {when!r}")
             delay_ms = round(delay_s * 1000)
         queue, name, _ = option
         return await decide_next(

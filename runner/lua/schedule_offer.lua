@@ -20,8 +20,13 @@ local STARTUP_MS = 60000
 local WAIT_MS = 100
 local due_now, soon = 0, false
 
-local function put(index, id, payload, run_at, lifetime)
-  if redis.call('EXISTS', 'arq:job:' .. id, 'arq:result:' .. id, 'arq:in-progress:' .. id) > 0 then
+local function put(index, due, id, payload, run_at, lifetime)
+  local known = redis.call('EXISTS', 'arq:job:' .. id, 'arq:result:' .. id)
+  if string.sub(id, -#due - 1) == ':' .. due then
+    -- The same due time, enqueued and run by a stock worker: arq leaves this key for a while.
+    known = known + redis.call('EXISTS', 'arq:in-progress:' .. id)
+  end
+  if known > 0 then
     return 0
   end
   local score = tonumber(run_at) or (now_exact - 2 + index / 1000)
@@ -69,7 +74,7 @@ local function offer(at)
     if overlap == 'skip' and job and redis.call('ZSCORE', queue, job) then
       skipped = skipped + 1
     else
-      queued = queued + put(index, id, ARGV[run + 2], ARGV[run + 3], ARGV[run + 4])
+      queued = queued + put(index, ARGV[run], id, ARGV[run + 2], ARGV[run + 3], ARGV[run + 4])
       job = id
     end
     last = ARGV[run]

@@ -13,9 +13,10 @@ from runner.schedule.schedule import (
     cron,
     functions_of,
     scheduled,
+    split,
 )
 from runner.schedule.schedules import Schedules
-from runner.schedule.ticker import Ticker
+from runner.schedule.ticker import Ticker, Tickers
 from runner.schedule.triggers import Cron, Every, Perpetual, every, perpetual
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ScheduleInfo",
     "Schedules",
     "Ticker",
+    "Tickers",
     "check_for_worker",
     "check_names",
     "cron",
@@ -36,4 +38,5 @@ __all__ = [
     "functions_of",
     "perpetual",
     "scheduled",
+    "split",
 ]

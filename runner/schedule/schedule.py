@@ -29,6 +29,7 @@ Overlap: TypeAlias = Literal["allow", "skip", "cancel_older"]
 PREFIX = "cron:"
 MAX_CAUGHT_UP = 1_000
 MAX_NAME_BYTES = 200
+MOST_JITTER_MS = 30 * 24 * 3_600_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,8 @@ class Schedule:
         _check_name(self.name)
         _check_choice(self.name, "catch_up", self.catch_up, get_args(CatchUp))
         _check_choice(self.name, "overlap", self.overlap, get_args(Overlap))
+        if self.jitter_ms > MOST_JITTER_MS:
+            raise ScheduleError(f"schedule {self.name!r}: jitter must be 30 days at most")
         if not 1 <= self.catch_up_max <= MAX_CAUGHT_UP:
             raise ScheduleError(
                 f"schedule {self.name!r}: catch_up_max must be 1 to {MAX_CAUGHT_UP}, "
@@ -328,6 +331,26 @@ def scheduled(job: CronJob, where: tzinfo | None) -> Schedule | None:
     )
 
 
+def split(
+    cron_jobs: Iterable[CronJob | Schedule], where: tzinfo | None, *, keeps: bool
+) -> tuple[list[CronJob], list[Schedule]]:
+    """Return the cron jobs that stay arq's, and the schedules that are kept in Redis.
+
+    With `keeps` arq's cron jobs are among these, but for those that are not unique: each
+    worker runs them for itself.
+    """
+    stock: list[CronJob] = []
+    schedules: list[Schedule] = []
+    for job in cron_jobs:
+        if isinstance(job, Schedule):
+            schedules.append(job)
+        elif keeps and (made := scheduled(job, where)) is not None:
+            schedules.append(made)
+        else:
+            stock.append(job)
+    return stock, schedules
+
+
 def functions_of(cron_jobs: Iterable[CronJob | Schedule]) -> list[Any]:
     """Return the tasks and functions that schedules bring with them."""
     found = (job.function for job in cron_jobs if isinstance(job, Schedule))
@@ -404,4 +427,5 @@ __all__ = [
     "cron",
     "functions_of",
     "scheduled",
+    "split",
 ]

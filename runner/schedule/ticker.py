@@ -23,7 +23,7 @@ from runner.schedule.book import FLEET_MS, Book, DueSchedule, Look, Offer
 from runner.schedule.missed import Runs, runs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from runner.schedule.schedule import Schedule
 
@@ -199,6 +199,40 @@ class Ticker:
             logger.info("schedules that settings do not have any more: %s", ", ".join(stale))
             await self._book.remove("settings", stale)
         self._fleet = fleet.digests
+
+
+class Tickers:
+    """The tickers of one worker, one for each queue that it reads.
+
+    Args:
+        schedules: those of its settings.
+        home: the queue in whose book they are.
+    """
+
+    def __init__(self, schedules: Sequence[Schedule], *, home: str) -> None:
+        self.schedules = schedules
+        self._home = home
+        self._tickers: list[Ticker] = []
+
+    async def start(
+        self, books: Sequence[Book], *, tasks: Iterable[str], aborts: bool, burst: bool
+    ) -> None:
+        """Start them; in a burst do what is due, and no more."""
+        names = list(tasks)
+        for book in books:
+            schedules = self.schedules if book.queue == self._home else ()
+            ticker = Ticker(book, schedules=schedules, tasks=names, aborts=aborts)
+            if burst:
+                await ticker.once()
+            else:
+                self._tickers.append(ticker)
+                ticker.start()
+
+    async def stop(self) -> None:
+        """Stop them. Idempotent."""
+        tickers, self._tickers = self._tickers, []
+        for ticker in tickers:
+            await ticker.stop()
 
 
 def conflict(name: str, source: str) -> ScheduleConflict:

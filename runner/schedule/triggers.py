@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import tzinfo
 
 LEAST_INTERVAL_MS = 100
+MOST_INTERVAL_MS = 10 * 366 * 24 * 3_600_000
 NEAR_S = 2 * 86_400
 """A time in which the clocks change once at most, and by less."""
 LARGEST_GAP_S = 3 * 3600
@@ -154,20 +155,12 @@ class Cron:
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """Times that follow each other at a fixed interval, counted from 1970.
-
-    Example:
-        >>> cron_jobs = [cron(poll_sensor, every(0.25)), cron(clean_up, every(hours=6))]
-    """
+    """Times that follow each other at a fixed interval, counted from 1970; see `every`."""
 
     interval_ms: int
 
     def __post_init__(self) -> None:
-        if self.interval_ms < LEAST_INTERVAL_MS:
-            raise ScheduleError(
-                f"an interval takes {LEAST_INTERVAL_MS / 1000} s at least, "
-                f"not {self.interval_ms / 1000:g}",
-            )
+        _check_length("an interval", self.interval_ms)
 
     def __str__(self) -> str:
         return f"every {self.interval_ms / 1000:g} s"
@@ -193,11 +186,8 @@ class Perpetual:
     otherwise_ms: int | None = None
 
     def __post_init__(self) -> None:
-        if self.otherwise_ms is not None and self.otherwise_ms < LEAST_INTERVAL_MS:
-            raise ScheduleError(
-                f"otherwise takes {LEAST_INTERVAL_MS / 1000} s at least, "
-                f"not {self.otherwise_ms / 1000:g}",
-            )
+        if self.otherwise_ms is not None:
+            _check_length("otherwise", self.otherwise_ms)
 
     def __str__(self) -> str:
         if self.otherwise_ms is None:
@@ -222,6 +212,11 @@ def every(seconds: float = 0, *, minutes: float = 0, hours: float = 0) -> Every:
     Due times are multiples of it since 1970, so all workers agree on them: ``every(hours=6)``
     is due at 0, 6, 12 and 18 o'clock UTC.
 
+    Example:
+        >>> cron_jobs = [cron(poll_sensor, every(0.25)), cron(clean_up, every(hours=6))]
+        >>> [str(job.trigger) for job in cron_jobs]
+        ['every 0.25 s', 'every 21600 s']
+
     Raises:
         ScheduleError: it is shorter than 0.1 s, or no number.
     """
@@ -232,15 +227,18 @@ def perpetual(*, otherwise: float | timedelta | None = None) -> Perpetual:
     """Return the trigger of a task that decides its own next run, by `Context.reschedule`.
 
     Its first run is due when the schedule is made. A run whose worker is killed runs again,
-    and decides then. A run that ends without a decision, also by an error, is followed by
-    the next after `otherwise` seconds; without that, it was the last.
+    and decides then. After a run that ends without a decision, also by an error, the next
+    one is due `otherwise` seconds after it began; without that, it was the last. A run waits
+    until the one before has ended.
 
     Example:
         >>> @task
-        ... async def crawl(ctx: Context) -> None:
-        ...     found = await look()
-        ...     await ctx.reschedule(5 if found else 300)   # None would end it
-        >>> cron_jobs = [cron(crawl, perpetual(otherwise=600))]
+        ... async def crawl(ctx: Context, site: str) -> None:
+        ...     found = await look(site)
+        ...     await ctx.reschedule(5 if found else 300)  # None would end it
+        >>> cron_jobs = [cron(crawl, perpetual(otherwise=600), args=("example.org",))]
+        >>> str(cron_jobs[0].trigger)
+        'as its task decides, or after 600 s'
 
     Raises:
         ScheduleError: `otherwise` is shorter than 0.1 s.
@@ -260,6 +258,12 @@ def read(fields: list[Any]) -> Trigger:
         case ["perpetual", (int() | None) as otherwise_ms]:
             return Perpetual(otherwise_ms)
     raise ScheduleError(f"no trigger: {fields!r}")
+
+
+def _check_length(name: str, length_ms: int) -> None:
+    if not LEAST_INTERVAL_MS <= length_ms <= MOST_INTERVAL_MS:
+        limits = f"{LEAST_INTERVAL_MS / 1000} s at least and ten years at most"
+        raise ScheduleError(f"{name} takes {limits}, not {length_ms / 1000:g} s")
 
 
 def _milliseconds(given: Any, name: str) -> int:

@@ -62,7 +62,7 @@ class Fleet:
     def last_due(self) -> int:
         return min(
             max((due_ms for name, due_ms, _ in self.runs() if name == wanted), default=0)
-            for wanted in PERIODS_MS
+            for wanted in (*PERIODS_MS, "own")
         )
 
     async def goes_on(self, until_ms: int) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import doctest
+import inspect
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from arq.cron import cron as arq_cron
 
 import runner
 from runner import Context, cron, errors, every, keys, perpetual, task
 from runner.codec import MsgpackCodec
-from runner.schedule import Book, Schedule, Ticker
-from runner.schedule.book import DueSchedule
+from runner.schedule import Book, Schedule, Schedules, Ticker, scheduled
+from runner.schedule.book import TURN_MS, DueSchedule
 from runner.signing import SignedCodec
 from tests.engine import drain, raw, serving
 from tests.support import wait_until
@@ -96,6 +100,40 @@ async def test_due_time_is_enqueued_once_by_ten_who_look_at_the_same_moment(
     info = (await book.infos(["work"]))[0]
     assert info.runs == 1
     assert info.next_due == datetime.fromtimestamp(last_ms / 1000 + 3600, UTC)
+
+
+async def test_turn_of_a_worker_that_died_passes_on(redis: Any, book: Book) -> None:
+    last_ms = await overdue(redis, book, cron(work, "0 * * * *", grace=7200))
+    assert (await book.look("dead")).due, "it has the turn, and is killed"
+    other = ticker(book)
+    assert 0 < await other.tick() <= TURN_MS / 1000 + 0.001, "it waits for its turn"
+    assert await jobs(redis) == []
+    await wait_until(lambda: ticked(other, redis), description="its turn has come")
+    assert await jobs(redis) == [f"cron:work:{last_ms}"]
+
+
+async def test_due_time_that_a_stock_worker_has_just_run_is_not_run_again(
+    redis: Any, book: Book
+) -> None:
+    last_ms = await overdue(redis, book, cron(work, "0 * * * *", grace=7200))
+    await redis.set(keys.in_progress(f"cron:work:{last_ms}"), "1", px=60_000)
+    await ticker(book).tick()
+    assert await jobs(redis) == []
+
+
+async def test_one_id_for_all_runs_makes_one_job_at_a_time(redis: Any, book: Book) -> None:
+    stock = scheduled(arq_cron(work, minute=0, job_id="only"), None)
+    assert stock is not None
+    last_ms = await overdue(redis, book, replace(stock, grace_ms=2 * HOUR_MS))
+    for later_ms in range(3):
+        await set_due(redis, "cron:work", last_ms + later_ms)
+        await ticker(book).tick()
+    assert await jobs(redis) == ["only"]
+    await redis.delete(QUEUE, keys.job("only"))
+    await redis.set(keys.in_progress("only"), "1", px=60_000)  # as arq leaves it for a minute
+    await set_due(redis, "cron:work", last_ms + 3)
+    await ticker(book).tick()
+    assert await jobs(redis) == ["only"]
 
 
 async def test_late_offer_for_a_due_time_that_was_run_is_refused(redis: Any, book: Book) -> None:
@@ -240,7 +278,7 @@ async def test_cron_that_each_worker_runs_for_itself_stays_arqs() -> None:
     stock = cron(work, second=0, unique=False)
     worker = runner.Worker([work], cron_jobs=[stock], history=True, handle_signals=False)
     assert worker.cron_jobs == [stock]
-    assert worker._schedules == []
+    assert worker._tickers.schedules == []
 
 
 async def test_workers_that_start_together_share_one_run_at_startup(redis: Any, book: Book) -> None:
@@ -342,6 +380,22 @@ async def test_schedule_is_added_listed_paused_resumed_run_and_removed(
     assert await jobs(redis) == [job_id]
     await client.schedules.remove("nightly")
     assert await client.schedules.list() == []
+
+
+async def test_example_in_the_documentation_runs(client: runner.Client) -> None:
+    names: dict[str, Any] = {"client": client, "cron": cron, "replace": replace}
+    examples = doctest.DocTestParser().get_examples(
+        f"{Schedules.__doc__}\n{Schedules.change.__doc__}"
+    )
+    for example in examples:
+        kind = "eval" if example.want else "exec"
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        value = eval(compile(example.source, "<example>", kind, flags), names)
+        value = await value if inspect.isawaitable(value) else value
+        assert not example.want or repr(value) == example.want.strip()
+    (info,) = await client.schedules.list()
+    assert info.schedule is not None
+    assert info.schedule.jitter_ms == 5_000
 
 
 async def test_paused_schedule_makes_no_runs_and_resuming_makes_up_for_none(
