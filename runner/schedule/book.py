@@ -33,6 +33,7 @@ TURN_MS = 500
 
 LOOK_LIMIT = 100
 PAGE = 500
+READ_LIMIT = 20_000
 FLEET_MS = 120_000
 CRON_OPTION = "cron"
 """The option of a job that names its book, schedule and due time."""
@@ -327,6 +328,8 @@ class Book:
         if not isinstance(fields, dict):
             raise ScheduleError(f"schedule {name!r} cannot be read: its rules are missing")
         schedule = Schedule.of(name, record.task, record.args, record.kwargs, fields)
+        if len(self._read) >= READ_LIMIT:
+            self._read.clear()
         self._read[name] = (definition, schedule)
         return schedule
 

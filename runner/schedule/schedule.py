@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
 
 from arq.cron import CronJob
@@ -53,6 +53,7 @@ class Schedule:
         queue: the queue of its jobs; None: the one in whose book the schedule is.
         expires: seconds after which a run that has not started is given up.
         job_id: one id for all of its jobs, in place of one for each due time.
+        id_prefix: what the ids of its jobs begin with; "cron:" and the name by default.
         function: what `task` names, where it is known.
     """
 
@@ -70,6 +71,7 @@ class Schedule:
     queue: str | None = None
     expires: float | None = None
     job_id: str | None = None
+    id_prefix: str | None = None
     function: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -95,10 +97,8 @@ class Schedule:
         """Return the id of the job for one due time."""
         if self.job_id is not None:
             return self.job_id
-        # A schedule of arq's form keeps arq's ids, so that a stock worker beside ours
-        # enqueues the same job and not a second one.
-        prefix = "" if self.name.startswith(PREFIX) else PREFIX
-        return f"{prefix}{self.name}:{due_ms}"
+        prefix = PREFIX + self.name if self.id_prefix is None else self.id_prefix
+        return f"{prefix}:{due_ms}"
 
     def start_ms(self, due_ms: int) -> int:
         """Return when the run of one due time starts: some way into the jitter's window."""
@@ -120,6 +120,7 @@ class Schedule:
             "queue": self.queue,
             "expires": self.expires,
             "job_id": self.job_id,
+            "id_prefix": self.id_prefix,
         }
 
     @classmethod
@@ -148,6 +149,7 @@ class Schedule:
                 queue=fields["queue"],
                 expires=fields["expires"],
                 job_id=fields["job_id"],
+                id_prefix=fields["id_prefix"],
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise ScheduleError(f"schedule {name!r} cannot be read: {exc!r}") from exc
@@ -328,27 +330,36 @@ def scheduled(job: CronJob, where: tzinfo | None) -> Schedule | None:
         trigger=Cron(expression, name_of(where), round(job.microsecond / 1000), both_days=True),
         run_at_startup=job.run_at_startup,
         job_id=job.job_id,
+        # arq's ids, so that a stock worker beside ours enqueues the same job, not a second one.
+        id_prefix=job.name,
     )
 
 
 def split(
-    cron_jobs: Iterable[CronJob | Schedule], where: tzinfo | None, *, keeps: bool
+    cron_jobs: Sequence[CronJob | Schedule], where: tzinfo | None, *, keeps: bool
 ) -> tuple[list[CronJob], list[Schedule]]:
     """Return the cron jobs that stay arq's, and the schedules that are kept in Redis.
 
     With `keeps` arq's cron jobs are among these, but for those that are not unique: each
     worker runs them for itself.
+
+    Raises:
+        ScheduleError: two schedules have one name.
     """
+    check_names(cron_jobs)
     stock: list[CronJob] = []
-    schedules: list[Schedule] = []
+    schedules: dict[str, Schedule] = {}
     for job in cron_jobs:
         if isinstance(job, Schedule):
-            schedules.append(job)
+            schedules[job.name] = job
         elif keeps and (made := scheduled(job, where)) is not None:
-            schedules.append(made)
+            if made.name in schedules:
+                # arq lets one function have several cron jobs, all of one name.
+                made = replace(made, name=f"{made.name} {made.trigger}")
+            schedules[made.name] = made
         else:
             stock.append(job)
-    return stock, schedules
+    return stock, list(schedules.values())
 
 
 def functions_of(cron_jobs: Iterable[CronJob | Schedule]) -> list[Any]:
@@ -372,12 +383,12 @@ def check_for_worker(schedules: Iterable[Schedule], tasks: Iterable[str], *, abo
     """Raise what keeps a worker from running its schedules.
 
     Raises:
-        ScheduleError: one names a task that the worker does not have, or wants to cancel
-            jobs that it does not abort.
+        ScheduleError: one names a task that the worker does not have, and no queue of other
+            workers; or it cancels jobs, and the worker does not abort any.
     """
     names = list(tasks)
     for schedule in schedules:
-        if schedule.task not in names:
+        if schedule.queue is None and schedule.task not in names:
             hint = did_you_mean(schedule.task, names)
             raise ScheduleError(
                 f"schedule {schedule.name!r}: this worker has no task {schedule.task!r}{hint}",

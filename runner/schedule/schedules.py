@@ -146,6 +146,8 @@ class Schedules:
         return ScheduleNotFound(f"there is no schedule {name!r}{hint}", name=name)
 
     async def _check_task(self, schedule: Schedule, tasks: Iterable[str] | None) -> None:
+        if schedule.queue is not None:
+            return  # other workers may run it
         if tasks is None:
             fleet = await self._book.fleet()
             tasks = fleet.tasks if fleet.complete else ()

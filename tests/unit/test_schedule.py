@@ -14,7 +14,7 @@ from arq.cron import cron as arq_cron
 import runner
 from runner import Context, WorkerSettings, cron, every, perpetual, task
 from runner.errors import ArgumentsError, ScheduleError
-from runner.schedule import Cron, Schedule, scheduled
+from runner.schedule import Cron, Schedule, scheduled, split
 
 NEW_YORK = ZoneInfo("America/New_York")
 odd: Any = cron
@@ -169,6 +169,21 @@ def test_arqs_form_in_a_zone_follows_its_wall_clock() -> None:
     assert summer == round(datetime(2026, 7, 1, 13, tzinfo=UTC).timestamp() * 1000)
 
 
+def test_several_of_arqs_crons_may_have_one_function() -> None:
+    jobs = [arq_cron(plain, hour=hour) for hour in (3, 15, 15)]
+    stock, made = split(jobs, UTC, keeps=True)
+    assert stock == []
+    assert [schedule.name for schedule in made] == ["cron:plain", "cron:plain 0 * 15 * * *"]
+    assert {schedule.job_id_at(5) for schedule in made} == {"cron:plain:5"}
+    assert split(jobs, UTC, keeps=False) == (jobs, [])
+
+
+def test_arqs_cron_with_a_name_keeps_arqs_ids() -> None:
+    made = scheduled(arq_cron(plain, name="nightly", hour=3), UTC)
+    assert made is not None
+    assert (made.name, made.task, made.job_id_at(5)) == ("nightly", "nightly", "nightly:5")
+
+
 def test_arqs_cron_of_every_worker_is_no_schedule_of_the_fleet() -> None:
     assert scheduled(arq_cron(plain, hour=9, unique=False), UTC) is None
 
@@ -195,6 +210,10 @@ def test_cancelling_older_runs_needs_a_worker_that_aborts() -> None:
     with pytest.raises(ScheduleError, match="allow_abort_jobs"):
         runner.Worker(cron_jobs=jobs)
     runner.Worker(cron_jobs=jobs, allow_abort_jobs=True)
+
+
+def test_task_in_the_queue_of_other_workers_need_not_be_known() -> None:
+    runner.Worker([report], cron_jobs=[cron("theirs", every(1), queue="theirs")])
 
 
 @pytest.mark.parametrize("documented", [cron, every, perpetual])
