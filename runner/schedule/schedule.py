@@ -19,7 +19,7 @@ from runner.schedule.zones import name_of
 from runner.tasks import Task, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from datetime import timedelta, tzinfo
 
     from arq.typing import OptionType, WeekdayOptionType, WorkerCoroutine
@@ -157,7 +157,7 @@ class Schedule:
 
 @overload
 def cron(
-    coroutine: Task[..., Any] | WorkerCoroutine | str,
+    coroutine: Callable[..., Awaitable[Any]] | str,
     when: str | Every | Perpetual,
     *,
     args: Sequence[Any] = (),

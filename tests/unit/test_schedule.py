@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import doctest
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -15,6 +15,9 @@ import runner
 from runner import Context, WorkerSettings, cron, every, perpetual, task
 from runner.errors import ArgumentsError, ScheduleError
 from runner.schedule import Cron, Schedule, scheduled, split
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 NEW_YORK = ZoneInfo("America/New_York")
 odd: Any = cron
@@ -32,6 +35,11 @@ async def slow(ctx: Context) -> None:
 
 async def plain(ctx: Any) -> None:
     """Do nothing."""
+
+
+def made_worker(functions: Sequence[Any] = (), **settings: Any) -> runner.Worker:
+    """Make a worker; it wants a loop that runs, and to leave the process's signals alone."""
+    return runner.Worker(functions, handle_signals=False, **settings)
 
 
 def test_keywords_alone_are_arqs_own_form() -> None:
@@ -195,25 +203,25 @@ def test_two_schedules_of_one_name_are_refused_by_settings() -> None:
             cron_jobs = (cron(report, every(1)), cron(report, every(2)))
 
 
-def test_worker_knows_the_tasks_of_its_schedules() -> None:
-    worker = runner.Worker(cron_jobs=[cron(report, every(1)), cron(plain, every(1))])
+async def test_worker_knows_the_tasks_of_its_schedules() -> None:
+    worker = made_worker(cron_jobs=[cron(report, every(1)), cron(plain, every(1))])
     assert set(worker.functions) == {"report", "plain"}
 
 
-def test_worker_without_the_task_of_a_schedule_is_refused() -> None:
+async def test_worker_without_the_task_of_a_schedule_is_refused() -> None:
     with pytest.raises(ScheduleError, match="has no task 'raport'; did you mean 'report'"):
-        runner.Worker([report], cron_jobs=[cron("raport", every(1))])
+        made_worker([report], cron_jobs=[cron("raport", every(1))])
 
 
-def test_cancelling_older_runs_needs_a_worker_that_aborts() -> None:
+async def test_cancelling_older_runs_needs_a_worker_that_aborts() -> None:
     jobs = [cron(report, every(1), overlap="cancel_older")]
     with pytest.raises(ScheduleError, match="allow_abort_jobs"):
-        runner.Worker(cron_jobs=jobs)
-    runner.Worker(cron_jobs=jobs, allow_abort_jobs=True)
+        made_worker(cron_jobs=jobs)
+    made_worker(cron_jobs=jobs, allow_abort_jobs=True)
 
 
-def test_task_in_the_queue_of_other_workers_need_not_be_known() -> None:
-    runner.Worker([report], cron_jobs=[cron("theirs", every(1), queue="theirs")])
+async def test_task_in_the_queue_of_other_workers_need_not_be_known() -> None:
+    made_worker([report], cron_jobs=[cron("theirs", every(1), queue="theirs")])
 
 
 @pytest.mark.parametrize("documented", [cron, every, perpetual])
