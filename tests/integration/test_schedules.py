@@ -26,6 +26,8 @@ from tests.support import wait_until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tests.servers import ChaosServers
+
 pytestmark = pytest.mark.lasting_keys("runner:schedules:*", "runner:schedule:*")
 
 QUEUE = keys.DEFAULT_QUEUE
@@ -603,3 +605,29 @@ async def test_job_without_a_schedule_cannot_reschedule(
         job = await client.enqueue(alone)
         with pytest.raises(errors.RemoteError, match="was not made by a schedule"):
             await job.result(timeout=10)
+
+
+# When Redis goes away.
+
+
+async def test_due_times_while_redis_was_away_are_run_when_it_is_back(
+    chaos_servers: ChaosServers,
+) -> None:
+    dues: list[int] = []
+
+    @task(name="noted")
+    async def note(ctx: Context) -> None:
+        dues.append(ctx["cron"][2])
+
+    def past(ms: int) -> bool:
+        return bool(dues) and dues[-1] >= ms
+
+    jobs = [cron(note, every(0.1), grace=120)]
+    async with serving(chaos_servers.redis_url, [], cron_jobs=jobs):
+        await wait_until(lambda: len(dues) > 3, description="it runs")
+        await chaos_servers.stop_redis(kill=True)
+        stopped_at = dues[-1]
+        await chaos_servers.start_redis()
+        await wait_until(lambda: past(stopped_at + 3000), description="it goes on", timeout_s=30)
+    dues.sort()
+    assert dues == list(range(dues[0], dues[-1] + 1, 100))
