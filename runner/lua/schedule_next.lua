@@ -17,6 +17,11 @@ local due = at
 if delay ~= '' then
   due = string.format('%d', now + tonumber(delay))
 end
+-- Due times only move forward: the same one again would be the same job.
+local last = tonumber(redis.call('HGET', key, 'last')) or 0
+if due ~= '' and tonumber(due) <= last then
+  due = string.format('%d', last + 1)
+end
 redis.call('HSET', key, 'due', due)
 local paused = redis.call('HGET', key, 'paused') == '1'
 redis.call('ZADD', schedules, (due == '' or paused) and FAR_OFF_MS or due, name)

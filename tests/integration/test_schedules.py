@@ -584,6 +584,20 @@ async def ticked(one: Ticker, redis: Any) -> bool:
     return bool(await jobs(redis))
 
 
+async def test_decision_for_a_time_that_was_run_is_for_the_moment_after(
+    redis: Any, book: Book
+) -> None:
+    await ticker(book, cron(work, perpetual())).open()
+    await ticker(book).tick()
+    (job_id,) = await jobs(redis)
+    due_ms = int(job_id.rpartition(":")[2])
+    await runner.schedule.decide_next(
+        redis, queue=QUEUE, name="work", job_id=job_id, delay_ms=None, at_ms=due_ms
+    )
+    (info,) = await book.infos(["work"])
+    assert info.next_due == datetime.fromtimestamp((due_ms + 1) / 1000, UTC)
+
+
 async def test_only_the_latest_run_decides(redis: Any, book: Book) -> None:
     await ticker(book, cron(work, perpetual())).open()
     await ticker(book).tick()
