@@ -16,10 +16,22 @@ from runner import RedisSettings, cron
 
 
 class WorkerSettings(runner.WorkerSettings):
-    """The tasks of the main job, and the cron job that goes with them."""
+    """The tasks of the main job, and the schedules that go with them."""
 
     functions = (record_departure, worst_routes, refresh_delay_report)
-    cron_jobs = (cron(refresh_delay_report, minute={0, 15, 30, 45}),)
+    cron_jobs = (
+        cron(refresh_delay_report, minute={0, 15, 30, 45}),
+        # The flights' day ends in New York, also on the days on which clocks change there; a
+        # night without workers is made up for.
+        cron(
+            refresh_delay_report,
+            "5 0 * * *",
+            name="close_the_day",
+            timezone="America/New_York",
+            catch_up="once",
+            overlap="skip",
+        ),
+    )
     redis_settings = RedisSettings.from_dsn(os.environ.get("REDIS_URL", "redis://localhost:6379"))
     database_url = os.environ.get("DATABASE_URL")
     codec = os.environ.get("RUNNER_CODEC", "msgpack")

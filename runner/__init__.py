@@ -6,7 +6,7 @@ and one batching writer carries every database write, exactly once, over one con
     from runner import Context, WorkerSettings, connect, task
 """
 
-from arq import cron, func
+from arq import func
 from arq.connections import RedisSettings
 from arq.jobs import JobStatus, ResultNotFound
 
@@ -26,6 +26,7 @@ from runner.errors import (
 from runner.execution import Context
 from runner.job import Job
 from runner.retry import Backoff, RetryPolicy
+from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
 from runner.tasks import Call, Task, task
@@ -55,6 +56,8 @@ __all__ = [
     "Retry",
     "RetryPolicy",
     "RunnerError",
+    "Schedule",
+    "ScheduleInfo",
     "SignedCodec",
     "Snooze",
     "Task",
@@ -67,6 +70,8 @@ __all__ = [
     "cron",
     "database",
     "errors",
+    "every",
     "func",
+    "perpetual",
     "task",
 ]

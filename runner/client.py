@@ -29,6 +29,7 @@ from runner.errors import (
 from runner.job import Job, Results
 from runner.outbox import Outbox, Until
 from runner.pipe import Pipe
+from runner.schedule import Book, Schedules
 from runner.shapes import ANYTHING, Shape
 from runner.tasks import BoundTask, Call, EnqueueOptions, Task, checked_id
 from runner.types import DeadLetter, QueueStats, WriterStatus
@@ -235,6 +236,12 @@ class Client(ArqRedis):
     def job(self, job_id: str, queue: str | None = None) -> Job[Any]:
         """Return a handle on a job by its id; nothing is asked of Redis."""
         return self._job(checked_id(job_id), queue or self.default_queue_name)
+
+    @property
+    def schedules(self) -> Schedules:
+        """The schedules of this client's queue: list, add, change, pause, run, remove."""
+        queue = self.default_queue_name
+        return Schedules(Book(self, self.codec, queue, lifetime_ms=self.expires_extra_ms))
 
     async def queue_stats(self, queue: str | None = None) -> QueueStats:
         """Read one queue's counts."""

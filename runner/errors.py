@@ -13,6 +13,9 @@
     │   ├── PayloadTooLarge       a job is larger than `max_payload_bytes`
     │   ├── QueueFull             a bounded queue has no room
     │   └── RedisOutOfMemory      Redis holds its `maxmemory`
+    ├── ScheduleError             a schedule makes no sense
+    │   ├── ScheduleNotFound      there is no schedule of that name
+    │   └── ScheduleConflict      the name belongs to another, or to settings.py
     ├── JobFailed                 the job ended without a result
     │   ├── RemoteError           the task raised; carries the remote traceback
     │   ├── JobExpired            the job's time to start, or its payload, ran out
@@ -65,6 +68,9 @@ __all__ = [
     "ResultTooLarge",
     "Retry",
     "RunnerError",
+    "ScheduleConflict",
+    "ScheduleError",
+    "ScheduleNotFound",
     "ScriptError",
     "SettingsError",
     "Snooze",
@@ -210,6 +216,36 @@ class QueueFull(EnqueueError):
 
 class RedisOutOfMemory(EnqueueError):
     """Raised when Redis holds its `maxmemory` and evicts nothing; the job is not queued."""
+
+
+class ScheduleError(RunnerError):
+    """Raised when a schedule makes no sense, such as an expression that cannot be read."""
+
+
+class ScheduleNotFound(ScheduleError):
+    """Raised when there is no schedule of that name.
+
+    Attributes:
+        name: the name.
+    """
+
+    def __init__(self, message: str = "", *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class ScheduleConflict(ScheduleError):
+    """Raised when a schedule's name is taken, or the schedule is not the caller's to change.
+
+    Attributes:
+        name: the name.
+        source: where the schedule of that name comes from: "settings" or "api".
+    """
+
+    def __init__(self, message: str = "", *, name: str = "", source: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+        self.source = source
 
 
 class JobFailed(RunnerError):

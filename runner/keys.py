@@ -25,6 +25,11 @@ runner:dead-letter:<id>         STRING   the letter; 30 days
 runner:units                    STREAM   units not yet committed, and a tail; lasting
 runner:writer                   HASH     the writer's position and counts; lasting
 runner:writer:leader            STRING   the elected candidate; the election's term
+runner:schedules:<queue>        ZSET     schedule → when to look at it, in ms; lasting
+runner:schedule:<queue>:<name>  HASH     one schedule: definition, next due time, counts; lasting
+runner:schedule-turn:<queue>    STRING   the worker that sees to due schedules; half a second
+runner:fleet:<queue>            ZSET     live workers, by a digest of what they know → expiry; 2 min
+runner:fleet:<queue>:<digest>   STRING   their tasks and the schedules of their settings; 2 min
 runner:failed:<entry>           STRING   why a unit was refused; 1 h
 runner:answer:<entry>           STRING   what a unit did, for one who asked; 1 h
 runner:commits:<id>             HASH     commits of a job that goes on: number → entry, digest,
@@ -153,6 +158,31 @@ def counters(queue: str) -> str:
 def dead(queue: str) -> str:
     """ZSET: the ids of this queue's dead letters."""
     return f"runner:dead:{queue}"
+
+
+def schedules(queue: str) -> str:
+    """ZSET: the schedules of this queue's book, by when to look at them."""
+    return f"runner:schedules:{queue}"
+
+
+def schedule_book(queue: str) -> str:
+    """Prefix of a HASH for each schedule of this queue's book."""
+    return f"runner:schedule:{queue}:"
+
+
+def schedule_turn(queue: str) -> str:
+    """STRING: the worker that sees to due schedules."""
+    return f"runner:schedule-turn:{queue}"
+
+
+def fleet(queue: str) -> str:
+    """ZSET: the live workers of this queue, by a digest of what they know."""
+    return f"runner:fleet:{queue}"
+
+
+def fleet_member(queue: str, digest: str) -> str:
+    """STRING: the tasks and schedules behind one digest."""
+    return f"runner:fleet:{queue}:{digest}"
 
 
 def health(queue: str) -> str:

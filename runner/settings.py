@@ -16,6 +16,7 @@ from arq.worker import Function
 from runner import keys, logs
 from runner.codec import Codec, codec_named
 from runner.errors import SettingsError, did_you_mean
+from runner.schedule import Schedule, check_names
 from runner.signing import KeyRing, SigningKeys
 from runner.tasks import seconds
 from runner.worker import Worker
@@ -55,7 +56,7 @@ class WorkerSettings:
 
     functions: ClassVar[Sequence[Any]] = ()
     queue_name: ClassVar[str] = keys.DEFAULT_QUEUE
-    cron_jobs: ClassVar[Sequence[CronJob]] = ()
+    cron_jobs: ClassVar[Sequence[CronJob | Schedule]] = ()
     redis_settings: ClassVar[RedisSettings] = RedisSettings()
     on_startup: ClassVar[StartupShutdown | None] = None
     on_shutdown: ClassVar[StartupShutdown | None] = None
@@ -173,7 +174,8 @@ def _functions(value: Any) -> bool:
 
 def _cron_jobs(value: Any) -> bool:
     return value is None or (
-        isinstance(value, list | tuple) and all(isinstance(job, CronJob) for job in value)
+        isinstance(value, list | tuple)
+        and all(isinstance(job, CronJob | Schedule) for job in value)
     )
 
 
@@ -294,6 +296,8 @@ def _check(owner: str, name: str, value: Any) -> None:
     if rule is not None and not rule[0](value):
         shown = type(value).__name__ if name in _SECRET else repr(value)
         raise SettingsError(f"{owner}.{name} is {shown}, but must be {rule[1]}")
+    if name == "cron_jobs":
+        check_names(value or ())
     least = _LEAST.get(name)
     if least is not None and value < least:
         raise SettingsError(f"{owner}.{name} is {value}, but must be at least {least}")

@@ -27,6 +27,7 @@ from runner.connection import open_client
 from runner.cycle import TROUBLE
 from runner.leases import Leases
 from runner.queues import Queues
+from runner.schedule import Book, Schedule, Tickers, check_for_worker, functions_of, split
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
 from runner.turns import Turns
@@ -79,6 +80,8 @@ class Worker(arq.worker.Worker):
         use_uvloop: run on uvloop where no loop is there yet.
         queues: more queues to read, after `queue_name`, the most urgent first; see
             `runner.queues` for what the later ones get while the earlier ones are busy.
+        cron_jobs: schedules, as `runner.cron` makes them, beside arq's cron jobs; with
+            `history` both are kept in Redis, and each due time is run once in the fleet.
 
     Every other parameter is arq's own; its documentation holds.
     """
@@ -88,7 +91,7 @@ class Worker(arq.worker.Worker):
         functions: Sequence[Function | Task[..., Any] | WorkerCoroutine] = (),
         *,
         queue_name: str | None = default_queue_name,
-        cron_jobs: Sequence[CronJob] | None = None,
+        cron_jobs: Sequence[CronJob | Schedule] | None = None,
         redis_settings: RedisSettings | None = None,
         redis_pool: ArqRedis | None = None,
         burst: bool = False,
@@ -135,9 +138,9 @@ class Worker(arq.worker.Worker):
         if use_uvloop and redis_pool is None:
             ensure_uvloop()
         super().__init__(
-            functions=[as_function(function) for function in functions],
+            functions=[as_function(f) for f in (*functions_of(cron_jobs or ()), *functions)],
             queue_name=queue_name,
-            cron_jobs=cron_jobs,
+            cron_jobs=[job for job in cron_jobs or () if not isinstance(job, Schedule)],
             redis_settings=redis_settings,
             redis_pool=redis_pool,
             burst=burst,
@@ -207,6 +210,10 @@ class Worker(arq.worker.Worker):
         self._loop_ended.set()
         self._due: dict[str, float] = {}  # by queue, by time.monotonic
         self._waker = Waker(self.cycles.names, self._nudge.set)
+        # Without history arq's own cron jobs stay arq's: a bare worker leaves no key behind.
+        self.cron_jobs, schedules = split(cron_jobs or (), self.timezone, keeps=history)
+        check_for_worker(schedules, self.functions, aborts=allow_abort_jobs)
+        self._tickers = Tickers(schedules, home=self.queue_name)
 
     async def main(self) -> None:
         """Connect, start, and run the loop until it is cancelled or the burst is over."""
@@ -228,6 +235,13 @@ class Worker(arq.worker.Worker):
         self._turns.adopt_context()
         self._leases.start(self.pool.connection_pool)
         await self._start_candidate()
+        if self.history or self._tickers.schedules:
+            await self._tickers.start(
+                [self._book(name) for name in self.cycles.names],
+                tasks=self.functions,
+                aborts=self.allow_abort_jobs,
+                burst=self.burst,
+            )
         idle_ms = 0
         if not self.burst:
             self._waker.start(self.pool)
@@ -243,9 +257,13 @@ class Worker(arq.worker.Worker):
         finally:
             self.cycles.rest()
             try:
+                await self._tickers.stop()
                 await self._waker.stop()
             finally:
                 self._loop_ended.set()
+
+    def _book(self, queue: str) -> Book:
+        return Book(self.pool, self.codec, queue, lifetime_ms=self.expires_extra_ms)
 
     async def _connect(self) -> None:
         if self._pool is None and self._codec_given:
@@ -536,6 +554,7 @@ class Worker(arq.worker.Worker):
             return
         self.cycles.rest()
         await self._end_loop()
+        await self._tickers.stop()
         await self._waker.stop()
         await self._end_jobs()
         if self.candidate is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from runner.cli import dev, writer
+from runner.cli import cron, dev, writer
 from runner.errors import RunnerError
 
 
@@ -30,3 +30,4 @@ def main() -> None:
 
 main.add_command(writer.writer)
 main.add_command(dev.dev)
+main.add_command(cron.cron)

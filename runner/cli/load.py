@@ -1,13 +1,20 @@
-"""Find the settings class that a command was given."""
+"""Find the settings class that a command was given, and connect as its workers do."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from runner.codec import Codec, codec_of
+from runner.connection import open_client
 from runner.errors import SettingsError, did_you_mean
 from runner.settings import WorkerSettings
+from runner.signing import chosen_codec
+
+if TYPE_CHECKING:
+    from runner.client import Client
 
 
 def load_settings(path: str) -> type[WorkerSettings]:
@@ -35,3 +42,19 @@ def load_settings(path: str) -> type[WorkerSettings]:
     if not (isinstance(found, type) and issubclass(found, WorkerSettings)):
         raise SettingsError(f"{path} must be a subclass of runner.WorkerSettings")
     return found
+
+
+def codec_by(settings: type[WorkerSettings]) -> Codec:
+    """Return the codec of the workers."""
+    hooks = (getattr(settings, name, None) for name in ("job_serializer", "job_deserializer"))
+    return chosen_codec(settings.codec, settings.signing_keys) or codec_of(*hooks)
+
+
+async def client_by(settings: type[WorkerSettings]) -> Client:
+    """Connect to the Redis of the workers, with their codec and queue."""
+    return await open_client(
+        settings.redis_settings,
+        codec=codec_by(settings),
+        queue=settings.queue_name,
+        expires_extra_ms=settings.expires_extra_ms,
+    )

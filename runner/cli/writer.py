@@ -10,16 +10,11 @@ import click
 import uvloop
 
 from runner import logs
-from runner.cli.load import load_settings
-from runner.codec import codec_of
-from runner.connection import open_client
+from runner.cli.load import client_by, codec_by, load_settings
 from runner.errors import SettingsError
-from runner.signing import chosen_codec
 from runner.writer import Bounds, Candidate, adopt_database
 
 if TYPE_CHECKING:
-    from runner.client import Client
-    from runner.codec import Codec
     from runner.settings import WorkerSettings
 
 
@@ -48,9 +43,9 @@ def writer(settings: str, *, adopts: bool) -> None:
 
 async def declare(settings: type[WorkerSettings]) -> str:
     """Give the Redis and the database of these settings one new identity; return it."""
-    redis = await _connect(settings)
+    redis = await client_by(settings)
     try:
-        return await adopt_database(redis, _database_url(settings), _codec(settings))
+        return await adopt_database(redis, _database_url(settings), codec_by(settings))
     finally:
         await redis.aclose()
 
@@ -61,20 +56,6 @@ def _database_url(settings: type[WorkerSettings]) -> str:
     return settings.database_url
 
 
-def _codec(settings: type[WorkerSettings]) -> Codec:
-    hooks = (getattr(settings, name, None) for name in ("job_serializer", "job_deserializer"))
-    return chosen_codec(settings.codec, settings.signing_keys) or codec_of(*hooks)
-
-
-async def _connect(settings: type[WorkerSettings]) -> Client:
-    return await open_client(
-        settings.redis_settings,
-        codec=_codec(settings),
-        queue=settings.queue_name,
-        expires_extra_ms=settings.expires_extra_ms,
-    )
-
-
 async def serve(settings: type[WorkerSettings]) -> None:
     """Stand for election and write, until SIGINT or SIGTERM."""
     database_url = _database_url(settings)
@@ -82,11 +63,11 @@ async def serve(settings: type[WorkerSettings]) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
-    redis = await _connect(settings)
+    redis = await client_by(settings)
     candidate = Candidate(
         redis=redis,
         database_url=database_url,
-        codec=_codec(settings),
+        codec=codec_by(settings),
         bounds=Bounds(settings.writer_backlog_entries, settings.writer_backlog_bytes),
     )
     await candidate.start()

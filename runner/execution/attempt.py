@@ -40,6 +40,7 @@ from runner.execution.records import (
 )
 from runner.execution.settlement import settlement
 from runner.execution.steps import as_coroutine, go_on
+from runner.schedule import CRON_OPTION
 from runner.tasks import Task, seconds
 from runner.types import Outcome
 
@@ -202,6 +203,8 @@ def make_context(host: Host, attempt: Attempt) -> Context:
     context["enqueue_time"] = enqueue_time(attempt.record.enqueued_ms)
     run_at_ms = attempt.claimed.run_at_ms
     context["score"] = int(run_at_ms) if math.isfinite(run_at_ms) else 0
+    if CRON_OPTION in attempt.record.options:
+        context[CRON_OPTION] = attempt.record.options[CRON_OPTION]
     return context
 
 

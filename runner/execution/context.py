@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import runner.writer
-from runner.errors import UnitError
+from runner.errors import ScheduleError, UnitError
+from runner.keys import FAR_OFF_MS
+from runner.schedule import CRON_OPTION, decide_next
+from runner.schedule.triggers import MOST_INTERVAL_MS
+from runner.tasks import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import timedelta
 
     from runner.client import Client
     from runner.writer import JobCommits, JobDatabase, ReadPool
@@ -65,6 +71,51 @@ class Context(dict[Any, Any]):
         """The number of this try, counted from 1."""
         attempt: int = self["job_try"]
         return attempt
+
+    @property
+    def due(self) -> datetime | None:
+        """When the schedule that made this job was due, None when none did."""
+        option = self.get(CRON_OPTION)
+        return None if option is None else datetime.fromtimestamp(option[2] / 1000, UTC)
+
+    async def reschedule(self, when: float | timedelta | datetime | None) -> bool:
+        """Decide when the schedule that made this job is due next.
+
+        It holds from now on, also if this job fails afterwards. A run whose worker is
+        killed runs again and decides again.
+
+        Args:
+            when: seconds or a timedelta from now, a time with a zone, or None: not before
+                somebody resumes the schedule.
+
+        Returns:
+            False when a later run of the schedule has begun to decide: nothing was changed.
+
+        Raises:
+            ScheduleError: no schedule made this job, or `when` makes no sense.
+        """
+        option = self.get(CRON_OPTION)
+        if option is None:
+            raise ScheduleError(f"job {self.job_id} was not made by a schedule")
+        at_ms = delay_ms = None
+        if isinstance(when, datetime):
+            if when.tzinfo is None:
+                raise ScheduleError("when needs a time zone: datetime(..., tzinfo=...)")
+            at_ms = min(int(when.timestamp() * 1000), FAR_OFF_MS)
+        elif when is not None:
+            delay_s = seconds(when)
+            if not 0 <= delay_s * 1000 <= MOST_INTERVAL_MS:
+                raise ScheduleError(f"when takes seconds, from 0 to ten years, not {when!r}")
+            delay_ms = round(delay_s * 1000)
+        queue, name, _ = option
+        return await decide_next(
+            self["redis"],
+            queue=queue,
+            name=name,
+            job_id=self.job_id,
+            delay_ms=delay_ms,
+            at_ms=at_ms,
+        )
 
     def unit(self) -> bytes:
         """Return the encoded writes that are not committed yet, or b"" when there are none.

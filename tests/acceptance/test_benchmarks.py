@@ -48,6 +48,24 @@ def test_quick_run_of_the_writer_prints_a_table_for_each_row_and_the_goals() -> 
     assert "not run" not in done.stdout
 
 
+def test_cost_of_schedules_is_measured_in_three_cases() -> None:
+    command = (
+        sys.executable,
+        "-m",
+        "tests.benchmarks.schedules",
+        "--count",
+        "20",
+        "--seconds",
+        "1",
+    )
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for expected in ("no schedules", "idle: 20 schedules written", "83 due a second"):
+        assert expected in done.stdout
+
+
 def test_every_side_says_how_its_worker_starts_and_how_one_sees_that_jobs_are_done() -> None:
     sides = read_sides()
     assert list(sides) == [OURS, *ORDER]

@@ -705,6 +705,7 @@ async def test_job_sees_and_enqueues_more_jobs(redis_url: str, client: Client) -
 # Cron
 
 
+@pytest.mark.lasting_keys("runner:schedules:*", "runner:schedule:*")
 async def test_cron_job_runs_at_its_time(redis_url: str, client: Client) -> None:
     ran = asyncio.Event()
     refs: list[str] = []
@@ -727,6 +728,7 @@ async def left(client: Client) -> bool:
     return not await client.exists(QUEUE, keys.held(QUEUE))
 
 
+@pytest.mark.lasting_keys("runner:schedules:*", "runner:schedule:*")
 async def test_cron_job_of_two_workers_runs_once(redis_url: str) -> None:
     ran: list[int] = []
     async with asyncio.timeout(10):

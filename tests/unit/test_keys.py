@@ -102,6 +102,11 @@ def test_number_of_fields_of_an_entry_fits_the_script() -> None:
         (keys.reply_channel("c"), "runner:reply:c"),
         (keys.commits_channel(3), "runner:commits:3"),
         (keys.sent("c"), "runner:sent:c"),
+        (keys.schedules("q"), "runner:schedules:q"),
+        (keys.schedule_book("q"), "runner:schedule:q:"),
+        (keys.schedule_turn("q"), "runner:schedule-turn:q"),
+        (keys.fleet("q"), "runner:fleet:q"),
+        (keys.fleet_member("q", "d"), "runner:fleet:q:d"),
     ],
 )
 def test_key_is_named_as_documented(made: str, key: str) -> None:
@@ -111,6 +116,8 @@ def test_key_is_named_as_documented(made: str, key: str) -> None:
 def test_every_key_is_documented() -> None:
     table = keys.__doc__ or ""
     made = [keys.held(""), keys.clock(""), keys.idle(""), keys.wake(""), keys.counters("")]
+    made += [keys.schedules(""), keys.schedule_book("<queue>")]
+    made += [keys.schedule_turn(""), keys.fleet(""), keys.fleet_member("<queue>", "<digest>")]
     made += [
         keys.dead(""),
         keys.sent(""),

@@ -1,0 +1,279 @@
+"""``runner cron``: look at schedules and change them, while workers run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import uvloop
+
+from runner.cli.load import client_by, load_settings
+from runner.errors import ScheduleError
+from runner.schedule import Schedule, ScheduleInfo, every, perpetual
+from runner.schedule import cron as schedule
+from runner.schedule.schedule import MAX_CAUGHT_UP
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from runner.schedule import Schedules
+    from runner.settings import WorkerSettings
+
+T = TypeVar("T")
+Work = Callable[["Schedules"], Awaitable[T]]
+
+COLUMNS = ("name", "when", "timezone", "task", "next_due", "last_due", "runs", "state")
+
+
+@click.group()
+@click.option(
+    "--settings",
+    "path",
+    default="settings.WorkerSettings",
+    show_default=True,
+    help="The class that the workers use, for its redis_settings, queue and codec.",
+)
+@click.pass_context
+def cron(ctx: click.Context, path: str) -> None:
+    """Look at schedules and change them, while workers run.
+
+    Schedules in the settings can be paused, resumed and run; to change one, change the settings.
+    """
+    ctx.obj = path
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+by_name = click.argument("name")
+
+
+def rules(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the arguments and options that describe a schedule."""
+    options = (
+        click.argument("name"),
+        click.argument("task"),
+        click.argument("expression", required=False),
+        click.option("--every", "interval", type=float, help="Seconds, in place of EXPRESSION."),
+        click.option("--perpetual", "decides", is_flag=True, help="The task decides when."),
+        click.option("--otherwise", type=float, help="Seconds, when a perpetual task does not."),
+        click.option("--timezone", help="Of the expression, such as Europe/Zurich. Default: UTC."),
+        click.option("--args", "args_json", default="[]", help="Arguments, a JSON array."),
+        click.option("--kwargs", "kwargs_json", default="{}", help="The same by name, an object."),
+        click.option("--jitter", type=float, default=0, help="Seconds to spread starts over."),
+        click.option("--catch-up", type=click.Choice(["skip", "once", "all"]), default="skip"),
+        click.option("--catch-up-max", type=click.IntRange(1, MAX_CAUGHT_UP), default=100),
+        click.option("--grace", type=float, help="Seconds that are not too late."),
+        click.option("--overlap", type=click.Choice(["allow", "skip", "cancel_older"])),
+        click.option("--queue", help="The queue of its jobs."),
+        click.option("--expires", type=float, help="Seconds after which a run is given up."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cron.command(name="list")
+@as_json
+@click.pass_obj
+def list_all(path: str, *, as_json: bool) -> None:
+    """List all schedules, those that are due next first."""
+    infos = _do(load_settings(path), lambda schedules: schedules.list())
+    if as_json:
+        click.echo(json.dumps([shown(info) for info in infos], indent=2, default=str))
+        return
+    rows = [[str(shown(info)[column]) for column in COLUMNS] for info in infos]
+    for line in _table([column.upper() for column in COLUMNS], rows):
+        click.echo(line)
+
+
+@cron.command()
+@rules
+@as_json
+@click.pass_obj
+def add(path: str, /, *, as_json: bool, **given: Any) -> None:
+    """Add schedule NAME: run TASK when EXPRESSION says so.
+
+    EXPRESSION has five fields, or six with the second in front: "0 1 * * *".
+    """
+    settings = load_settings(path)
+    made, tasks = _schedule(**given), _tasks(settings)
+    _tell(_do(settings, lambda schedules: schedules.add(made, tasks=tasks)), "added", as_json)
+
+
+@cron.command()
+@rules
+@as_json
+@click.pass_obj
+def change(path: str, /, *, as_json: bool, **given: Any) -> None:
+    """Put a schedule in the place of schedule NAME; its counts, and a pause, stay."""
+    settings = load_settings(path)
+    made, tasks = _schedule(**given), _tasks(settings)
+    _tell(_do(settings, lambda schedules: schedules.change(made, tasks=tasks)), "changed", as_json)
+
+
+@cron.command()
+@by_name
+@as_json
+@click.pass_obj
+def pause(path: str, name: str, *, as_json: bool) -> None:
+    """Let schedule NAME make no more runs."""
+
+    async def work(schedules: Schedules) -> ScheduleInfo:
+        await schedules.pause(name)
+        return await schedules.get(name)
+
+    _tell(_do(load_settings(path), work), "paused", as_json)
+
+
+@cron.command()
+@by_name
+@as_json
+@click.pass_obj
+def resume(path: str, name: str, *, as_json: bool) -> None:
+    """Let schedule NAME go on."""
+
+    async def work(schedules: Schedules) -> ScheduleInfo:
+        await schedules.resume(name)
+        return await schedules.get(name)
+
+    _tell(_do(load_settings(path), work), "resumed", as_json)
+
+
+@cron.command()
+@by_name
+@as_json
+@click.pass_obj
+def run(path: str, name: str, *, as_json: bool) -> None:
+    """Run the task of schedule NAME now."""
+    job_id = _do(load_settings(path), lambda schedules: schedules.run(name))
+    click.echo(json.dumps({"name": name, "job_id": job_id}) if as_json else f"queued: {job_id}")
+
+
+@cron.command()
+@by_name
+@as_json
+@click.pass_obj
+def remove(path: str, name: str, *, as_json: bool) -> None:
+    """Remove schedule NAME; jobs that it has made stay."""
+    _do(load_settings(path), lambda schedules: schedules.remove(name))
+    click.echo(json.dumps({"name": name, "removed": True}) if as_json else f"removed: {name}")
+
+
+def shown(info: ScheduleInfo) -> dict[str, Any]:
+    """Return what is printed of a schedule."""
+    made = info.schedule
+    return {
+        "name": info.name,
+        "source": info.source,
+        "state": _state(info),
+        "when": "?" if made is None else str(made.trigger),
+        "timezone": getattr(made.trigger, "timezone", "") if made else "",
+        "task": "?" if made is None else made.task,
+        "args": [] if made is None else list(made.args),
+        "kwargs": {} if made is None else dict(made.kwargs),
+        "overlap": "" if made is None else made.overlap,
+        "catch_up": "" if made is None else made.catch_up,
+        "jitter": 0 if made is None else made.jitter_ms / 1000,
+        "next_due": _time(info.next_due),
+        "last_due": _time(info.last_due),
+        "last_job_id": info.last_job_id,
+        "runs": info.runs,
+        "skipped": info.skipped,
+        "error": info.error,
+    }
+
+
+def _state(info: ScheduleInfo) -> str:
+    if info.error:
+        return "unreadable"
+    if info.paused:
+        return "paused"
+    return "on" if info.next_due else "ended"
+
+
+def _time(moment: datetime | None) -> str:
+    return "" if moment is None else moment.isoformat(timespec="milliseconds")
+
+
+def _tell(info: ScheduleInfo, what: str, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(shown(info), indent=2, default=str))
+        return
+    when = f", next at {_time(info.next_due)}" if info.next_due else ""
+    click.echo(f"{what}: {info.name}{when}")
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> Iterable[str]:
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    for row in (heads, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
+
+
+def _do(settings: type[WorkerSettings], work: Work[T]) -> T:
+    async def connected() -> T:
+        client = await client_by(settings)
+        try:
+            return await work(client.schedules)
+        finally:
+            await client.aclose()
+
+    return uvloop.run(connected())
+
+
+def _schedule(
+    *,
+    name: str,
+    task: str,
+    expression: str | None,
+    interval: float | None,
+    decides: bool,
+    otherwise: float | None,
+    args_json: str,
+    kwargs_json: str,
+    **options: Any,
+) -> Schedule:
+    if (expression is not None) + (interval is not None) + decides != 1:
+        raise ScheduleError("give one of EXPRESSION, --every and --perpetual")
+    if otherwise is not None and not decides:
+        raise ScheduleError("--otherwise goes with --perpetual")
+    when: Any = expression
+    if decides:
+        when = perpetual(otherwise=otherwise)
+    elif interval is not None:
+        when = every(interval)
+    return schedule(
+        task,
+        when,
+        name=name,
+        args=_json(args_json, list, "--args", "an array"),
+        kwargs=_json(kwargs_json, dict, "--kwargs", "an object"),
+        **options,
+    )
+
+
+def _json(text: str, kind: type[T], option: str, wanted: str) -> T:
+    try:
+        value = json.loads(text)
+    except ValueError as exc:
+        raise ScheduleError(f"{option} is no JSON: {exc}") from None
+    if not isinstance(value, kind):
+        raise ScheduleError(f"{option} must be {wanted}, not {text}")
+    return value
+
+
+def _tasks(settings: type[WorkerSettings]) -> set[str]:
+    """Return the names of the tasks that workers with these settings have."""
+    functions = [*settings.functions, *(settings.cron_jobs or ())]
+    names = {job.task for job in functions if isinstance(job, Schedule)}
+    others = [function for function in functions if not isinstance(function, Schedule)]
+    return names | {_name(function) for function in others}
+
+
+def _name(function: Any) -> str:
+    if isinstance(function, str):
+        return function.rpartition(".")[2]
+    name: str = getattr(function, "name", None) or function.__qualname__
+    return name

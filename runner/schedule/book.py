@@ -1,0 +1,463 @@
+"""The book of one queue's schedules in Redis: the one door to it.
+
+A schedule is stored as the call that it makes, in the codec of the fleet, with its rules beside
+it: where payloads are signed, schedules are, and a worker makes no job of one that was altered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import msgspec
+
+from runner import codec as codecs
+from runner import keys
+from runner.codec import Codec, JobRecord
+from runner.errors import CodecError, ScheduleError
+from runner.schedule.schedule import Schedule
+from runner.schedule.triggers import Perpetual
+from runner.scripts import load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis.asyncio import Redis
+
+Kind: TypeAlias = Literal["due", "postpone", "startup", "now"]
+Mode: TypeAlias = Literal["add", "change", "settings"]
+
+TURN_MS = 500
+"""For how long one worker sees to what is due; as late are runs when it is killed then."""
+
+LOOK_LIMIT = 100
+PAGE = 500
+READ_LIMIT = 20_000
+FLEET_MS = 120_000
+CRON_OPTION = "cron"
+"""The option of a job that names its book, schedule and due time."""
+
+
+@dataclass(frozen=True, slots=True)
+class DueSchedule:
+    """A schedule whose due time has come.
+
+    Attributes:
+        schedule: None when it cannot be read; `error` says why.
+        due_ms: the oldest due time that nobody has run.
+        last_job: the id of the job before, or "".
+    """
+
+    name: str
+    schedule: Schedule | None
+    due_ms: int
+    last_job: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look at the book brought back.
+
+    Attributes:
+        now_ms: Redis's time.
+        again_ms: when to look again, None when nothing will be due.
+        due: what this worker is to see to; empty while another one does.
+    """
+
+    now_ms: int
+    again_ms: int | None
+    due: list[DueSchedule]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Runs of one schedule, which count if nobody else was first.
+
+    Attributes:
+        schedule: what to run, None to postpone one that cannot be read.
+        due_ms: the runs' due times, none to skip them.
+        expected_ms: the due time that the schedule still must have.
+        next_ms: its due time afterwards, None for none.
+        now_ms: Redis's time of a moment ago.
+    """
+
+    kind: Kind
+    name: str
+    schedule: Schedule | None
+    due_ms: tuple[int, ...]
+    expected_ms: int
+    next_ms: int | None
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleInfo:
+    """A schedule and its state, as `client.schedules` shows them.
+
+    Attributes:
+        name: its name.
+        source: "settings" or "api".
+        schedule: its rules, None when this client cannot read them; `error` says why.
+        paused: it makes no runs until it is resumed.
+        next_due: when it is due next, None when it is paused or has ended.
+        last_due: the last due time that was seen to.
+        last_job_id: the id of its latest job, or "".
+        runs: jobs it has made.
+        skipped: runs left out because the one before had not ended.
+    """
+
+    name: str
+    source: str
+    schedule: Schedule | None
+    paused: bool
+    next_due: datetime | None
+    last_due: datetime | None
+    last_job_id: str
+    runs: int
+    skipped: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What the live workers of a queue know.
+
+    Attributes:
+        digests: a name for each kind of worker among them.
+        tasks: the tasks they run.
+        schedules: the schedules in their settings.
+        complete: nothing of it is missing.
+    """
+
+    digests: frozenset[str]
+    tasks: frozenset[str]
+    schedules: frozenset[str]
+    complete: bool
+
+
+class Book:
+    """The schedules of one queue.
+
+    Args:
+        redis: the connection pool.
+        codec: the codec of the fleet's jobs.
+        queue: the queue in whose book they are; their jobs go there unless they say otherwise.
+        lifetime_ms: how long the payload of a run is kept if nobody runs it.
+    """
+
+    def __init__(self, redis: Redis, codec: Codec, queue: str, *, lifetime_ms: int) -> None:
+        self.redis = redis
+        self.queue = queue
+        self._codec = codec
+        self._lifetime_ms = lifetime_ms
+        self._schedules = keys.schedules(queue)
+        self._prefix = keys.schedule_book(queue)
+        self._turn = keys.schedule_turn(queue)
+        self._read: dict[str, tuple[bytes, Schedule]] = {}
+
+    async def now_ms(self) -> int:
+        """Return Redis's time."""
+        second, micros = await self.redis.time()
+        return int(second * 1000 + micros // 1000)
+
+    async def look(self, worker: str) -> Look:
+        """Look what is due, and take the turn to see to it if it is free."""
+        now_ms, again, found = await load("schedule_look").call(
+            self.redis,
+            keys=[self._schedules, self._turn],
+            args=[self._prefix, worker, LOOK_LIMIT, TURN_MS],
+        )
+        due = [
+            self._due(raw.decode(), definition, int(due), job.decode(errors="surrogateescape"))
+            for raw, definition, due, job in found
+        ]
+        return Look(now_ms, int(float(again)) if again else None, due)
+
+    async def offer(self, worker: str, offers: Sequence[Offer]) -> list[int | str]:
+        """Offer runs, and give the turn back.
+
+        Returns:
+            For each the jobs it made, -1 when others were first, -2 when Redis's clock says
+            that it is not due, or the text of an error.
+        """
+        by_queue: dict[str, list[int]] = {}
+        for index, offer in enumerate(offers):
+            queue = (offer.schedule.queue if offer.schedule else None) or self.queue
+            by_queue.setdefault(queue, []).append(index)
+        statuses: dict[int, int | str] = {}
+        for queue, indexes in by_queue.items():
+            args: list[Any] = [self._prefix, worker]
+            for index in indexes:
+                args += self._offer_fields(offers[index])
+            answers = await load("schedule_offer").call(
+                self.redis,
+                keys=[self._schedules, self._turn, queue, keys.idle(queue), keys.wake(queue)],
+                args=args,
+            )
+            for index, answer in zip(indexes, answers, strict=True):
+                statuses[index] = answer if isinstance(answer, int) else answer.decode()
+        return [statuses[index] for index in range(len(offers))]
+
+    async def put(self, mode: Mode, schedules: Sequence[Schedule]) -> list[int | str]:
+        """Write schedules down.
+
+        Returns:
+            For each 1 (written), 0 (it was so already), -1 (absent), or whose it is.
+
+        Raises:
+            EncodeError: an argument cannot travel.
+            ScheduleError: a schedule will never be due.
+        """
+        now_ms = await self.now_ms()
+        statuses: list[int | str] = []
+        for start in range(0, len(schedules), PAGE):
+            args: list[Any] = [self._prefix, mode]
+            for schedule in schedules[start : start + PAGE]:
+                trigger = schedule.trigger
+                args += (
+                    schedule.name,
+                    self._encode(schedule),
+                    msgspec.json.encode(trigger.fields()),
+                    first_due(schedule, now_ms),
+                )
+            answers = await load("schedule_put").call(self.redis, keys=[self._schedules], args=args)
+            statuses += [a if isinstance(a, int) else a.decode() for a in answers]
+        return statuses
+
+    async def pause(self, name: str, *, paused: bool, due_ms: int = 0) -> bool:
+        """Pause or resume; return False when there is no such schedule."""
+        status: int = await load("schedule_pause").call(
+            self.redis,
+            keys=[self._schedules],
+            args=[self._prefix, name, "1" if paused else "0", due_ms],
+        )
+        return status == 1
+
+    async def remove(self, source: str, names: Sequence[str]) -> list[int | str]:
+        """Forget schedules of one source; return 1, -1 (absent) or whose it is for each."""
+        answers = await load("schedule_remove").call(
+            self.redis, keys=[self._schedules], args=[self._prefix, source, *names]
+        )
+        return [a if isinstance(a, int) else a.decode() for a in answers]
+
+    async def names(self) -> list[str]:
+        """Return the names of all schedules, those that are due next first."""
+        return [raw.decode() for raw in await self.redis.zrange(self._schedules, 0, -1)]
+
+    async def infos(self, names: Sequence[str]) -> list[ScheduleInfo]:
+        """Return the schedules of these names that exist, in their order."""
+        found = []
+        for start in range(0, len(names), PAGE):
+            part = names[start : start + PAGE]
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for name in part:
+                    pipe.hgetall(self._prefix + name)
+                states = await pipe.execute()
+            found += [self._info(n, state) for n, state in zip(part, states, strict=True) if state]
+        return found
+
+    async def of_settings(self) -> list[str]:
+        """Return the names of the schedules that come from settings."""
+        names = await self.names()
+        sources: list[bytes | None] = []
+        for start in range(0, len(names), PAGE):
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for name in names[start : start + PAGE]:
+                    pipe.hget(self._prefix + name, "source")
+                sources += await pipe.execute()
+        return [name for name, source in zip(names, sources, strict=True) if source == b"settings"]
+
+    async def enlist(
+        self, worker: str, digest: str, tasks: Sequence[str], schedules: Sequence[str]
+    ) -> None:
+        """Say what a live worker knows; it counts for two minutes, or until it leaves."""
+        fleet = keys.fleet(self.queue)
+        now_ms = await self.now_ms()
+        known = msgspec.msgpack.encode((tasks, schedules))
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.zadd(fleet, {f"{digest}:{worker}": now_ms + FLEET_MS})
+            pipe.zremrangebyscore(fleet, "-inf", now_ms)
+            pipe.pexpire(fleet, FLEET_MS)
+            pipe.set(keys.fleet_member(self.queue, digest), known, px=FLEET_MS)
+            await pipe.execute()
+
+    async def leave(self, worker: str, digest: str) -> None:
+        """Say that a worker has ended."""
+        await self.redis.zrem(keys.fleet(self.queue), f"{digest}:{worker}")
+        if digest not in await self._digests():
+            await self.redis.delete(keys.fleet_member(self.queue, digest))
+
+    async def fleet(self) -> Fleet:
+        """Return what the live workers know."""
+        digests = sorted(await self._digests())
+        blobs = []
+        if digests:
+            blobs = await self.redis.mget([keys.fleet_member(self.queue, d) for d in digests])
+        known = [msgspec.msgpack.decode(blob, type=_KNOWN) for blob in blobs if blob]
+        return Fleet(
+            frozenset(digests),
+            frozenset(task for tasks, _ in known for task in tasks),
+            frozenset(name for _, names in known for name in names),
+            complete=len(known) == len(digests),
+        )
+
+    async def _digests(self) -> set[str]:
+        now_ms = await self.now_ms()
+        raws = await self.redis.zrangebyscore(keys.fleet(self.queue), f"({now_ms}", "+inf")
+        return {raw.decode().partition(":")[0] for raw in raws}
+
+    def _encode(self, schedule: Schedule) -> bytes:
+        record = JobRecord(
+            task=schedule.task,
+            args=schedule.args,
+            kwargs=dict(schedule.kwargs),
+            attempt=None,
+            enqueued_ms=0,
+            options={"id": self._bound_id(schedule.name), "schedule": schedule.fields()},
+        )
+        return codecs.encode_job(self._codec, record)
+
+    def _decode(self, name: str, definition: bytes) -> Schedule:
+        known = self._read.get(name)
+        if known is not None and known[0] == definition:
+            return known[1]
+        record = codecs.decode_job(self._codec, definition, job_id=self._bound_id(name))
+        fields = record.options.get("schedule")
+        if not isinstance(fields, dict):
+            raise ScheduleError(f"schedule {name!r} cannot be read: its rules are missing")
+        schedule = Schedule.of(name, record.task, record.args, record.kwargs, fields)
+        if len(self._read) >= READ_LIMIT:
+            self._read.clear()
+        self._read[name] = (definition, schedule)
+        return schedule
+
+    def _bound_id(self, name: str) -> str:
+        return f"schedule:{self.queue}:{name}"
+
+    def _due(self, name: str, definition: bytes, due_ms: int, job: str) -> DueSchedule:
+        try:
+            return DueSchedule(name, self._decode(name, definition), due_ms, job)
+        except (CodecError, ScheduleError) as exc:
+            return DueSchedule(name, None, due_ms, job, str(exc))
+
+    def _info(self, name: str, state: dict[bytes, bytes]) -> ScheduleInfo:
+        schedule, error = None, ""
+        try:
+            schedule = self._decode(name, state[b"definition"])
+        except (CodecError, ScheduleError) as exc:
+            error = str(exc)
+        paused = state.get(b"paused") == b"1"
+        return ScheduleInfo(
+            name=name,
+            source=state[b"source"].decode(),
+            schedule=schedule,
+            paused=paused,
+            next_due=None if paused else _moment(state.get(b"due")),
+            last_due=_moment(state.get(b"last")),
+            last_job_id=state.get(b"job", b"").decode(errors="surrogateescape"),
+            runs=int(state.get(b"runs", 0)),
+            skipped=int(state.get(b"skipped", 0)),
+            error=error,
+        )
+
+    def _offer_fields(self, offer: Offer) -> list[Any]:
+        schedule = offer.schedule
+        look_at = keys.FAR_OFF_MS if offer.next_ms is None else offer.next_ms
+        fields: list[Any] = [
+            offer.name,
+            offer.kind,
+            offer.expected_ms,
+            "" if offer.next_ms is None else offer.next_ms,
+            look_at,
+            "" if schedule is None else _overlap(schedule),
+            len(offer.due_ms),
+        ]
+        if schedule is not None:
+            for due_ms in offer.due_ms:
+                fields += self._run_fields(offer, schedule, due_ms)
+        return fields
+
+    def _run_fields(self, offer: Offer, schedule: Schedule, due_ms: int) -> list[Any]:
+        job_id = schedule.job_id_at(due_ms) if offer.kind == "due" else run_id(offer, due_ms)
+        start_ms = schedule.start_ms(due_ms) if offer.kind == "due" else due_ms
+        options: dict[str, Any] = {CRON_OPTION: [self.queue, offer.name, due_ms]}
+        if schedule.expires:
+            options["exp"] = int(max(start_ms, offer.now_ms) + schedule.expires * 1000)
+        if codecs.signs(self._codec):
+            options["id"] = job_id
+        record = JobRecord(
+            task=schedule.task,
+            args=schedule.args,
+            kwargs=dict(schedule.kwargs),
+            attempt=None,
+            enqueued_ms=offer.now_ms,
+            options=options,
+        )
+        lies_ahead = start_ms > offer.now_ms
+        return [
+            due_ms,
+            job_id,
+            codecs.encode_job(self._codec, record),
+            start_ms if lies_ahead else "",
+            max(start_ms - offer.now_ms, 0) + self._lifetime_ms,
+        ]
+
+
+_KNOWN = tuple[list[str], list[str]]
+
+
+def first_due(schedule: Schedule, now_ms: int) -> int:
+    """Return when a new schedule is due first; raise `ScheduleError` when it never is."""
+    if isinstance(schedule.trigger, Perpetual):
+        return now_ms
+    due_ms = schedule.trigger.after(now_ms)
+    if due_ms is None:
+        raise ScheduleError(f"schedule {schedule.name!r} will never be due: {schedule.trigger}")
+    return due_ms
+
+
+def run_id(offer: Offer, due_ms: int) -> str:
+    """Return the id of a job that is not for a due time."""
+    assert offer.schedule is not None  # who asks for a run has read it
+    if offer.schedule.job_id is not None:
+        return offer.schedule.job_id
+    return f"{offer.schedule.job_id_at(due_ms)}:{offer.kind}"
+
+
+async def decide_next(
+    redis: Redis,
+    *,
+    queue: str,
+    name: str,
+    job_id: str,
+    delay_ms: int | None,
+    at_ms: int | None,
+) -> bool:
+    """Set a schedule's next due time for its latest job; return False when it is not that."""
+    status = await load("schedule_next").call(
+        redis,
+        keys=[keys.schedules(queue)],
+        args=[
+            keys.schedule_book(queue),
+            name,
+            job_id.encode(errors="surrogateescape"),
+            "" if delay_ms is None else delay_ms,
+            "" if at_ms is None else at_ms,
+        ],
+    )
+    return bool(status != -1)
+
+
+def _overlap(schedule: Schedule) -> str:
+    """Return what the script does about the run before."""
+    if isinstance(schedule.trigger, Perpetual) and schedule.overlap == "skip":
+        return "wait"
+    return schedule.overlap
+
+
+def _moment(text: bytes | None) -> datetime | None:
+    if not text:
+        return None
+    return datetime.fromtimestamp(int(text) / 1000, UTC)
