@@ -19,6 +19,7 @@ HOME = ROOT / ".runner" / "arq"
 VERSION = "0.28.0"
 TESTS = HOME / f"arq-{VERSION}"
 PYTHON = HOME / "venv" / "bin" / "python"
+MADE_OF = HOME / "venv" / "made-of.txt"
 NEEDS = (
     f"arq[watch]=={VERSION}",
     "dirty-equals",
@@ -56,12 +57,15 @@ def main(arguments: list[str]) -> int:
 
 
 def prepare() -> None:
-    """Fetch the tests and make their environment, once."""
+    """Fetch the tests, and make their environment whenever what is needed has changed."""
     HOME.mkdir(parents=True, exist_ok=True)
-    if not PYTHON.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(HOME / "venv")], check=True)
-        pip("install", "-r", str(ROOT / "requirements.lock"))
+    lock = ROOT / "requirements.lock"
+    wanted = "\n".join((*NEEDS, lock.read_text()))
+    if not MADE_OF.exists() or MADE_OF.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(HOME / "venv")], check=True)
+        pip("install", "-r", str(lock))
         pip("install", *NEEDS)
+        MADE_OF.write_text(wanted)
     if not TESTS.exists():
         pip("download", "--no-deps", "--no-binary", ":all:", "-d", str(HOME), f"arq=={VERSION}")
         with tarfile.open(HOME / f"arq-{VERSION}.tar.gz") as archive:
