@@ -24,6 +24,8 @@ local FAR_OFF_MS = 4102444800000
 local RETRY_TTL_S = 88400
 local COUNTERS_MS = 2592000000
 local LOOK_AHEAD = 5000
+-- In place of a token: nobody holds the job, which waits for another try; its crashes are kept.
+local WAITS = '-'
 
 local function held_parts(value)
   return string.match(value, '^(%S+) (%d+) (%S+)$')
@@ -42,19 +44,22 @@ local function is_mine(id, claim, attempt, holder)
 end
 
 local function run_again(id, extra, gives_back)
-  local score = now_exact
+  local score, crashes = now_exact, '0'
+  local value = redis.call('HGET', held, id)
+  if value then
+    local _, counted, kept = held_parts(value)
+    score, crashes = tonumber(kept), counted
+  end
   if extra ~= '' then
     score = now_exact + tonumber(extra)
-  else
-    local value = redis.call('HGET', held, id)
-    if value then
-      local _, _, kept = held_parts(value)
-      score = tonumber(kept)
-    end
   end
   -- What frees memory goes first: the server refuses only a script's first write.
-  redis.call('HDEL', held, id)
   redis.call('DEL', 'arq:in-progress:' .. id)
+  if crashes == '0' then
+    redis.call('HDEL', held, id)
+  else
+    redis.call('HSET', held, id, WAITS .. ' ' .. crashes .. ' ' .. score_text(score))
+  end
   redis.call('ZADD', queue, 'XX', score_text(score), id)
   if gives_back and redis.call('DECR', 'arq:retry:' .. id) < 1 then
     redis.call('DEL', 'arq:retry:' .. id)
@@ -173,13 +178,18 @@ local claimed = {}
 local function take(id, score, payload, tries, leftover)
   local crashes = 0
   local attempt = tonumber(tries) or 0
+  local crashed = false
   if leftover then
-    local _, counted, kept = held_parts(leftover)
-    crashes = tonumber(counted) + 1
-    score = kept
-    counts.crashed = (counts.crashed or 0) + 1
+    local holder, counted, kept = held_parts(leftover)
+    crashed = holder ~= WAITS
+    crashes = tonumber(counted)
+    if crashed then
+      crashes = crashes + 1
+      score = kept
+      counts.crashed = (counts.crashed or 0) + 1
+    end
   end
-  if not leftover or attempt == 0 then
+  if not crashed or attempt == 0 then
     attempt = attempt + 1
   end
   redis.call('SET', 'arq:in-progress:' .. id, token, 'PX', lease_ms)
@@ -213,7 +223,7 @@ local function claim_page(count)
   for index, id in ipairs(ids) do
     if holders[index] then
       offset = offset + pass_by(id, holders[index])
-    elseif leftovers[index] and now < grace_until then
+    elseif now < grace_until and leftovers[index] and held_parts(leftovers[index]) ~= WAITS then
       offset = offset + 1
     elseif not payloads[index] and is_ghost(id, scores[index]) then
       redis.call('ZREM', queue, id)
