@@ -60,6 +60,7 @@ class Settlement:
         unit_id: the id of the unit of writes, for mode "submit".
         operations: the encoded unit.
         header: the job header that the writer needs to settle the job.
+        unanswered: it was sent before, and what became of it is not known.
     """
 
     claimed: Claimed
@@ -72,6 +73,7 @@ class Settlement:
     unit_id: str = ""
     operations: bytes = b""
     header: bytes = b""
+    unanswered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

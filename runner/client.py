@@ -13,7 +13,7 @@ from arq.connections import ArqRedis, RedisSettings
 from arq.connections import create_pool as arq_create_pool
 from arq.utils import to_ms, to_unix_ms
 
-from runner import broker, codec, keys
+from runner import broker, codec, connections, keys
 from runner.broker import EnqueueEntry
 from runner.codec import Codec, JobRecord
 from runner.errors import (
@@ -501,6 +501,7 @@ async def open_client(
     client.auto_close_connection_pool = True
     client.job_serializer = codec.dumps
     client.job_deserializer = cast(Any, codec.loads)
+    connections.let_callers_wait(client)
     client.default_queue_name = queue
     client.expires_extra_ms = expires_extra_ms
     return client

@@ -225,6 +225,8 @@ class Cycles:
                 self._drop(batch)
             else:
                 # Whether it ran is unknown: it is sent again, and the fence tells.
+                for settlement, _ in batch:
+                    settlement.unanswered = True
                 self._waiting.extendleft(reversed(batch))
             raise
         finally:

@@ -11,7 +11,10 @@ import contextlib
 import functools
 import logging
 import math
+import os
+import secrets
 import signal
+import socket
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,20 +24,24 @@ from arq.connections import ArqRedis, create_pool, log_redis_info
 from arq.constants import default_queue_name, expires_extra_ms
 from arq.worker import Function
 
-from runner import broker, execution, keys
+from runner import broker, connections, execution, keys
 from runner.broker import Broker, Settlement
 from runner.client import open_client
 from runner.codec import Codec, codec_of
-from runner.cycle import TROUBLE
+from runner.cycle import TROUBLE, Settling
+from runner.errors import SettingsError
+from runner.events import Bus, LeaseLost, Subscriber, WorkerStarted, WorkerStopped
+from runner.execution import Ending, report
 from runner.leases import Lease, Leases
 from runner.queues import Queues
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
+from runner.types import Outcome
 from runner.wake import Waker
 from runner.writer import Candidate, ReadPool
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import timezone as TimeZone  # noqa: N812  the parameter is called timezone
     from signal import Signals
 
@@ -42,6 +49,7 @@ if TYPE_CHECKING:
     from arq.cron import CronJob
     from arq.jobs import Deserializer, Serializer
     from arq.typing import SecondsTimedelta, StartupShutdown, WorkerCoroutine
+    from redis.asyncio import Redis
 
     from runner.broker import Claimed, CycleReply
 
@@ -51,6 +59,7 @@ LEASE_S = 15.0
 MAX_CRASHES = 3
 LEAST_WAIT_S = 0.01
 SOONEST_BACKOFF_S, LATEST_BACKOFF_S = 0.1, 5.0
+LEAST_LEASE_S = 0.1
 SETTLE_AGAIN_S = 1.0
 LOOP_END_S = 1.0
 
@@ -75,6 +84,7 @@ class Worker(arq.worker.Worker):
         use_uvloop: run on uvloop where no loop is there yet.
         queues: more queues to read, after `queue_name`, the most urgent first; see
             `runner.queues` for what the later ones get while the earlier ones are busy.
+        subscribers: plain functions that get each event of `runner.events`.
 
     Every other parameter is arq's own; its documentation holds.
     """
@@ -124,7 +134,13 @@ class Worker(arq.worker.Worker):
         read_pool_size: int = 2,
         use_uvloop: bool = False,
         queues: Sequence[str] = (),
+        subscribers: Sequence[Subscriber] = (),
     ) -> None:
+        self._early_handlers: dict[Signals, Callable[[Signals], None]] = {}
+        self._told_to_stop = False
+        self.events = Bus(subscribers)
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self.lease_s = _lease(lease)
         chosen = chosen_codec(codec, signing_keys)
         if use_uvloop and redis_pool is None:
             ensure_uvloop()
@@ -163,7 +179,6 @@ class Worker(arq.worker.Worker):
         )
         self._codec_given = chosen is not None
         self.codec: Codec = chosen or codec_of(job_serializer, job_deserializer)
-        self.lease_s = float(seconds(lease))
         self.max_crashes = max_crashes
         self.history = history
         self.database_url = database_url
@@ -175,6 +190,7 @@ class Worker(arq.worker.Worker):
             else None
         )
         self.candidate: Candidate | None = None
+        self._candidates_redis: Redis | None = None
         self._jobs: dict[str, tuple[asyncio.Task[None], execution.Attempt]] = {}
         lease_ms = int(self.lease_s * 1000)
         names = dict.fromkeys((self.queue_name, *queues))
@@ -198,6 +214,9 @@ class Worker(arq.worker.Worker):
 
     async def main(self) -> None:
         """Connect, start, and run the loop until it is cancelled or the burst is over."""
+        self._take_over_signals()
+        if self._told_to_stop:
+            return
         self.stopping = False
         self.allow_pick_jobs = True
         await self._connect()
@@ -222,6 +241,8 @@ class Worker(arq.worker.Worker):
         self.cycles.open(claims=self.max_burst_jobs < 0, idle_ms=idle_ms)
         self._closing = False
         self._loop_ended.clear()
+        if self.events.wanted:
+            self.events.emit(self._started())
         try:
             await self._loop()
         finally:
@@ -248,12 +269,38 @@ class Worker(arq.worker.Worker):
                 default_queue_name=self.queue_name,
                 expires_extra_ms=self.expires_extra_ms,
             )
+            connections.let_callers_wait(self._pool)
+
+    def _started(self) -> WorkerStarted:
+        return WorkerStarted(
+            worker=self.name,
+            at_ms=execution.now_ms(),
+            queues=tuple(self.cycles.names),
+            functions=tuple(self.functions),
+            max_jobs=self.max_jobs,
+            burst=self.burst,
+        )
+
+    def _stopped(self) -> WorkerStopped:
+        return WorkerStopped(
+            worker=self.name,
+            at_ms=execution.now_ms(),
+            jobs_complete=self.jobs_complete,
+            jobs_failed=self.jobs_failed,
+            jobs_retried=self.jobs_retried,
+        )
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Call `subscriber` with each event of `runner.events`; return what ends that."""
+        return self.events.subscribe(subscriber)
 
     async def _start_candidate(self) -> None:
         if self._offers_writer and self.candidate is None:
             assert self.database_url is not None
+            # Beside the pool: it reads and waits all the time.
+            self._candidates_redis = connections.another(self.pool.connection_pool)
             self.candidate = Candidate(
-                redis=self.pool,
+                redis=self._candidates_redis,
                 database_url=self.database_url,
                 codec=self.codec,
             )
@@ -361,7 +408,8 @@ class Worker(arq.worker.Worker):
 
     async def _hand_back(self, attempt: execution.Attempt) -> None:
         """Give back a job that was claimed while the worker was told to stop."""
-        await self.settle(Settlement(claimed=attempt.claimed, mode="back"), attempt)
+        back = Settlement(claimed=attempt.claimed, mode="back")
+        await self.settle(back, attempt, Ending(Outcome.HANDED_BACK))
 
     def _forget(self, attempt: execution.Attempt, task: asyncio.Task[None]) -> None:
         """Drop a job whose task is over, and see to it when it never came to its settlement."""
@@ -372,7 +420,8 @@ class Worker(arq.worker.Worker):
                 logger.error("job %s could not be settled", claimed.job_id, exc_info=exc)
         elif not attempt.released and not attempt.lost_lease:
             # Cancelled before its first step, or while its abort was looked up.
-            self.cycles.hand_in(Settlement(claimed=claimed, mode="back"))
+            back = Settlement(claimed=claimed, mode="back")
+            self._hand_in(back, attempt, Ending(Outcome.HANDED_BACK))
         self._release(attempt)
         self._leases.remove(claimed.token, claimed.job_id)
         self._jobs.pop(claimed.token + claimed.job_id, None)
@@ -395,25 +444,76 @@ class Worker(arq.worker.Worker):
             attempt.released = True
             self.job_counter -= 1
 
-    async def settle(self, settlement: Settlement, attempt: execution.Attempt) -> int | str:
+    async def settle(
+        self,
+        settlement: Settlement,
+        attempt: execution.Attempt,
+        ending: Ending,
+    ) -> int:
         """Settle an attempt; its slot is free from now on, its lease goes on until then."""
-        self._release(attempt)
         claimed = settlement.claimed
-        status = await self.cycles.hand_in(settlement)
+        status = await self._hand_in(settlement, attempt, ending)
         while isinstance(status, str):
             logger.error("Redis refused the end of job %s: %s", claimed.job_id, status)
             await asyncio.sleep(SETTLE_AGAIN_S)
-            status = await self.cycles.hand_in(settlement)
-        if status == 0:
+            status = await self._hand_in(settlement, attempt, ending)
+        if status == 0 and not settlement.unanswered:
             logger.warning(
                 "job %s: the lease was lost before the end was settled; it runs elsewhere",
                 claimed.job_id,
             )
-        return status
+        return int(status or settlement.unanswered)
 
-    async def remember_try(self, job_id: str, attempt: int) -> None:
-        """Set the count of tries, as arq does for ``_job_try``."""
-        await self.pool.setex(keys.retry(job_id), keys.RETRY_TTL_S, str(attempt))
+    def _hand_in(
+        self,
+        settlement: Settlement,
+        attempt: execution.Attempt,
+        ending: Ending,
+    ) -> Settling:
+        """Let the next cycle settle an attempt, and subscribers hear what Redis says to it."""
+        self._release(attempt)
+        settling = self.cycles.hand_in(settlement)
+        if self.events.wanted:
+            # By the future, and not behind an await: whoever awaits it may be cancelled.
+            confirmed = functools.partial(self._confirmed, settlement, attempt, ending)
+            settling.add_done_callback(confirmed)
+        return settling
+
+    def _confirmed(
+        self,
+        settlement: Settlement,
+        attempt: execution.Attempt,
+        ending: Ending,
+        settling: asyncio.Future[int | str],
+    ) -> None:
+        if settling.cancelled() or isinstance(settling.result(), str):
+            return  # given up: the job's next claim tells; or refused: it is handed in again
+        # What was sent before and not answered was settled then: leases outlive lost replies.
+        if settling.result() or settlement.unanswered:
+            self.report(attempt, ending, settlement)
+        else:
+            self.report(attempt, Ending(Outcome.LOST_LEASE, ending.result), None)
+
+    def report(
+        self,
+        attempt: execution.Attempt,
+        ending: Ending,
+        settled: Settlement | None,
+    ) -> None:
+        """Tell subscribers how an attempt ended. The only place that does."""
+        if self.events.wanted:
+            self.events.emit(report.ended(self, attempt, ending, settled))
+
+    async def remember_try(self, claimed: Claimed, attempt: int) -> None:
+        """Set the count of tries, as arq does for ``_job_try``, and hold the job by it."""
+        try:
+            await self.pool.setex(keys.retry(claimed.job_id), keys.RETRY_TTL_S, str(attempt))
+        except TROUBLE as exc:
+            # The job runs all the same; the next try, if any, is lifted again by its payload.
+            logger.warning("could not note the try of job %s: %s", claimed.job_id, exc)
+            return
+        claimed.attempt = attempt
+        self._leases.add(Lease(claimed.queue, claimed.job_id, claimed.token, attempt, math.inf))
 
     def _lease_lost(self, lease: Lease) -> None:
         """Hear from the lease thread that somebody else has a job now."""
@@ -427,12 +527,43 @@ class Worker(arq.worker.Worker):
             task, attempt = running
             attempt.lost_lease = True
             task.cancel()
+            if self.events.wanted:
+                self.events.emit(self._lost(attempt))
+
+    def _lost(self, attempt: execution.Attempt) -> LeaseLost:
+        return LeaseLost(
+            worker=self.name,
+            queue=attempt.claimed.queue,
+            job_id=attempt.claimed.job_id,
+            task=attempt.record.task,
+            attempt=attempt.number,
+            at_ms=execution.now_ms(),
+        )
+
+    def _add_signal_handler(self, signum: Signals, handler: Callable[[Signals], None]) -> None:
+        """Take a signal also before the loop runs: uvloop forgets what comes until then."""
+        if self.loop.is_running():
+            super()._add_signal_handler(signum, handler)
+        else:
+            self._early_handlers[signum] = handler
+            signal.signal(signum, self._stop_before_the_start)
+
+    def _stop_before_the_start(self, *_: object) -> None:
+        self._told_to_stop = True
+
+    def _take_over_signals(self) -> None:
+        """Let the loop handle signals from now on."""
+        handlers, self._early_handlers = self._early_handlers, {}
+        for signum, handler in handlers.items():
+            super()._add_signal_handler(signum, handler)
 
     def handle_sig(self, signum: Signals) -> None:
         """Stop now: running jobs are handed back at once."""
         if self.stopping and signum is not signal.SIGUSR1:
             # The second signal: what cannot be settled now is left to its lease.
             self.cycles.cancel()
+        if signum is not signal.SIGUSR1 and self.main_task is None:
+            self._told_to_stop = True  # before the start, on a loop that runs already
         self.stopping = True
         super().handle_sig(signum)
 
@@ -467,6 +598,7 @@ class Worker(arq.worker.Worker):
         """Hand back what runs, stop what was started in reverse order, disconnect. Idempotent."""
         if not self._handle_signals:
             self.handle_sig(signal.SIGUSR1)
+        self._told_to_stop = False
         if not self._pool:
             return
         self.cycles.rest()
@@ -479,6 +611,9 @@ class Worker(arq.worker.Worker):
         if self.candidate is not None:
             await self.candidate.stop()
             self.candidate = None
+        if self._candidates_redis is not None:
+            await self._candidates_redis.aclose()
+            self._candidates_redis = None
         self._leases.stop()
         if self.reads is not None:
             await self.reads.close()
@@ -490,6 +625,15 @@ class Worker(arq.worker.Worker):
             await self.on_shutdown(self.ctx)
         await self.pool.aclose(close_connection_pool=True)
         self._pool = None
+        if self.events.wanted:
+            self.events.emit(self._stopped())
+
+
+def _lease(given: SecondsTimedelta) -> float:
+    lease_s = float(seconds(given))
+    if not LEAST_LEASE_S <= lease_s < math.inf:
+        raise SettingsError(f"lease is {given!r}, but must be at least {LEAST_LEASE_S} s")
+    return lease_s
 
 
 def as_function(function: Any) -> Any:

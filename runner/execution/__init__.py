@@ -1,11 +1,12 @@
 """Run attempts: one line of steps from a claim to its settlement.
 
 `attempt` is the line, `records` the values between its steps, `context` what a task sees,
-`lines` what is logged, `settlement` what happens in Redis.
+`lines` what is logged, `settlement` what happens in Redis, `report` what subscribers hear.
 """
 
+from runner.execution import report
 from runner.execution.attempt import begin, run
 from runner.execution.context import Context
-from runner.execution.records import Attempt, Ending, Host
+from runner.execution.records import Attempt, Ending, Host, now_ms
 
-__all__ = ["Attempt", "Context", "Ending", "Host", "begin", "run"]
+__all__ = ["Attempt", "Context", "Ending", "Host", "begin", "now_ms", "report", "run"]

@@ -37,6 +37,7 @@ from runner.execution.records import (
     now_ms,
     timeout_of,
 )
+from runner.execution.report import started
 from runner.execution.settlement import settlement
 from runner.tasks import seconds
 from runner.types import Outcome
@@ -59,6 +60,7 @@ async def run(host: Host, attempt: Attempt) -> None:
             ending = await perform(host, attempt)
     except Exception as exc:  # noqa: BLE001  whatever it is, the job must end
         ending = Ending(Outcome.FAILED, exc)
+    attempt.ended_ms = now_ms()
     log(host, attempt, ending)
     count(host, ending)
     await end(host, attempt, ending)
@@ -110,8 +112,8 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
         message = f"the job lost its worker {claimed.crashes} times, max_crashes is {most}"
         return Ending(Outcome.TOO_MANY_CRASHES, errors.TooManyCrashes(message))
     if record.attempt and record.attempt > attempt.number:
-        attempt.number = claimed.attempt = record.attempt
-        await host.remember_try(claimed.job_id, record.attempt)
+        attempt.number = record.attempt
+        await host.remember_try(claimed, record.attempt)
     max_tries = max_tries_of(host, attempt)
     if attempt.number > max_tries:
         message = f"max {max_tries} retries exceeded"
@@ -146,6 +148,8 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
             await host.on_job_start(context)
         args, kwargs = arguments(attempt)
         log_start(attempt)
+        if host.events.wanted:
+            host.events.emit(started(host, attempt))
         host.job_tasks[attempt.claimed.job_id] = this_task
         if timeout_s is not None:
             host.limit_lease(attempt, timeout_s)
@@ -263,9 +267,8 @@ async def end(host: Host, attempt: Attempt, ending: Ending) -> None:
     context = attempt.context or make_context(host, attempt)
     context["outcome"] = ending.outcome.value
     host.aborting_tasks.discard(attempt.claimed.job_id)
-    if ending.outcome is Outcome.LOST_LEASE:
-        return
-    prepared = settlement(host, attempt, ending)
+    is_lost = ending.outcome is Outcome.LOST_LEASE
+    prepared = None if is_lost else settlement(host, attempt, ending)
     stopped = False
     if host.on_job_end:
         try:
@@ -274,7 +277,10 @@ async def end(host: Host, attempt: Attempt, ending: Ending) -> None:
             stopped = True  # the hook ends here, and not the job, which has ended already
     # A cancellation that comes meanwhile is raised when it is settled: the end of the job
     # stands, only the hook is skipped.
-    await host.settle(prepared, attempt)
+    if prepared is None:
+        host.report(attempt, ending, None)
+    elif not await host.settle(prepared, attempt, ending):
+        context["outcome"] = Outcome.LOST_LEASE.value
     if stopped:
         raise asyncio.CancelledError
     if host.after_job_end:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from runner.broker import Claimed, Settlement
     from runner.codec import Codec, JobRecord
+    from runner.events import Bus
     from runner.execution.context import Context
     from runner.writer import ReadPool
 
@@ -32,6 +33,8 @@ class Function(Protocol):
 class Host(Protocol):
     """What an attempt needs of its worker; arq's names, read when they are needed."""
 
+    name: str
+    events: Bus
     functions: dict[str, Any]
     queue_name: str
     ctx: dict[Any, Any]
@@ -55,8 +58,12 @@ class Host(Protocol):
     jobs_failed: int
     jobs_retried: int
 
-    async def settle(self, settlement: Settlement, attempt: Attempt) -> int | str:
-        """Free the job's slot, and hand its settlement to the next cycle."""
+    async def settle(self, settlement: Settlement, attempt: Attempt, ending: Ending) -> int:
+        """Settle an attempt; return 1, or 0 when somebody else has the job by now."""
+        ...
+
+    def report(self, attempt: Attempt, ending: Ending, settled: Settlement | None) -> None:
+        """Tell subscribers how an attempt ended."""
         ...
 
     def limit_lease(self, attempt: Attempt, timeout_s: float) -> None:
@@ -67,8 +74,8 @@ class Host(Protocol):
         """Say whether leases were not renewed in time, as after SIGSTOP."""
         ...
 
-    async def remember_try(self, job_id: str, attempt: int) -> None:
-        """Set the count of tries to what the enqueuer asked for."""
+    async def remember_try(self, claimed: Claimed, attempt: int) -> None:
+        """Set the count of tries to what the enqueuer asked for, and hold the job by it."""
         ...
 
 
@@ -79,6 +86,7 @@ class Attempt:
     claimed: Claimed
     started_ms: int
     record: JobRecord
+    ended_ms: int = 0
     function: Function | None = None
     number: int = 0
     context: Context | None = None
