@@ -250,7 +250,10 @@ class Client(ArqRedis):
         if self._results is not None:
             await self._results.close()
             self._results = None
-        await super().aclose(True if close_connection_pool is None else close_connection_pool)
+        closes_pool = True if close_connection_pool is None else close_connection_pool
+        await super().aclose(closes_pool)
+        if closes_pool:
+            await connections.close_sentinels(self.connection_pool)
 
     async def close(self, close_connection_pool: bool | None = None) -> None:
         """Do the same under the name that arq's users know."""

@@ -58,6 +58,13 @@ def let_callers_wait(redis: Redis) -> None:
         )
 
 
+async def close_sentinels(pool: ConnectionPool) -> None:
+    """Close what a pool asked for the master's address; redis-py leaves that open."""
+    if isinstance(pool, SentinelConnectionPool):
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
+
+
 def blocking(pool: ConnectionPool, *, timeout_s: float) -> redis_sync.Redis:
     """Return a blocking client with the settings of an asyncio pool, for a thread of its own."""
     settings = _for_blocking(pool.connection_kwargs, timeout_s)
@@ -67,7 +74,6 @@ def blocking(pool: ConnectionPool, *, timeout_s: float) -> redis_sync.Redis:
     kind: Any = redis_sync.Connection
     if "path" in settings:
         kind = redis_sync.UnixDomainSocketConnection
-        del settings["socket_connect_timeout"]  # it does not take one
     elif is_tls:
         kind = redis_sync.SSLConnection
     return redis_sync.Redis.from_pool(redis_sync.ConnectionPool(connection_class=kind, **settings))

@@ -624,6 +624,7 @@ class Worker(arq.worker.Worker):
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
         await self.pool.aclose(close_connection_pool=True)
+        await connections.close_sentinels(self.pool.connection_pool)
         self._pool = None
         if self.events.wanted:
             self.events.emit(self._stopped())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pytest
 
@@ -68,7 +68,7 @@ async def hang(ctx: Context) -> str:
     return "passed"
 
 
-TASKS = [succeed, fail, again, snooze_once, give_up, overrun, hang]
+TASKS: list[Any] = [succeed, fail, again, snooze_once, give_up, overrun, hang]
 
 
 @dataclass
@@ -459,7 +459,7 @@ async def test_result_that_arqs_func_keeps_for_ages_is_kept_for_ever(
     redis_url: str, client: Client
 ) -> None:
     await put(client, "aeons")
-    kept_long = runner.func(succeed.function, name="aeons", keep_result=2**70)
+    kept_long = runner.func(cast(Any, succeed.function), name="aeons", keep_result=2**70)
     await drain(redis_url, [kept_long])
     assert (await result_of(client, "j")).result == 42
     assert await client.ttl(keys.result("j")) == -1

@@ -954,7 +954,7 @@ async def test_worker_that_was_never_started_can_be_closed(redis_url: str) -> No
 async def test_closed_worker_leaves_no_sign_of_itself(redis_url: str, client: Client) -> None:
     async with serving(redis_url, [add]):
         await wait_until(lambda: idle(client), description="it waits for work")
-        assert await client.exists(keys.health(QUEUE))
+        await wait_until(lambda: client.exists(keys.health(QUEUE)), description="it says so")
     assert await client.keys() == []
 
 
