@@ -10,7 +10,7 @@ from arq import cron, func
 from arq.connections import RedisSettings
 from arq.jobs import JobStatus, ResultNotFound
 
-from runner import errors
+from runner import errors, events
 from runner.client import Client, connect
 from runner.errors import Cancel, Retry, RunnerError, Snooze
 from runner.execution import Context
@@ -49,6 +49,7 @@ __all__ = [
     "connect",
     "cron",
     "errors",
+    "events",
     "func",
     "task",
 ]
