@@ -18,7 +18,7 @@ from runner.scripts import load
 from runner.types import QueueStats
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from redis.asyncio import Redis
 
@@ -70,6 +70,7 @@ class Settlement:
         unit_id: the id of the unit of writes, for mode "submit".
         operations: the encoded unit.
         header: the job header that the writer needs to settle the job.
+        confirmed: called with the status once Redis has settled it, or refused its lease.
     """
 
     claimed: Claimed
@@ -82,6 +83,7 @@ class Settlement:
     unit_id: str = ""
     operations: bytes = b""
     header: bytes = b""
+    confirmed: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from arq.connections import ArqRedis
 from arq.utils import to_ms, to_unix_ms
 from redis.exceptions import RedisError
 
-from runner import broker, codec, keys
+from runner import broker, codec, connections, keys
 from runner.broker import EnqueueEntry
 from runner.codec import Codec, JobRecord
 from runner.errors import (
@@ -273,7 +273,10 @@ class Client(ArqRedis):
             await self._results.close()
             self._results = None
         await self._pipe.close()
-        await super().aclose(True if close_connection_pool is None else close_connection_pool)
+        closes_pool = True if close_connection_pool is None else close_connection_pool
+        await super().aclose(closes_pool)
+        if closes_pool:
+            await connections.close_sentinels(self.connection_pool)
 
     async def close(self, close_connection_pool: bool | None = None) -> None:
         """Do the same under the name that arq's users know."""

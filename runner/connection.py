@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from arq.connections import RedisSettings
 from arq.connections import create_pool as arq_create_pool
 
-from runner import keys
+from runner import connections, keys
 from runner.client import MAX_PAYLOAD_BYTES, Client
 from runner.errors import SettingsError
 from runner.packing import pack_in_c
@@ -133,6 +133,7 @@ async def open_client(
     client.auto_close_connection_pool = True
     client.job_serializer = codec.dumps
     client.job_deserializer = cast(Any, codec.loads)
+    connections.let_callers_wait(client)
     client.default_queue_name = queue
     client.expires_extra_ms = expires_extra_ms
     return client

@@ -12,7 +12,7 @@ import arq.jobs
 from arq.jobs import ResultNotFound
 from redis.exceptions import RedisError
 
-from runner import broker, codec, keys
+from runner import broker, codec, connections, keys
 from runner.batch import Gathered
 from runner.codec import ResultRecord, reader_of
 from runner.errors import DecodeError, JobFailed, RedisUnavailable
@@ -109,7 +109,9 @@ class Results:
 
     async def _listen(self) -> None:
         while True:
-            pubsub = self._redis.pubsub(ignore_subscribe_messages=False)
+            # Beside the pool: of a bounded number of connections it would keep one for good.
+            redis = connections.another(self._redis.connection_pool)
+            pubsub = redis.pubsub(ignore_subscribe_messages=False)
             try:
                 await self._read(pubsub)
             except (RedisError, OSError, TimeoutError) as exc:
@@ -120,6 +122,7 @@ class Results:
                 self._subscribed.set()
                 with contextlib.suppress(RedisError, OSError):
                     await pubsub.aclose()  # type: ignore[no-untyped-call]
+                    await redis.aclose()
 
     async def _read(self, pubsub: PubSub) -> None:
         await pubsub.subscribe(self._channel)

@@ -13,7 +13,8 @@ arq:retry:<id>                  STRING   tries that have ended; 88,400 s as in a
 arq:result:<id>                 STRING   ``keep_result``
 arq:abort                       ZSET     arq's
 <queue>:health-check            STRING   arq's
-runner:held:<queue>             HASH     while it has claims: id → "token crashes score"
+runner:held:<queue>             HASH     while it has claims: id → "token crashes score"; token "-"
+                                         while a job that has crashed before waits for its next try
 runner:clock:<queue>            STRING   time of the last claim in ms; 1 h, gone with the last claim
 runner:idle:<queue>             ZSET     idle workers → expiry in ms; seconds
 runner:wake:<queue>             LIST     wake tokens; seconds

@@ -12,24 +12,21 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import redis as redis_sync
 from redis.exceptions import NoScriptError, RedisError
 
-from runner import keys
+from runner import connections, keys
 from runner.broker import MAX_ENTRIES, raw_id
 from runner.scripts import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
+    from redis import Redis as BlockingRedis
     from redis.asyncio import ConnectionPool
 
     from runner.broker import Claimed as Lease
 
 logger = logging.getLogger("runner.leases")
-
-# What the connections of redis-py's asyncio pool take that its other pool does not know.
-_ONLY_ASYNC = frozenset({"redis_connect_func", "connection_pool", "single_connection_client"})
 
 
 class Leases:
@@ -74,7 +71,7 @@ class Leases:
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._run,
-            args=(pool.connection_class, dict(pool.connection_kwargs), self._stop),
+            args=(pool, self._stop),
             name="runner leases",
             daemon=True,
         )
@@ -85,8 +82,8 @@ class Leases:
         self._stop.set()
         self._thread = None
 
-    def _run(self, kind: Any, settings: Mapping[str, Any], stop: threading.Event) -> None:
-        connection: redis_sync.Redis | None = None
+    def _run(self, pool: ConnectionPool, stop: threading.Event) -> None:
+        connection: BlockingRedis | None = None
         interval_s = self._lease_s / 3
         self._looked_at = time.monotonic()
         while not stop.wait(interval_s):
@@ -95,7 +92,7 @@ class Leases:
                 self._looked_at = time.monotonic()
                 continue
             if connection is None:
-                connection = _connect(kind, settings, timeout_s=interval_s)
+                connection = connections.blocking(pool, timeout_s=interval_s)
             by_queue: dict[str, list[Lease]] = {}
             for lease in held:
                 by_queue.setdefault(lease.queue, []).append(lease)
@@ -110,7 +107,7 @@ class Leases:
         if connection is not None:
             connection.close()
 
-    def _renew(self, connection: redis_sync.Redis, queue: str, held: Sequence[Lease]) -> None:
+    def _renew(self, connection: BlockingRedis, queue: str, held: Sequence[Lease]) -> None:
         script = load("renew")
         queue_keys = (queue, keys.held(queue), keys.clock(queue))
         for start in range(0, len(held), MAX_ENTRIES):
@@ -129,22 +126,3 @@ class Leases:
                 still_held = lease.token + lease.job_id in self._held
                 if status == 0 and still_held:
                     self._lost(lease)
-
-
-def _connect(kind: Any, settings: Mapping[str, Any], *, timeout_s: float) -> redis_sync.Redis:
-    """Make a blocking connection with the settings of an asyncio pool."""
-    taken = {
-        name: value
-        for name, value in settings.items()
-        if name not in _ONLY_ASYNC and not name.startswith("retry") and value is not None
-    }
-    taken.update(socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
-    blocking: Any = redis_sync.Connection
-    if "path" in taken:
-        blocking = redis_sync.UnixDomainSocketConnection
-    elif "SSL" in kind.__name__:
-        blocking = redis_sync.SSLConnection
-    for name in ("parser_class", "credential_provider"):
-        taken.pop(name, None)
-    pool = redis_sync.ConnectionPool(connection_class=blocking, **taken)
-    return redis_sync.Redis(connection_pool=pool)

@@ -16,9 +16,10 @@ from arq.worker import Function
 from runner import keys, logs
 from runner.codec import Codec, codec_named
 from runner.errors import SettingsError, did_you_mean
+from runner.events import Subscriber, is_subscriber
 from runner.schedule import Schedule, check_names
 from runner.signing import KeyRing, SigningKeys
-from runner.tasks import seconds
+from runner.tasks import KEPT_RULE, MOST_KEPT_S, seconds
 from runner.worker import Worker
 from runner.writer import BOUND_ENTRIES
 
@@ -85,6 +86,7 @@ class WorkerSettings:
     read_pool_size: ClassVar[int] = 2
     use_uvloop: ClassVar[bool] = True
     queues: ClassVar[Sequence[str]] = ()
+    subscribers: ClassVar[Sequence[Subscriber]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -179,6 +181,10 @@ def _cron_jobs(value: Any) -> bool:
     )
 
 
+def _subscribers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(is_subscriber, value))
+
+
 def _codec(value: Any) -> bool:
     if value is None or isinstance(value, str):
         return True
@@ -258,6 +264,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a client that runner.connect or arq's create_pool made, or None",
     ),
     "queue_name": (_text, "a name"),
+    "subscribers": (_subscribers, "a list or tuple of plain functions of one event"),
     "queues": (_names, "a tuple or list of names, not one text"),
     "redis_settings": (
         lambda value: isinstance(value, RedisSettings),
@@ -301,6 +308,8 @@ def _check(owner: str, name: str, value: Any) -> None:
     least = _LEAST.get(name)
     if least is not None and value < least:
         raise SettingsError(f"{owner}.{name} is {value}, but must be at least {least}")
+    if name == "keep_result" and seconds(value) > MOST_KEPT_S:
+        raise SettingsError(f"{owner}.keep_result is {value!r}, but must be {KEPT_RULE}")
     if name == "lease" and seconds(value) < _LEAST_LEASE_S:
         raise SettingsError(f"{owner}.lease is {value}, but must be at least {_LEAST_LEASE_S} s")
     try:

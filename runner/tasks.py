@@ -16,6 +16,7 @@ from typing import (
     ParamSpec,
     TypeAlias,
     TypeVar,
+    cast,
     overload,
 )
 
@@ -318,6 +319,10 @@ def _seconds(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
+def _kept_seconds(value: Any) -> bool:
+    return _seconds(value) and cast(float, seconds(value)) <= MOST_KEPT_S
+
+
 def _some_seconds(value: Any) -> bool:
     return _seconds(value) and value not in (0, timedelta(0))
 
@@ -326,6 +331,13 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+MOST_KEPT_S = 100 * 365 * 24 * 3600.0
+"""For how long a result may be kept: Redis counts milliseconds in 63 bits."""
+
+KEPT_RULE = (
+    "a number of seconds or a timedelta, from 0 to 100 years; keep_result_forever=True is for ever"
+)
+
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("retries", "max_crashes"), (_whole, "a whole number, 0 or more")),
     **dict.fromkeys(
@@ -333,12 +345,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (_some_seconds, "a number of seconds, more than 0, or a timedelta"),
     ),
     **dict.fromkeys(("name", "queue"), (_text, "a text that is not empty")),
-    "keep_result": (_seconds, "a number of seconds, 0 or more, or a timedelta"),
     **dict.fromkeys(
         ("keep_result_forever", "writes"),
         (lambda value: isinstance(value, bool), "True or False"),
     ),
     "on_write_error": (lambda value: value in ("fail", "retry"), '"fail" or "retry"'),
+    "keep_result": (_kept_seconds, KEPT_RULE),
     "backoff": (lambda value: isinstance(value, RetryPolicy), "a RetryPolicy"),
 }
 

@@ -11,13 +11,14 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from runner import keys
+from runner import connections, keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from redis.asyncio import Redis
 
 logger = logging.getLogger("runner.wake")
 
@@ -47,7 +48,7 @@ class Waker:
     def start(self, redis: Redis) -> None:
         """Listen on a connection of its own. Idempotent."""
         if self._task is None:
-            self._connection = Redis(connection_pool=redis.connection_pool).client()
+            self._connection = connections.another(redis.connection_pool)
             self._task = asyncio.create_task(self._listen(self._connection), name="runner wake")
 
     async def stop(self) -> None:
@@ -62,7 +63,7 @@ class Waker:
         if self._connection is not None:
             connection, self._connection = self._connection, None
             with contextlib.suppress(RedisError, OSError):
-                await connection.aclose(close_connection_pool=False)
+                await connection.aclose()
 
     def due_in(self, delay_s: float) -> None:
         """Wake the worker after so many seconds, in place of an earlier timer."""

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import math
+import os
+import secrets
 import signal
+import socket
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,22 +24,26 @@ from arq.connections import ArqRedis, create_pool, log_redis_info
 from arq.constants import default_queue_name, expires_extra_ms
 from arq.worker import Function
 
-from runner import broker, execution, keys
+from runner import broker, connections, execution, keys
 from runner import writer as writers
 from runner.broker import Broker, Settlement
 from runner.codec import Codec, codec_of
 from runner.connection import open_client
-from runner.cycle import TROUBLE
+from runner.cycle import TROUBLE, Settling
+from runner.errors import SettingsError
+from runner.events import Bus, LeaseLost, Subscriber, WorkerStarted, WorkerStopped
+from runner.execution import Ending, report
 from runner.leases import Leases
 from runner.queues import Queues
 from runner.schedule import Book, Schedule, Tickers, check_for_worker, functions_of, split
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
 from runner.turns import Turns
+from runner.types import Outcome
 from runner.wake import Waker
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from datetime import timezone as TimeZone  # noqa: N812  the parameter is called timezone
     from signal import Signals
 
@@ -42,6 +51,7 @@ if TYPE_CHECKING:
     from arq.cron import CronJob
     from arq.jobs import Deserializer, Serializer
     from arq.typing import SecondsTimedelta, StartupShutdown, WorkerCoroutine
+    from redis.asyncio import Redis
 
     from runner.broker import Claimed, CycleReply
 
@@ -51,6 +61,7 @@ LEASE_S = 15.0
 MAX_CRASHES = 3
 LEAST_WAIT_S = 0.01
 SOONEST_BACKOFF_S, LATEST_BACKOFF_S = 0.1, 5.0
+LEAST_LEASE_S = 0.1
 SETTLE_AGAIN_S = 1.0
 LOOP_END_S = 1.0
 
@@ -82,6 +93,7 @@ class Worker(arq.worker.Worker):
             `runner.queues` for what the later ones get while the earlier ones are busy.
         cron_jobs: schedules, as `runner.cron` makes them, beside arq's cron jobs; with
             `history` both are kept in Redis, and each due time is run once in the fleet.
+        subscribers: plain functions that get each event of `runner.events`.
 
     Every other parameter is arq's own; its documentation holds.
     """
@@ -133,7 +145,13 @@ class Worker(arq.worker.Worker):
         read_pool_size: int = 2,
         use_uvloop: bool = False,
         queues: Sequence[str] = (),
+        subscribers: Sequence[Subscriber] = (),
     ) -> None:
+        self._early_handlers: dict[Signals, Callable[[Signals], None]] = {}
+        self._told_to_stop = False
+        self.events = Bus(subscribers)
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self.lease_s = _lease(lease)
         chosen = chosen_codec(codec, signing_keys)
         if use_uvloop and redis_pool is None:
             ensure_uvloop()
@@ -172,7 +190,6 @@ class Worker(arq.worker.Worker):
         )
         self._codec_given = chosen is not None
         self.codec: Codec = chosen or codec_of(job_serializer, job_deserializer)
-        self.lease_s = float(seconds(lease))
         self.max_crashes = max_crashes
         self.history = history
         self.database_url = database_url
@@ -188,6 +205,7 @@ class Worker(arq.worker.Worker):
         self.candidate: writers.Candidate | None = None
         self._turns = Turns(self._begin, self._line_over, self.tasks)
         self._to_settle_again: set[asyncio.Task[None]] = set()
+        self._candidates_redis: Redis | None = None
         lease_ms = int(self.lease_s * 1000)
         names = dict.fromkeys((self.queue_name, *queues))
         # A claim cannot tell which task it will bring.
@@ -217,6 +235,9 @@ class Worker(arq.worker.Worker):
 
     async def main(self) -> None:
         """Connect, start, and run the loop until it is cancelled or the burst is over."""
+        self._take_over_signals()
+        if self._told_to_stop:
+            return
         self.stopping = False
         self.allow_pick_jobs = True
         await self._connect()
@@ -249,6 +270,8 @@ class Worker(arq.worker.Worker):
         self.cycles.open(claims=self.max_burst_jobs < 0, idle_ms=idle_ms)
         self._closing = False
         self._loop_ended.clear()
+        if self.events.wanted:
+            self.events.emit(self._started())
         try:
             await self._loop()
             if not self.history:  # arq's bare Worker leaves no key of ours
@@ -282,12 +305,38 @@ class Worker(arq.worker.Worker):
                 default_queue_name=self.queue_name,
                 expires_extra_ms=self.expires_extra_ms,
             )
+            connections.let_callers_wait(self._pool)
+
+    def _started(self) -> WorkerStarted:
+        return WorkerStarted(
+            worker=self.name,
+            at_ms=execution.now_ms(),
+            queues=tuple(self.cycles.names),
+            functions=tuple(self.functions),
+            max_jobs=self.max_jobs,
+            burst=self.burst,
+        )
+
+    def _stopped(self) -> WorkerStopped:
+        return WorkerStopped(
+            worker=self.name,
+            at_ms=execution.now_ms(),
+            jobs_complete=self.jobs_complete,
+            jobs_failed=self.jobs_failed,
+            jobs_retried=self.jobs_retried,
+        )
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Call `subscriber` with each event of `runner.events`; return what ends that."""
+        return self.events.subscribe(subscriber)
 
     async def _start_candidate(self) -> None:
         if self._offers_writer and self.candidate is None:
             assert self.database_url is not None
+            # Beside the pool: it reads and waits all the time.
+            self._candidates_redis = connections.another(self.pool.connection_pool)
             self.candidate = writers.Candidate(
-                redis=self.pool,
+                redis=self._candidates_redis,
                 database_url=self.database_url,
                 codec=self.codec,
                 bounds=self._bounds,
@@ -401,7 +450,8 @@ class Worker(arq.worker.Worker):
 
     async def _hand_back(self, attempt: execution.Attempt) -> None:
         """Give back a job that was claimed while the worker was told to stop."""
-        self.pass_in(Settlement(claimed=attempt.claimed, mode="back"), attempt)
+        back = Settlement(claimed=attempt.claimed, mode="back")
+        self.pass_in(back, attempt, Ending(Outcome.HANDED_BACK))
 
     def _line_over(self, attempt: execution.Attempt, exc: BaseException | None) -> None:
         """See to an attempt whose line is over, also when it never came to its settlement."""
@@ -409,7 +459,8 @@ class Worker(arq.worker.Worker):
         if isinstance(exc, asyncio.CancelledError):
             if not attempt.released and not attempt.lost_lease:
                 # Cancelled while its abort was looked up.
-                self.pass_in(Settlement(claimed=claimed, mode="back"), attempt)
+                back = Settlement(claimed=claimed, mode="back")
+                self.pass_in(back, attempt, Ending(Outcome.HANDED_BACK))
         elif exc is not None:
             # Its lease runs out: a crash, so that it ends as a dead letter if it goes on so.
             logger.error("job %s could not be settled", claimed.job_id, exc_info=exc)
@@ -433,23 +484,69 @@ class Worker(arq.worker.Worker):
             attempt.released = True
             self.job_counter -= 1
 
-    async def settle(self, settlement: Settlement, attempt: execution.Attempt) -> int | str:
+    async def settle(
+        self,
+        settlement: Settlement,
+        attempt: execution.Attempt,
+        ending: Ending,
+    ) -> int:
         """Settle an attempt; its slot is free from now on, its lease goes on until then."""
         self._release(attempt)
-        status = await self.cycles.hand_in(settlement)
+        self._watch(settlement, attempt, ending)
+        status = await self._hand_in(settlement)
         while isinstance(status, str):
             self._log_refused(settlement, status)
             await asyncio.sleep(SETTLE_AGAIN_S)
-            status = await self.cycles.hand_in(settlement)
+            status = await self._hand_in(settlement)
         if status == 0:
             self._log_lost(settlement)
         return status
 
-    def pass_in(self, settlement: Settlement, attempt: execution.Attempt) -> None:
+    def _hand_in(self, settlement: Settlement) -> Settling:
+        settling = self.cycles.hand_in(settlement)
+        if settlement.confirmed is not None:
+            # By the future, and not behind an await: whoever awaits it may be cancelled.
+            settling.add_done_callback(functools.partial(_tell_status, settlement))
+        return settling
+
+    def pass_in(
+        self,
+        settlement: Settlement,
+        attempt: execution.Attempt,
+        ending: Ending,
+    ) -> None:
         """Settle an attempt that nobody waits for; see `settle`."""
         self._release(attempt)
         attempt.passed_in = True
+        self._watch(settlement, attempt, ending)
         self.cycles.pass_in(settlement)
+
+    def _watch(self, settlement: Settlement, attempt: execution.Attempt, ending: Ending) -> None:
+        """Let subscribers hear what Redis says to the end of an attempt."""
+        if self.events.wanted:
+            settlement.confirmed = functools.partial(self._confirmed, settlement, attempt, ending)
+
+    def _confirmed(
+        self,
+        settlement: Settlement,
+        attempt: execution.Attempt,
+        ending: Ending,
+        status: int,
+    ) -> None:
+        if status:
+            self.report(attempt, ending, settlement)
+        else:
+            self.report(attempt, Ending(Outcome.LOST_LEASE, ending.result), None)
+
+    def report(
+        self,
+        attempt: execution.Attempt,
+        ending: Ending,
+        settled: Settlement | None,
+    ) -> None:
+        """Tell subscribers how an attempt ended. The only place that does."""
+        if self.events.wanted:
+            self.events.emit(report.ended(self, attempt, ending, settled))
 
     def _settled(self, settlement: Settlement, status: int | str | None) -> None:
         """Hear what became of a settlement that was passed in; None: it was given up."""
@@ -466,6 +563,8 @@ class Worker(arq.worker.Worker):
         self._leases.remove(claimed.token, claimed.job_id)
         if status == 0:
             self._log_lost(settlement)
+        if status is not None and settlement.confirmed is not None:
+            settlement.confirmed(status)
         if self.burst:
             self._nudge.set()
 
@@ -482,9 +581,16 @@ class Worker(arq.worker.Worker):
             settlement.claimed.job_id,
         )
 
-    async def remember_try(self, job_id: str, attempt: int) -> None:
-        """Set the count of tries that have ended, as ``_job_try`` asks for."""
-        await self.pool.setex(keys.retry(job_id), keys.RETRY_TTL_S, str(attempt - 1))
+    async def remember_try(self, claimed: Claimed, attempt: int) -> None:
+        """Set the count of tries that have ended, as ``_job_try`` asks for; hold the job by it."""
+        try:
+            key = keys.retry(claimed.job_id)
+            await self.pool.setex(key, keys.RETRY_TTL_S, str(attempt - 1))
+        except TROUBLE as exc:
+            # The job runs all the same; the next try, if any, is lifted again by its payload.
+            logger.warning("could not note the try of job %s: %s", claimed.job_id, exc)
+            return
+        claimed.attempt = attempt
 
     def _lease_lost(self, lease: Claimed) -> None:
         """Hear from the lease thread that somebody else has a job now."""
@@ -498,12 +604,43 @@ class Worker(arq.worker.Worker):
             task, attempt = running
             attempt.lost_lease = True
             task.cancel()
+            if self.events.wanted:
+                self.events.emit(self._lost(attempt))
+
+    def _lost(self, attempt: execution.Attempt) -> LeaseLost:
+        return LeaseLost(
+            worker=self.name,
+            queue=attempt.claimed.queue,
+            job_id=attempt.claimed.job_id,
+            task=attempt.record.task,
+            attempt=attempt.number,
+            at_ms=execution.now_ms(),
+        )
+
+    def _add_signal_handler(self, signum: Signals, handler: Callable[[Signals], None]) -> None:
+        """Take a signal also before the loop runs: uvloop forgets what comes until then."""
+        if self.loop.is_running():
+            super()._add_signal_handler(signum, handler)
+        else:
+            self._early_handlers[signum] = handler
+            signal.signal(signum, self._stop_before_the_start)
+
+    def _stop_before_the_start(self, *_: object) -> None:
+        self._told_to_stop = True
+
+    def _take_over_signals(self) -> None:
+        """Let the loop handle signals from now on."""
+        handlers, self._early_handlers = self._early_handlers, {}
+        for signum, handler in handlers.items():
+            super()._add_signal_handler(signum, handler)
 
     def handle_sig(self, signum: Signals) -> None:
         """Stop now: running jobs are handed back at once."""
         if self.stopping and signum is not signal.SIGUSR1:
             # The second signal: what cannot be settled now is left to its lease.
             self.cycles.cancel()
+        if signum is not signal.SIGUSR1 and self.main_task is None:
+            self._told_to_stop = True  # before the start, on a loop that runs already
         self.stopping = True
         super().handle_sig(signum)
 
@@ -550,6 +687,7 @@ class Worker(arq.worker.Worker):
         """Hand back what runs, stop what was started in reverse order, disconnect. Idempotent."""
         if not self._handle_signals:
             self.handle_sig(signal.SIGUSR1)
+        self._told_to_stop = False
         if not self._pool:
             return
         self.cycles.rest()
@@ -560,6 +698,9 @@ class Worker(arq.worker.Worker):
         if self.candidate is not None:
             await self.candidate.stop()
             self.candidate = None
+        if self._candidates_redis is not None:
+            await self._candidates_redis.aclose()
+            self._candidates_redis = None
         if self._commits is not None:
             await self._commits.stop()
             self._commits = None
@@ -573,7 +714,25 @@ class Worker(arq.worker.Worker):
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
         await self.pool.aclose(close_connection_pool=True)
+        await connections.close_sentinels(self.pool.connection_pool)
         self._pool = None
+        if self.events.wanted:
+            self.events.emit(self._stopped())
+
+
+def _lease(given: SecondsTimedelta) -> float:
+    lease_s = float(seconds(given))
+    if not LEAST_LEASE_S <= lease_s < math.inf:
+        raise SettingsError(f"lease is {given!r}, but must be at least {LEAST_LEASE_S} s")
+    return lease_s
+
+
+def _tell_status(settlement: Settlement, settling: asyncio.Future[int | str]) -> None:
+    """Tell whoever wants to hear how Redis took a settlement, once it did."""
+    if settling.cancelled() or isinstance(status := settling.result(), str):
+        return  # given up: the job's next claim tells; or refused: it is handed in again
+    assert settlement.confirmed is not None
+    settlement.confirmed(status)
 
 
 def _may_write(function: Any) -> bool:

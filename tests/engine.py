@@ -187,6 +187,19 @@ def done(claimed: Claimed, result: bytes = b"result", keep_ms: int = 60_000) -> 
     )
 
 
+async def lease_is_renewed(redis: Any, job_id: str, times: int = 3) -> None:
+    """See the lease of a running job grow so many times; only its renewal does that."""
+    left_ms = await redis.pttl(keys.in_progress(job_id))
+
+    async def grew() -> bool:
+        nonlocal left_ms
+        before_ms, left_ms = left_ms, await redis.pttl(keys.in_progress(job_id))
+        return bool(left_ms > before_ms)
+
+    for _ in range(times):
+        await wait_until(grew, description=f"the lease of {job_id} is renewed")
+
+
 async def result_of(redis: Any, job_id: str) -> ResultRecord:
     """Read a kept result that was written with the default codec."""
     blob = await redis.get(keys.result(job_id))
@@ -200,6 +213,7 @@ __all__ = [
     "StockWorker",
     "done",
     "drain",
+    "lease_is_renewed",
     "payload",
     "raw",
     "result_of",

@@ -1,12 +1,14 @@
 """Run attempts: one line of steps from a claim to its settlement.
 
 `attempt` is the line, `records` the values between its steps, `context` what a task sees,
-`lines` what is logged, `settlement` what happens in Redis; `steps` drives coroutines.
+`lines` what is logged, `settlement` what happens in Redis, `report` what subscribers hear;
+`steps` drives coroutines.
 """
 
+from runner.execution import report
 from runner.execution.attempt import begin, run
 from runner.execution.context import Context
-from runner.execution.records import Attempt, Ending, Host
+from runner.execution.records import Attempt, Ending, Host, now_ms
 from runner.execution.steps import go_on
 
-__all__ = ["Attempt", "Context", "Ending", "Host", "begin", "go_on", "run"]
+__all__ = ["Attempt", "Context", "Ending", "Host", "begin", "go_on", "now_ms", "report", "run"]

@@ -38,6 +38,7 @@ from runner.execution.records import (
     now_ms,
     timeout_of,
 )
+from runner.execution.report import started
 from runner.execution.settlement import settlement
 from runner.execution.steps import as_coroutine, go_on
 from runner.schedule import CRON_OPTION
@@ -64,6 +65,7 @@ async def run(host: Host, attempt: Attempt) -> None:
             ending = await perform(host, attempt)
     except Exception as exc:  # noqa: BLE001  whatever it is, the job must end
         ending = Ending(Outcome.FAILED, exc)
+    attempt.ended_ms = now_ms()
     log(host, attempt, ending)
     count(host, ending)
     await end(host, attempt, ending)
@@ -119,8 +121,8 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
         message = f"the job lost its worker {claimed.crashes} times, max_crashes is {most}"
         return Ending(Outcome.TOO_MANY_CRASHES, errors.TooManyCrashes(message))
     if record.attempt and record.attempt > attempt.number:
-        attempt.number = claimed.attempt = record.attempt
-        await host.remember_try(claimed.job_id, record.attempt)
+        attempt.number = record.attempt
+        await host.remember_try(claimed, record.attempt)
     max_tries = max_tries_of(host, attempt)
     if attempt.number > max_tries:
         message = f"max {max_tries} retries exceeded"
@@ -137,6 +139,8 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
             await host.on_job_start(context)
         args, kwargs = arguments(attempt)
         log_start(attempt)
+        if host.events.wanted:
+            host.events.emit(started(host, attempt))
         timeout_s = timeout_of(host, attempt)
         if timeout_s is not None:
             host.limit_lease(attempt, timeout_s)
@@ -303,21 +307,23 @@ async def end(host: Host, attempt: Attempt, ending: Ending) -> None:
     context = attempt.context or make_context(host, attempt)
     context["outcome"] = ending.outcome.value
     host.aborting_tasks.discard(attempt.claimed.job_id)
-    if ending.outcome is Outcome.LOST_LEASE:
-        return
-    prepared = settlement(host, attempt, ending)
+    is_lost = ending.outcome is Outcome.LOST_LEASE
+    prepared = None if is_lost else settlement(host, attempt, ending)
     stopped = False
     if host.on_job_end:
         try:
             await guarded(host.on_job_end, context, "on_job_end")
         except asyncio.CancelledError:
             stopped = True  # the hook ends here, and not the job, which has ended already
-    if not host.after_job_end and not stopped:
-        host.pass_in(prepared, attempt)
-        return
     # A cancellation that comes meanwhile is raised when it is settled: the end of the job
     # stands, only the hook is skipped.
-    await host.settle(prepared, attempt)
+    if prepared is None:
+        host.report(attempt, ending, None)
+    elif not host.after_job_end and not stopped:
+        host.pass_in(prepared, attempt, ending)
+        return
+    elif not await host.settle(prepared, attempt, ending):
+        context["outcome"] = Outcome.LOST_LEASE.value
     if stopped:
         raise asyncio.CancelledError
     if host.after_job_end:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from runner.broker import Claimed, Settlement
     from runner.codec import Codec, JobRecord
+    from runner.events import Bus
     from runner.execution.context import Context
     from runner.tasks import Task
     from runner.writer import JobCommits, ReadPool
@@ -35,6 +36,8 @@ class Function(Protocol):
 class Host(Protocol):
     """What an attempt needs of its worker; arq's names, read when they are needed."""
 
+    name: str
+    events: Bus
     functions: dict[str, Any]
     queue_name: str
     ctx: dict[Any, Any]
@@ -62,11 +65,15 @@ class Host(Protocol):
         """Return what the attempt commits with before its end."""
         ...
 
-    async def settle(self, settlement: Settlement, attempt: Attempt) -> int | str:
-        """Free the job's slot, and hand its settlement to the next cycle."""
+    async def settle(self, settlement: Settlement, attempt: Attempt, ending: Ending) -> int:
+        """Settle an attempt; return 1, or 0 when somebody else has the job by now."""
         ...
 
-    def pass_in(self, settlement: Settlement, attempt: Attempt) -> None:
+    def report(self, attempt: Attempt, ending: Ending, settled: Settlement | None) -> None:
+        """Tell subscribers how an attempt ended."""
+        ...
+
+    def pass_in(self, settlement: Settlement, attempt: Attempt, ending: Ending) -> None:
         """Do the same where nothing follows, so that nobody waits for it."""
         ...
 
@@ -78,8 +85,8 @@ class Host(Protocol):
         """Say whether leases were not renewed in time, as after SIGSTOP."""
         ...
 
-    async def remember_try(self, job_id: str, attempt: int) -> None:
-        """Set the count of tries to what the enqueuer asked for."""
+    async def remember_try(self, claimed: Claimed, attempt: int) -> None:
+        """Set the count of tries to what the enqueuer asked for, and hold the job by it."""
         ...
 
 
@@ -97,6 +104,7 @@ class Attempt:
     started_ms: int
     record: JobRecord
     number: int = 0
+    ended_ms: int = 0
     function: Function | None = None
     task: Task[..., Any] | None = None
     context: Context | None = None

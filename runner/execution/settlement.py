@@ -22,6 +22,7 @@ from runner.execution.records import (
     now_ms,
 )
 from runner.letters import encode_letter
+from runner.tasks import MOST_KEPT_S
 from runner.types import DeadLetter, Outcome
 
 logger = logging.getLogger("arq.worker")
@@ -65,7 +66,9 @@ def keep_ms_of(host: Host, attempt: Attempt) -> int:
     if host.keep_result_forever if forever is None else forever:
         return -1
     kept_s = function.keep_result_s if function else None
-    return int((host.keep_result_s if kept_s is None else kept_s) * 1000)
+    kept_s = host.keep_result_s if kept_s is None else kept_s
+    # arq's own func() takes any number; Redis would refuse one beyond 63 bits.
+    return -1 if kept_s > MOST_KEPT_S else int(kept_s * 1000)
 
 
 def encode(host: Host, attempt: Attempt, ending: Ending) -> bytes:

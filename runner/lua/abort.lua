@@ -15,7 +15,8 @@ local holder = redis.call('GET', 'arq:in-progress:' .. id)
 if holder then
   return string.sub(holder, 1, 11) == 'committing:' and 0 or 1
 end
-if tonumber(score) > now and not redis.call('HGET', held, id) then
+local claim = redis.call('HGET', held, id)
+if tonumber(score) > now and (not claim or string.sub(claim, 1, 2) == '- ') then
   redis.call('ZADD', queue, 'XX', now, id)
   wake_idle(idle, wake, 1)
 end

@@ -34,23 +34,28 @@ local RETRY_TTL_S = 88400
 local COUNTERS_MS = 2592000000
 local NOTE_MS = 3600000
 local LOOK_AHEAD = 5000
+-- In place of a token: nobody holds the job, which waits for another try; its crashes are kept.
+local WAITS = '-'
 
 local counts = {}
 
 local function run_again(id, attempt, extra, costs_a_try)
-  local score = now_exact
+  local score, crashes = now_exact, '0'
+  local value = redis.call('HGET', held, id)
+  if value then
+    local _, counted, kept = held_parts(value)
+    score, crashes = tonumber(kept), counted
+  end
   if extra ~= '' then
     score = now_exact + tonumber(extra)
-  else
-    local value = redis.call('HGET', held, id)
-    if value then
-      local _, _, kept = held_parts(value)
-      score = tonumber(kept)
-    end
   end
   -- What frees memory goes first: the server refuses only a script's first write.
-  redis.call('HDEL', held, id)
   redis.call('DEL', 'arq:in-progress:' .. id)
+  if crashes == '0' then
+    redis.call('HDEL', held, id)
+  else
+    redis.call('HSET', held, id, WAITS .. ' ' .. crashes .. ' ' .. score_text(score))
+  end
   redis.call('ZADD', queue, 'XX', score_text(score), id)
   if costs_a_try then
     redis.call('SET', 'arq:retry:' .. id, attempt, 'EX', RETRY_TTL_S)
@@ -297,7 +302,7 @@ local function claim_page(count)
     local leftover = leftovers[index]
     if values[index] then
       offset = offset + pass_by(id, values[index])
-    elseif leftover and now < grace_until then
+    elseif now < grace_until and leftover and held_parts(leftover) ~= WAITS then
       offset = offset + 1
     elseif not payload and is_ghost(id, score) then
       redis.call('ZREM', queue, id)
@@ -306,11 +311,14 @@ local function claim_page(count)
     else
       local mark, crashes = no_crash, 0
       if leftover then
-        local _, counted, kept = held_parts(leftover)
-        crashes = tonumber(counted) + 1
-        score = kept
+        local holder, counted, kept = held_parts(leftover)
+        crashes = tonumber(counted)
+        if holder ~= WAITS then
+          crashes = crashes + 1
+          score = kept
+          counts.crashed = (counts.crashed or 0) + 1
+        end
         mark = token .. ' ' .. crashes .. ' '
-        counts.crashed = (counts.crashed or 0) + 1
       end
       taken = taken + 1
       mine[#mine + 1] = id

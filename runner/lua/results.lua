@@ -10,7 +10,8 @@ for at = ids_at, #ARGV do
   if type(result) == 'table' then
     answers[#answers + 1] = false  -- no result that anybody could read
   elseif result then
-    answers[#answers + 1] = result
+    -- Nothing in the place of a result is one that no codec reads; '' would have its waiter wait.
+    answers[#answers + 1] = result ~= '' and result or '\0'
   elseif redis.call('ZSCORE', queue, id) then
     redis.pcall('SADD', 'runner:waiters:' .. id, channel)
     redis.call('PEXPIRE', 'runner:waiters:' .. id, ttl_ms)

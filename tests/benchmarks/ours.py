@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 from redis.asyncio import Redis
@@ -78,6 +79,13 @@ async def enqueue(task_name: str, **arguments: int) -> Job[Any]:
     """Enqueue one job."""
     client = await _client()
     return await client.enqueue(TASKS[task_name], **arguments)
+
+
+async def enqueue_at(task_name: str, due_ns: int, **arguments: int) -> Job[Any]:
+    """Enqueue one job for later."""
+    client = await _client()
+    at = datetime.fromtimestamp(due_ns / 1e9, tz=UTC)
+    return await client.enqueue(TASKS[task_name].options(at=at), **arguments)
 
 
 async def enqueue_many(task_name: str, count: int) -> None:

@@ -143,6 +143,31 @@ async def latency(
     return figures
 
 
+async def deferred(
+    producer: Producer, *, starts: str, jobs: int, limit_s: float
+) -> dict[str, float]:
+    """Time how late deferred jobs start on an idle worker, one at a time."""
+    path = Path(starts)
+    await _warm_up(producer, path)
+    random.seed(2)
+    warm = _lines(path)
+    until = time.monotonic() + limit_s
+    sent = 0
+    while sent < jobs and time.monotonic() < until:
+        due_ns = time.time_ns() + int(random.uniform(100e6, 150e6))
+        due_ns -= due_ns % 1_000_000  # queues count whole milliseconds
+        await producer.call("enqueue_at", "stamp", due_ns, sent_ns=due_ns)
+        sent += 1
+        await _wait_for_lines(path, warm + sent)
+    late_ms = _waits_ms(path)[warm:]
+    return {
+        "late_p50": statistics.median(late_ms),
+        "late_p99": statistics.quantiles(late_ms, n=100)[98],
+        "late_most": max(late_ms),
+        "early": sum(late < 0 for late in late_ms) / len(late_ms),
+    }
+
+
 async def _warm_up(producer: Producer, path: Path) -> None:
     """Enqueue until the worker is up and has run some jobs."""
     for count in range(1, 11):
@@ -185,7 +210,7 @@ async def main(module: str, what: str, options: str) -> dict[str, float]:
     """Do one thing, and return what came of it."""
     producer = Producer(importlib.import_module(module))
     acts: dict[str, Callable[..., Awaitable[dict[str, float]]]]
-    acts = {"fill": fill, "enqueue": enqueue, "latency": latency}
+    acts = {"fill": fill, "enqueue": enqueue, "latency": latency, "deferred": deferred}
     try:
         return await acts[what](producer, **json.loads(options))
     finally:

@@ -208,6 +208,7 @@ GOALS: Final = (
     Goal("bulk /s", "≥ 30,000", _median("enqueue", "bulk"), lambda v: v >= 30_000, 0),
     Goal("pickup p50, ms", "≤ 1.5", _median("latency", "pickup_p50"), lambda v: v <= 1.5),
     Goal("pickup p99, ms", "≤ 5", _median("latency", "pickup_p99"), lambda v: v <= 5),
+    Goal("deferred jobs late p99, ms", "≤ 5", _median("deferred", "late_p99"), lambda v: v <= 5),
     Goal("enqueue → result p50, ms", "≤ 3", _median("latency", "result_p50"), lambda v: v <= 3),
     Goal(
         "10 ms sleeps at 1,000, jobs/s",

@@ -88,6 +88,22 @@ def latency(bench: Bench, side: Side) -> dict[str, float]:
     return figures
 
 
+def deferred(bench: Bench, side: Side) -> dict[str, float]:
+    """Let jobs become due on an idle worker, and see how late they start."""
+    bench.fresh()
+    starts = bench.file("starts")
+    with bench.worker(side, BENCH_STARTS=str(starts)) as worker:
+        figures: dict[str, float] = bench.produce(
+            side,
+            "deferred",
+            starts=str(starts),
+            jobs=bench.scale.latency_jobs,
+            limit_s=bench.scale.latency_s,
+        )
+        worker.check()
+    return figures
+
+
 def naps(bench: Bench, side: Side) -> dict[str, float]:
     """Drain jobs that sleep for 10 ms, a thousand at once."""
     queued = bench.fill(side, task="nap", jobs=max(bench.scale.jobs // 2, 1))
@@ -222,6 +238,23 @@ ROWS: Final = (
             Column("idle", "idle memory, MB", 0, more_is_better=False),
         ),
         measure=latency,
+    ),
+    Row(
+        name="deferred",
+        title="Deferred jobs on an idle worker",
+        about=(
+            "One warm worker that waits; jobs are deferred by 100 to 150 ms, one at a time. Late: "
+            "from the time at which a job was to run to its first line, by the machine's clock. "
+            "Early: the share of jobs that began before their time."
+        ),
+        columns=(
+            Column("late_p50", "late p50, ms", 2, more_is_better=False),
+            Column("late_p99", "late p99, ms", 2, more_is_better=False),
+            Column("late_most", "latest, ms", 2, more_is_better=False),
+            Column("early", "early", 2, more_is_better=False),
+        ),
+        measure=deferred,
+        pair_only=True,
     ),
     Row(
         name="naps",

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arq.connections import ArqRedis, RedisSettings, create_pool
@@ -77,6 +78,14 @@ async def enqueue(task: str, **arguments: int) -> Job | None:
     pool = await _pool()
     given: dict[str, Any] = dict(arguments)
     return await pool.enqueue_job(task, **given)
+
+
+async def enqueue_at(task: str, due_ns: int, **arguments: int) -> Job | None:
+    """Enqueue one job for later."""
+    pool = await _pool()
+    given: dict[str, Any] = dict(arguments)
+    at = datetime.fromtimestamp(due_ns / 1e9, tz=UTC)
+    return await pool.enqueue_job(task, _defer_until=at, **given)
 
 
 async def result(job: Job) -> None:

@@ -1,0 +1,225 @@
+"""What happens in a worker, told to whoever subscribes: metrics, history, alarms.
+
+================  ===============================================================
+event             when
+================  ===============================================================
+`WorkerStarted`   a worker has connected, and claims from now on
+`JobStarted`      the function of a job is about to be called
+`LeaseLost`       Redis said that somebody else has a job which runs here; its task
+                  is cancelled, and a `JobEnded` with ``lost_lease`` follows
+`JobEnded`        Redis confirmed how an attempt ended; once for each claimed job,
+                  also for those that never started
+`WorkerStopped`   a worker has closed, its last jobs are settled
+================  ===============================================================
+
+A callback is a plain function, called in the worker's loop: it should be quick, and hand
+longer work to a task or a thread of its own. An exception in it is logged, and harms nothing.
+Where nobody subscribes, an event costs one look at a flag and is not made.
+
+A job that was claimed ends with exactly one `JobEnded`, unless the process dies or a second
+signal gives it up: then the job's next claim tells, by its `crashes`.
+
+Times are Unix times in milliseconds by the worker's own clock; `due_ms` is the job's place in
+the queue, by the clock of Redis or of whoever deferred it.
+
+Example:
+    >>> def count(event: Event) -> None:
+    ...     if isinstance(event, JobEnded):
+    ...         ENDED.labels(event.task, event.outcome.value).inc()
+    >>> class WorkerSettings(runner.WorkerSettings):
+    ...     subscribers = [count]
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from runner.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from runner.types import Outcome
+
+logger = logging.getLogger("runner.events")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStarted:
+    """A worker claims from now on.
+
+    Attributes:
+        worker: its name: host, process id and a part of its own.
+        queues: what it reads, the most urgent first.
+        functions: the names of what it can run.
+        max_jobs: how many at once.
+        burst: it ends when its queues are empty.
+    """
+
+    worker: str
+    at_ms: int
+    queues: tuple[str, ...]
+    functions: tuple[str, ...]
+    max_jobs: int
+    burst: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStopped:
+    """A worker has closed. The counts are arq's, since the worker was made."""
+
+    worker: str
+    at_ms: int
+    jobs_complete: int
+    jobs_failed: int
+    jobs_retried: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStarted:
+    """The function of a job is about to be called.
+
+    Attributes:
+        attempt: the number of this try, counted from 1.
+        crashes: leases of this job that were lost before.
+        enqueued_ms: when it was enqueued.
+        due_ms: when it was to run; what lies between and `started_ms` is the queue's delay.
+        started_ms: when this worker had it.
+    """
+
+    worker: str
+    queue: str
+    job_id: str
+    task: str
+    attempt: int
+    crashes: int
+    enqueued_ms: int
+    due_ms: float
+    started_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEnded:
+    """How an attempt ended, as Redis confirmed it.
+
+    Attributes:
+        task: the task's name, "<unknown>" when the payload could not be read.
+        attempt: the number of this try, counted from 1.
+        crashes: leases of this job that were lost before.
+        outcome: what became of it. ``lost_lease`` when Redis did not take its end, whatever
+            the function had done.
+        is_final: no further attempt will follow.
+        ran: the function was called, or its start hook; `JobStarted` precedes a call.
+        committing: it succeeded, and wrote: its result is there when the writer has committed.
+        has_letter: it is among the dead letters.
+        delay_s: until the next try; None: the job took its old place, or is over.
+        enqueued_ms: when it was enqueued; 0 when the payload could not be read.
+        due_ms: when it was to run.
+        started_ms: when this worker had it.
+        ended_ms: when its function had ended; Redis's confirmation comes later.
+        error_type: the qualified name of the exception's class, or "".
+        error: the exception's message, or "".
+        exception: the exception itself, with its traceback: of a failure, and also of what
+            will be tried again.
+    """
+
+    worker: str
+    queue: str
+    job_id: str
+    task: str
+    attempt: int
+    crashes: int
+    outcome: Outcome
+    is_final: bool
+    ran: bool
+    committing: bool
+    has_letter: bool
+    delay_s: float | None
+    enqueued_ms: int
+    due_ms: float
+    started_ms: int
+    ended_ms: int
+    error_type: str
+    error: str
+    exception: BaseException | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseLost:
+    """Somebody else has a job that runs here: this process was stopped, or blocked, too long."""
+
+    worker: str
+    queue: str
+    job_id: str
+    task: str
+    attempt: int
+    at_ms: int
+
+
+Event: TypeAlias = WorkerStarted | WorkerStopped | JobStarted | JobEnded | LeaseLost
+Subscriber: TypeAlias = "Callable[[Event], Any]"
+
+
+class Bus:
+    """Hands each event to every subscriber, in the order in which they came.
+
+    Raises:
+        SettingsError: a subscriber is no plain function.
+    """
+
+    def __init__(self, subscribers: Iterable[Subscriber] = ()) -> None:
+        self._subscribers: tuple[Subscriber, ...] = ()
+        self.wanted = False
+        """Whether anybody subscribes: look here before an event is made."""
+        for subscriber in subscribers:
+            self.subscribe(subscriber)
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Call `subscriber` with each event from now on; return what ends that."""
+        if not is_subscriber(subscriber):
+            raise SettingsError(
+                f"a subscriber is a plain function of one event, not {subscriber!r}: let it hand "
+                f"longer work to a task of its own",
+            )
+        self._subscribers = (*self._subscribers, subscriber)
+        self.wanted = True
+
+        def unsubscribe() -> None:
+            left = list(self._subscribers)
+            if subscriber in left:
+                left.remove(subscriber)
+            self._subscribers = tuple(left)
+            self.wanted = bool(left)
+
+        return unsubscribe
+
+    def emit(self, event: Event) -> None:
+        """Hand out one event; what a subscriber raises is logged."""
+        for subscriber in self._subscribers:
+            try:
+                subscriber(event)
+            except Exception:
+                logger.exception("the subscriber %r failed on %s", subscriber, type(event).__name__)
+
+
+def is_subscriber(value: Any) -> bool:
+    """Say whether this can be called with an event and be done when it returns."""
+    call = getattr(value, "__call__", None)  # noqa: B004  an object may have an async __call__
+    is_async = inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(call)
+    return callable(value) and not is_async
+
+
+__all__ = [
+    "Bus",
+    "Event",
+    "JobEnded",
+    "JobStarted",
+    "LeaseLost",
+    "Subscriber",
+    "WorkerStarted",
+    "WorkerStopped",
+    "is_subscriber",
+]

@@ -1,0 +1,59 @@
+"""Tell subscribers what became of an attempt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runner import codec
+from runner.events import JobEnded, JobStarted
+from runner.execution.records import AGAIN, NO_LETTER, Attempt, Ending, Host, now_ms
+from runner.types import Outcome
+
+if TYPE_CHECKING:
+    from runner.broker import Settlement
+
+
+def started(host: Host, attempt: Attempt) -> JobStarted:
+    """Return the event of a job whose function is about to be called."""
+    claimed = attempt.claimed
+    return JobStarted(
+        worker=host.name,
+        queue=claimed.queue,
+        job_id=claimed.job_id,
+        task=attempt.record.task,
+        attempt=attempt.number,
+        crashes=claimed.crashes,
+        enqueued_ms=attempt.record.enqueued_ms,
+        due_ms=claimed.run_at_ms,
+        started_ms=attempt.started_ms,
+    )
+
+
+def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | None) -> JobEnded:
+    """Return the event of an attempt that ended so; `settled` None: it was not settled here."""
+    claimed, outcome = attempt.claimed, ending.outcome
+    exception = ending.result if isinstance(ending.result, BaseException) else None
+    if outcome is Outcome.SUCCEEDED:
+        exception = None  # a task may return an exception
+    described = {"type": "", "message": ""} if exception is None else codec.describe(exception)
+    return JobEnded(
+        worker=host.name,
+        queue=claimed.queue,
+        job_id=claimed.job_id,
+        task=attempt.record.task,
+        attempt=attempt.number,
+        crashes=claimed.crashes,
+        outcome=outcome,
+        is_final=outcome not in AGAIN and outcome is not Outcome.LOST_LEASE,
+        ran=attempt.context is not None,
+        committing=settled is not None and settled.mode == "submit",
+        has_letter=host.history and outcome not in NO_LETTER,
+        delay_s=ending.delay_s,
+        enqueued_ms=attempt.record.enqueued_ms,
+        due_ms=claimed.run_at_ms,
+        started_ms=attempt.started_ms,
+        ended_ms=attempt.ended_ms or now_ms(),
+        error_type=described["type"],
+        error=described["message"],
+        exception=exception,
+    )
