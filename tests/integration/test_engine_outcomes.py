@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from runner import Client, DeadLetter
 
-pytestmark = [pytest.mark.timeout(30), pytest.mark.lasting_keys("runner:held:*", "runner:units")]
+LASTING = ("runner:held:*", "runner:units", "runner:writer")
+pytestmark = [pytest.mark.timeout(30), pytest.mark.lasting_keys(*LASTING)]
 
 QUEUE = keys.DEFAULT_QUEUE
 FINAL_WITHOUT_LETTER = {Outcome.SUCCEEDED, Outcome.ABORTED}
