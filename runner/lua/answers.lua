@@ -1,23 +1,13 @@
 -- Tell what became of units, to those who did not hear it when it was announced.
 -- KEYS: units writer
 -- ARGV: verify:int entries...
+-- Uses: order
 -- Returns: {the last entry answered, or ''; for each entry its status}
 --
 -- A status is 0 (not answered yet), 1 (committed), -1 (the stream does not have the entry and
 -- never dropped it: Redis lost it), the id of an entry that took its place, or
 -- {facts of the refusal or false, its answer or false}.
 -- `verify` 1 looks every entry up, which is needed only after Redis was away.
-
-local function parts(entry)
-  local ms, sequence = string.match(entry, '^(%d+)-(%d+)$')
-  return tonumber(ms), tonumber(sequence)
-end
-
-local function is_after(left, right)
-  local left_ms, left_sequence = parts(left)
-  local right_ms, right_sequence = parts(right)
-  return left_ms > right_ms or (left_ms == right_ms and left_sequence > right_sequence)
-end
 
 local known = redis.call('HMGET', writer, 'answered', 'trimmed')
 local answered, trimmed = known[1] or '0-0', known[2] or '0-0'

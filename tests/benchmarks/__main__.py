@@ -22,7 +22,7 @@ from tests.benchmarks import machine, report
 from tests.benchmarks.bench import Bench, Scale
 from tests.benchmarks.environments import HOME, NotInstalled, versions
 from tests.benchmarks.processes import ProcessFailed
-from tests.benchmarks.report import Outcome
+from tests.benchmarks.report import Outcome, hint, say
 from tests.benchmarks.rows import FLEETS, ROWS, proxy_figures
 from tests.benchmarks.sides import OURS, Side, read_sides
 
@@ -243,18 +243,6 @@ def _chosen(
         if name not in known:
             parser.error(f"unknown {kind} {name!r}; known: {', '.join(known)}")
     return [name for name in known if name in names]
-
-
-def say(text: str) -> None:
-    """Print a part of the result."""
-    sys.stdout.write(f"{text}\n\n")
-    sys.stdout.flush()
-
-
-def hint(text: str) -> None:
-    """Print how far it has come."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+import sys
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
@@ -263,3 +264,15 @@ def _read(path: Path) -> dict[str, str]:
             re.DOTALL,
         )
     }
+
+
+def say(text: str) -> None:
+    """Print a part of the result."""
+    sys.stdout.write(f"{text}\n\n")
+    sys.stdout.flush()
+
+
+def hint(text: str) -> None:
+    """Print how far it has come."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

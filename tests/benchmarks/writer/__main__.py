@@ -23,7 +23,7 @@ from runner import embedded
 from tests.benchmarks import machine, report
 from tests.benchmarks.environments import HOME
 from tests.benchmarks.processes import ProcessFailed
-from tests.benchmarks.report import Outcome
+from tests.benchmarks.report import Outcome, hint, say
 from tests.benchmarks.sides import OURS
 from tests.benchmarks.writer.bench import WriterBench
 from tests.benchmarks.writer.rows import GOALS, ROWS, Row, Scale
@@ -173,18 +173,6 @@ def read_wish(arguments: Sequence[str]) -> Wish:
         save=given.save,
         command=shlex.join(["python", "-m", "tests.benchmarks.writer", *arguments]),
     )
-
-
-def say(text: str) -> None:
-    """Print a part of the result."""
-    sys.stdout.write(f"{text}\n\n")
-    sys.stdout.flush()
-
-
-def hint(text: str) -> None:
-    """Print how far it has come."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":
