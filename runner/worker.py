@@ -492,7 +492,8 @@ class Worker(arq.worker.Worker):
     ) -> int:
         """Settle an attempt; its slot is free from now on, its lease goes on until then."""
         self._release(attempt)
-        self._watch(settlement, attempt, ending)
+        if self.events.wanted:
+            self._watch(settlement, attempt, ending)
         status = await self._hand_in(settlement)
         while isinstance(status, str):
             self._log_refused(settlement, status)
@@ -518,13 +519,13 @@ class Worker(arq.worker.Worker):
         """Settle an attempt that nobody waits for; see `settle`."""
         self._release(attempt)
         attempt.passed_in = True
-        self._watch(settlement, attempt, ending)
+        if self.events.wanted:
+            self._watch(settlement, attempt, ending)
         self.cycles.pass_in(settlement)
 
     def _watch(self, settlement: Settlement, attempt: execution.Attempt, ending: Ending) -> None:
         """Let subscribers hear what Redis says to the end of an attempt."""
-        if self.events.wanted:
-            settlement.confirmed = functools.partial(self._confirmed, settlement, attempt, ending)
+        settlement.confirmed = functools.partial(self._confirmed, settlement, attempt, ending)
 
     def _confirmed(
         self,
@@ -563,7 +564,7 @@ class Worker(arq.worker.Worker):
         self._leases.remove(claimed.token, claimed.job_id)
         if status == 0:
             self._log_lost(settlement)
-        if status is not None and settlement.confirmed is not None:
+        if settlement.confirmed is not None and status is not None:
             settlement.confirmed(status)
         if self.burst:
             self._nudge.set()

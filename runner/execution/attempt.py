@@ -65,7 +65,8 @@ async def run(host: Host, attempt: Attempt) -> None:
             ending = await perform(host, attempt)
     except Exception as exc:  # noqa: BLE001  whatever it is, the job must end
         ending = Ending(Outcome.FAILED, exc)
-    attempt.ended_ms = now_ms()
+    if host.events.wanted:
+        attempt.ended_ms = now_ms()
     log(host, attempt, ending)
     count(host, ending)
     await end(host, attempt, ending)
