@@ -100,7 +100,7 @@ def measure(bench: Bench, wish: Wish) -> int:
         sections[row.name] = section_of(bench, row, results[row.name], names, wish)
         say(sections[row.name])
     if goals := report.goals_table(results):
-        sections = {"goals": f"## Goals\n\n{stamp(wish)}\n\n{goals}", **sections}
+        sections = {"goals": report.goals_section("Goals", goals), **sections}
         say(sections["goals"])
     if wish.save:
         report.save({"setting": f"## Setting\n\n{head}\n\n{about_sides}", **sections})

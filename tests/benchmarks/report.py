@@ -243,9 +243,15 @@ def goals_table(results: Mapping[str, Mapping[str, Outcome]], goals: Sequence[Go
 
 
 def save(sections: Mapping[str, str], path: Path = RESULTS) -> None:
-    """Put sections in the place of those of the same names; the others stay as they are."""
+    """Put sections in the place of those of the same names; the others stay as they are.
+
+    Of goals, those stay that were not measured this time.
+    """
     kept = _read(path) if path.exists() else {}
     merged = {**kept, **sections}
+    for name in sections.keys() & kept.keys():
+        if name.endswith("goals"):
+            merged[name] = _with_goals_of(kept[name], sections[name])
     path.write_text(
         OPENING
         + "".join(
@@ -253,6 +259,24 @@ def save(sections: Mapping[str, str], path: Path = RESULTS) -> None:
             for name, text in merged.items()
         )
     )
+
+
+def goals_section(title: str, table: str) -> str:
+    """Return the section of goals: its figures are those of tables that say how they came."""
+    about = "The figures are medians of the tables below, each of its own run."
+    return f"## {title}\n\n{about}\n\n{table}"
+
+
+def _with_goals_of(old: str, new: str) -> str:
+    head, _, table = new.rpartition("\n\n")
+    goals = {line[0]: line for text in (old.rpartition("\n\n")[2], table) for line in _cells(text)}
+    return f"{head}\n\n{_markdown(list(goals.values()))}"
+
+
+def _cells(table: str) -> list[list[str]]:
+    """Return the cells of a table, without the rule below its head."""
+    lines = [line.strip("| ").split("|") for line in table.strip().splitlines()]
+    return [[cell.strip() for cell in line] for at, line in enumerate(lines) if at != 1]
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -79,7 +79,7 @@ def measure(bench: WriterBench, wish: Wish) -> int:
         sections[f"writer-{row.name}"] = text = section_of(row, results[row.name], wish)
         say(text)
     if goals := report.goals_table(results, GOALS):
-        sections = {"writer-goals": f"## Writer: goals\n\n{stamp(wish)}\n\n{goals}", **sections}
+        sections = {"writer-goals": report.goals_section("Writer: goals", goals), **sections}
         say(sections["writer-goals"])
     if wish.save:
         report.save({"writer-setting": f"## Writer: setting\n\n{head}", **sections})
