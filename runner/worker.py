@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import math
 import os
@@ -18,7 +17,6 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, cast
 
-import arq.worker
 import uvloop
 from arq.connections import ArqRedis, create_pool, log_redis_info
 from arq.constants import default_queue_name, expires_extra_ms
@@ -29,13 +27,15 @@ from runner import writer as writers
 from runner.broker import Broker, Settlement
 from runner.codec import Codec, codec_of
 from runner.connection import open_client
-from runner.cycle import TROUBLE, Settling
+from runner.cycle import TROUBLE
 from runner.errors import SettingsError
 from runner.events import Bus, LeaseLost, Subscriber, WorkerStarted, WorkerStopped
-from runner.execution import Ending, report
+from runner.execution import Ending
 from runner.leases import Leases
 from runner.queues import Queues
 from runner.schedule import Book, Schedule, Tickers, check_for_worker, functions_of, split
+from runner.settling import Settler
+from runner.signals import Signalled
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
 from runner.turns import Turns
@@ -45,7 +45,6 @@ from runner.wake import Waker
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from datetime import timezone as TimeZone  # noqa: N812  the parameter is called timezone
-    from signal import Signals
 
     from arq.connections import RedisSettings
     from arq.cron import CronJob
@@ -62,11 +61,10 @@ MAX_CRASHES = 3
 LEAST_WAIT_S = 0.01
 SOONEST_BACKOFF_S, LATEST_BACKOFF_S = 0.1, 5.0
 LEAST_LEASE_S = 0.1
-SETTLE_AGAIN_S = 1.0
 LOOP_END_S = 1.0
 
 
-class Worker(arq.worker.Worker):
+class Worker(Signalled):
     """Run jobs. Takes everything that arq's Worker takes, and what follows.
 
     Args:
@@ -147,8 +145,6 @@ class Worker(arq.worker.Worker):
         queues: Sequence[str] = (),
         subscribers: Sequence[Subscriber] = (),
     ) -> None:
-        self._early_handlers: dict[Signals, Callable[[Signals], None]] = {}
-        self._told_to_stop = False
         self.events = Bus(subscribers)
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self.lease_s = _lease(lease)
@@ -193,7 +189,6 @@ class Worker(arq.worker.Worker):
         self.max_crashes = max_crashes
         self.history = history
         self.database_url = database_url
-        self.stopping = False
         self._bounds = writers.Bounds(writer_backlog_entries, writer_backlog_bytes)
         self._offers_writer = writer and database_url is not None
         self.reads = (
@@ -204,25 +199,25 @@ class Worker(arq.worker.Worker):
         self._commits: writers.Commits | None = None
         self.candidate: writers.Candidate | None = None
         self._turns = Turns(self._begin, self._line_over, self.tasks)
-        self._to_settle_again: set[asyncio.Task[None]] = set()
         self._candidates_redis: Redis | None = None
+        self._nudge = asyncio.Event()
+        self._leases = Leases(self.lease_s, self._lease_lost)
+        self.settler = Settler(self, self._leases, over=self._attempt_over)
         lease_ms = int(self.lease_s * 1000)
         names = dict.fromkeys((self.queue_name, *queues))
         # A claim cannot tell which task it will bring.
         heeds = database_url is not None and any(map(_may_write, self.functions.values()))
-        self.cycles = Queues(
+        self.cycles = self.settler.cycles = Queues(
             [Broker(name, lease_ms=lease_ms, keeps=history, heeds=heeds) for name in names],
             lambda: self.pool,
             start=self._start_job,
-            settled=self._settled,
+            settled=self.settler.settled,
             replied=self._replied,
             free=self._free,
             capacity=max_jobs,
             lanes=lanes,
             worker=f"{id(self):x}-{time.time_ns():x}",
         )
-        self._leases = Leases(self.lease_s, self._lease_lost)
-        self._nudge = asyncio.Event()
         self._closing = False
         self._loop_ended = asyncio.Event()
         self._loop_ended.set()
@@ -235,7 +230,7 @@ class Worker(arq.worker.Worker):
 
     async def main(self) -> None:
         """Connect, start, and run the loop until it is cancelled or the burst is over."""
-        self._take_over_signals()
+        self.take_over_signals()
         if self._told_to_stop:
             return
         self.stopping = False
@@ -451,7 +446,7 @@ class Worker(arq.worker.Worker):
     async def _hand_back(self, attempt: execution.Attempt) -> None:
         """Give back a job that was claimed while the worker was told to stop."""
         back = Settlement(claimed=attempt.claimed, mode="back")
-        self.pass_in(back, attempt, Ending(Outcome.HANDED_BACK))
+        self.settler.pass_in(back, attempt, Ending(Outcome.HANDED_BACK))
 
     def _line_over(self, attempt: execution.Attempt, exc: BaseException | None) -> None:
         """See to an attempt whose line is over, also when it never came to its settlement."""
@@ -460,13 +455,16 @@ class Worker(arq.worker.Worker):
             if not attempt.released and not attempt.lost_lease:
                 # Cancelled while its abort was looked up.
                 back = Settlement(claimed=claimed, mode="back")
-                self.pass_in(back, attempt, Ending(Outcome.HANDED_BACK))
+                self.settler.pass_in(back, attempt, Ending(Outcome.HANDED_BACK))
         elif exc is not None:
             # Its lease runs out: a crash, so that it ends as a dead letter if it goes on so.
             logger.error("job %s could not be settled", claimed.job_id, exc_info=exc)
         if not attempt.passed_in:
-            self._release(attempt)
+            self.settler.release(attempt)
             self._leases.remove(claimed.token, claimed.job_id)
+        self._attempt_over()
+
+    def _attempt_over(self) -> None:
         if self.burst:
             self._nudge.set()
 
@@ -477,110 +475,6 @@ class Worker(arq.worker.Worker):
         except TROUBLE as exc:
             # The next poll looks again, and cancels the job then.
             logger.warning("could not look up an abort of job %s: %s", job_id, exc)
-
-    def _release(self, attempt: execution.Attempt) -> None:
-        """Free the job's slot, once."""
-        if not attempt.released:
-            attempt.released = True
-            self.job_counter -= 1
-
-    async def settle(
-        self,
-        settlement: Settlement,
-        attempt: execution.Attempt,
-        ending: Ending,
-    ) -> int:
-        """Settle an attempt; its slot is free from now on, its lease goes on until then."""
-        self._release(attempt)
-        if self.events.wanted:
-            self._watch(settlement, attempt, ending)
-        status = await self._hand_in(settlement)
-        while isinstance(status, str):
-            self._log_refused(settlement, status)
-            await asyncio.sleep(SETTLE_AGAIN_S)
-            status = await self._hand_in(settlement)
-        if status == 0:
-            self._log_lost(settlement)
-        return status
-
-    def _hand_in(self, settlement: Settlement) -> Settling:
-        settling = self.cycles.hand_in(settlement)
-        if settlement.confirmed is not None:
-            # By the future, and not behind an await: whoever awaits it may be cancelled.
-            settling.add_done_callback(functools.partial(_tell_status, settlement))
-        return settling
-
-    def pass_in(
-        self,
-        settlement: Settlement,
-        attempt: execution.Attempt,
-        ending: Ending,
-    ) -> None:
-        """Settle an attempt that nobody waits for; see `settle`."""
-        self._release(attempt)
-        attempt.passed_in = True
-        if self.events.wanted:
-            self._watch(settlement, attempt, ending)
-        self.cycles.pass_in(settlement)
-
-    def _watch(self, settlement: Settlement, attempt: execution.Attempt, ending: Ending) -> None:
-        """Let subscribers hear what Redis says to the end of an attempt."""
-        settlement.confirmed = functools.partial(self._confirmed, settlement, attempt, ending)
-
-    def _confirmed(
-        self,
-        settlement: Settlement,
-        attempt: execution.Attempt,
-        ending: Ending,
-        status: int,
-    ) -> None:
-        if status:
-            self.report(attempt, ending, settlement)
-        else:
-            self.report(attempt, Ending(Outcome.LOST_LEASE, ending.result), None)
-
-    def report(
-        self,
-        attempt: execution.Attempt,
-        ending: Ending,
-        settled: Settlement | None,
-    ) -> None:
-        """Tell subscribers how an attempt ended. The only place that does."""
-        if self.events.wanted:
-            self.events.emit(report.ended(self, attempt, ending, settled))
-
-    def _settled(self, settlement: Settlement, status: int | str | None) -> None:
-        """Hear what became of a settlement that was passed in; None: it was given up."""
-        claimed = settlement.claimed
-        if isinstance(status, str):
-            self._log_refused(settlement, status)
-            again = asyncio.get_running_loop().create_task(
-                self._settle_again(settlement),
-                name=f"runner settles {claimed.job_id} again",
-            )
-            self._to_settle_again.add(again)
-            again.add_done_callback(self._to_settle_again.discard)
-            return
-        self._leases.remove(claimed.token, claimed.job_id)
-        if status == 0:
-            self._log_lost(settlement)
-        if settlement.confirmed is not None and status is not None:
-            settlement.confirmed(status)
-        if self.burst:
-            self._nudge.set()
-
-    async def _settle_again(self, settlement: Settlement) -> None:
-        await asyncio.sleep(SETTLE_AGAIN_S)
-        self.cycles.pass_in(settlement)
-
-    def _log_refused(self, settlement: Settlement, status: str) -> None:
-        logger.error("Redis refused the end of job %s: %s", settlement.claimed.job_id, status)
-
-    def _log_lost(self, settlement: Settlement) -> None:
-        logger.warning(
-            "job %s: the lease was lost before the end was settled; it runs elsewhere",
-            settlement.claimed.job_id,
-        )
 
     async def remember_try(self, claimed: Claimed, attempt: int) -> None:
         """Set the count of tries that have ended, as ``_job_try`` asks for; hold the job by it."""
@@ -618,51 +512,9 @@ class Worker(arq.worker.Worker):
             at_ms=execution.now_ms(),
         )
 
-    def _add_signal_handler(self, signum: Signals, handler: Callable[[Signals], None]) -> None:
-        """Take a signal also before the loop runs: uvloop forgets what comes until then."""
-        if self.loop.is_running():
-            super()._add_signal_handler(signum, handler)
-        else:
-            self._early_handlers[signum] = handler
-            signal.signal(signum, self._stop_before_the_start)
-
-    def _stop_before_the_start(self, *_: object) -> None:
-        self._told_to_stop = True
-
-    def _take_over_signals(self) -> None:
-        """Let the loop handle signals from now on."""
-        handlers, self._early_handlers = self._early_handlers, {}
-        for signum, handler in handlers.items():
-            super()._add_signal_handler(signum, handler)
-
-    def handle_sig(self, signum: Signals) -> None:
-        """Stop now: running jobs are handed back at once."""
-        if self.stopping and signum is not signal.SIGUSR1:
-            # The second signal: what cannot be settled now is left to its lease.
-            self.cycles.cancel()
-        if signum is not signal.SIGUSR1 and self.main_task is None:
-            self._told_to_stop = True  # before the start, on a loop that runs already
-        self.stopping = True
-        super().handle_sig(signum)
-
-    def handle_sig_wait_for_completion(self, signum: Signals) -> None:
-        """Let running jobs finish for `job_completion_wait`; stop now when told again."""
-        if self.allow_pick_jobs:
-            super().handle_sig_wait_for_completion(signum)
-        else:
-            self.handle_sig(signum)
-
-    async def _wait_for_tasks_to_complete(self, signum: Signals) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._job_completion_wait):
-                while self.tasks:
-                    await asyncio.wait(list(self.tasks.values()))
-        self.stopping = True
-        self._job_completion_wait, wait = 0, self._job_completion_wait
-        try:
-            await super()._wait_for_tasks_to_complete(signum)
-        finally:
-            self._job_completion_wait = wait
+    def give_up(self) -> None:
+        """Leave what cannot be settled now to its lease."""
+        self.cycles.cancel()
 
     async def _end_loop(self) -> None:
         """Let `main` return, also where it is a task that nobody here holds."""
@@ -679,9 +531,8 @@ class Worker(arq.worker.Worker):
         """Wait until every job has ended and is settled, those of a last claim too."""
         while True:
             ran = await self._turns.end()
-            await asyncio.gather(*self._to_settle_again)
-            await self.cycles.drain()
-            if not ran and not self._to_settle_again:
+            again = await self.settler.drain()
+            if not ran and not again:
                 return
 
     async def close(self) -> None:
@@ -726,14 +577,6 @@ def _lease(given: SecondsTimedelta) -> float:
     if not LEAST_LEASE_S <= lease_s < math.inf:
         raise SettingsError(f"lease is {given!r}, but must be at least {LEAST_LEASE_S} s")
     return lease_s
-
-
-def _tell_status(settlement: Settlement, settling: asyncio.Future[int | str]) -> None:
-    """Tell whoever wants to hear how Redis took a settlement, once it did."""
-    if settling.cancelled() or isinstance(status := settling.result(), str):
-        return  # given up: the job's next claim tells; or refused: it is handed in again
-    assert settlement.confirmed is not None
-    settlement.confirmed(status)
 
 
 def _may_write(function: Any) -> bool:

@@ -319,11 +319,11 @@ async def end(host: Host, attempt: Attempt, ending: Ending) -> None:
     # A cancellation that comes meanwhile is raised when it is settled: the end of the job
     # stands, only the hook is skipped.
     if prepared is None:
-        host.report(attempt, ending, None)
+        host.settler.report(attempt, ending, None)
     elif not host.after_job_end and not stopped:
-        host.pass_in(prepared, attempt, ending)
+        host.settler.pass_in(prepared, attempt, ending)
         return
-    elif not await host.settle(prepared, attempt, ending):
+    elif not await host.settler.settle(prepared, attempt, ending):
         context["outcome"] = Outcome.LOST_LEASE.value
     if stopped:
         raise asyncio.CancelledError

@@ -33,6 +33,22 @@ class Function(Protocol):
     max_tries: int | None
 
 
+class Settles(Protocol):
+    """What writes the end of an attempt down."""
+
+    async def settle(self, settlement: Settlement, attempt: Attempt, ending: Ending, /) -> int:
+        """Settle an attempt; return 1, or 0 when somebody else has the job by now."""
+        ...
+
+    def pass_in(self, settlement: Settlement, attempt: Attempt, ending: Ending, /) -> None:
+        """Do the same where nothing follows, so that nobody waits for it."""
+        ...
+
+    def report(self, attempt: Attempt, ending: Ending, settled: Settlement | None, /) -> None:
+        """Tell subscribers how an attempt ended."""
+        ...
+
+
 class Host(Protocol):
     """What an attempt needs of its worker; arq's names, read when they are needed."""
 
@@ -60,21 +76,15 @@ class Host(Protocol):
     jobs_complete: int
     jobs_failed: int
     jobs_retried: int
+    job_counter: int
+
+    @property
+    def settler(self) -> Settles:
+        """Where attempts end."""
+        ...
 
     def commits_of(self, attempt: Attempt) -> JobCommits:
         """Return what the attempt commits with before its end."""
-        ...
-
-    async def settle(self, settlement: Settlement, attempt: Attempt, ending: Ending) -> int:
-        """Settle an attempt; return 1, or 0 when somebody else has the job by now."""
-        ...
-
-    def report(self, attempt: Attempt, ending: Ending, settled: Settlement | None) -> None:
-        """Tell subscribers how an attempt ended."""
-        ...
-
-    def pass_in(self, settlement: Settlement, attempt: Attempt, ending: Ending) -> None:
-        """Do the same where nothing follows, so that nobody waits for it."""
         ...
 
     def limit_lease(self, attempt: Attempt, timeout_s: float) -> None:

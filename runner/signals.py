@@ -1,0 +1,83 @@
+"""arq's Worker, told to stop by a signal: before its loop runs, while it runs, and once more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from typing import TYPE_CHECKING, Any
+
+import arq.worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from signal import Signals
+
+
+class Signalled(arq.worker.Worker):
+    """What arq's Worker does on SIGTERM and SIGINT, and more.
+
+    A signal that comes before the loop runs is not forgotten; a second one does not wait for what
+    the first began.
+
+    Attributes:
+        stopping: running jobs are handed back.
+    """
+
+    stopping: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._early_handlers: dict[Signals, Callable[[Signals], None]] = {}
+        self._told_to_stop = False
+        self.stopping = False
+        super().__init__(*args, **kwargs)
+
+    def give_up(self) -> None:
+        """Leave what cannot be settled now to its lease."""
+        raise NotImplementedError
+
+    def _add_signal_handler(self, signum: Signals, handler: Callable[[Signals], None]) -> None:
+        """Take a signal also before the loop runs: uvloop forgets what comes until then."""
+        if self.loop.is_running():
+            super()._add_signal_handler(signum, handler)
+        else:
+            self._early_handlers[signum] = handler
+            signal.signal(signum, self._stop_before_the_start)
+
+    def _stop_before_the_start(self, *_: object) -> None:
+        self._told_to_stop = True
+
+    def take_over_signals(self) -> None:
+        """Let the loop handle signals from now on."""
+        handlers, self._early_handlers = self._early_handlers, {}
+        for signum, handler in handlers.items():
+            super()._add_signal_handler(signum, handler)
+
+    def handle_sig(self, signum: Signals) -> None:
+        """Stop now: running jobs are handed back at once."""
+        if self.stopping and signum is not signal.SIGUSR1:
+            # The second signal: what cannot be settled now is left to its lease.
+            self.give_up()
+        if signum is not signal.SIGUSR1 and self.main_task is None:
+            self._told_to_stop = True  # before the start, on a loop that runs already
+        self.stopping = True
+        super().handle_sig(signum)
+
+    def handle_sig_wait_for_completion(self, signum: Signals) -> None:
+        """Let running jobs finish for `job_completion_wait`; stop now when told again."""
+        if self.allow_pick_jobs:
+            super().handle_sig_wait_for_completion(signum)
+        else:
+            self.handle_sig(signum)
+
+    async def _wait_for_tasks_to_complete(self, signum: Signals) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._job_completion_wait):
+                while self.tasks:
+                    await asyncio.wait(list(self.tasks.values()))
+        self.stopping = True
+        self._job_completion_wait, wait = 0, self._job_completion_wait
+        try:
+            await super()._wait_for_tasks_to_complete(signum)
+        finally:
+            self._job_completion_wait = wait
