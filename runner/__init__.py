@@ -25,6 +25,7 @@ from runner.errors import (
 )
 from runner.execution import Context
 from runner.job import Job
+from runner.limits import LimitInfo, RateLimit, RunningLimit
 from runner.retry import Backoff, RetryPolicy
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
@@ -48,14 +49,17 @@ __all__ = [
     "DirectUnit",
     "Job",
     "JobStatus",
+    "LimitInfo",
     "Outcome",
     "QueueStats",
+    "RateLimit",
     "RedisSettings",
     "ResultNotFound",
     "ResultTooLarge",
     "Retry",
     "RetryPolicy",
     "RunnerError",
+    "RunningLimit",
     "Schedule",
     "ScheduleInfo",
     "SignedCodec",

@@ -139,6 +139,14 @@ class Signature:
                 yield f"*{self._rest}", value
         yield from kwargs.items()
 
+    def value_of(self, name: str, args: tuple[Any, ...]) -> Any:
+        """Return what a parameter gets that no keyword names: by its place, its default, or ""."""
+        place = self._places.get(name, sys.maxsize)
+        if place < len(args):
+            return args[place]
+        default = self._signature.parameters[name].default
+        return "" if default is inspect.Parameter.empty else default
+
     def _binds(self, given: int, kwargs: dict[str, Any]) -> bool:
         """Tell at once that a call is right, as nearly all are; what is not goes a longer way."""
         if given > self._most and self._rest is None:

@@ -31,6 +31,7 @@
     │   ├── WriterBacklogFull     too much waits for the writer; nothing was submitted
     │   ├── WriterUnavailable     no database is configured, or it cannot be the writer's
     │   └── StoreWentBack         Redis or Postgres lost what the other still knows
+    ├── LimitUnavailable          Redis refused to decide whether a job may run
     └── ScriptError               a call does not fit a Lua script's contract
 
 A job that overran its hard time limit raises Python's own `TimeoutError`, as in arq.
@@ -60,6 +61,9 @@ __all__ = [
     "JobExpired",
     "JobFailed",
     "LeaseLost",
+    "LimitError",
+    "LimitNotFound",
+    "LimitUnavailable",
     "PayloadTooLarge",
     "QueueFull",
     "RedisOutOfMemory",
@@ -404,6 +408,26 @@ class WriterUnavailable(WriterError):
 
 class StoreWentBack(WriterError):
     """Raised when Redis or Postgres has lost what the other store still knows."""
+
+
+class LimitError(SettingsError):
+    """Raised when a limit makes no sense, such as a rate that cannot be read."""
+
+
+class LimitNotFound(LimitError):
+    """Raised when there is no limit of that name.
+
+    Attributes:
+        name: the name.
+    """
+
+    def __init__(self, message: str = "", *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class LimitUnavailable(RunnerError):
+    """Raised in a worker when Redis refused to decide whether a job may run; it is asked again."""
 
 
 class ScriptError(RunnerError):

@@ -22,10 +22,12 @@ from typing import (
 
 from runner.arguments import Signature
 from runner.errors import ArgumentsError, SettingsError
+from runner.limits import Limit
+from runner.limits import declared as declared_limits
 from runner.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,6 +57,8 @@ class TaskOptions:
             policy's delay, as long as it has tries left.
         writes: whether it may write by ``ctx.db``: a worker whose tasks all do not claims jobs
             also while too much waits for the writer.
+        limits: its own, and those it shares.
+        weight: what one of its jobs counts for its rates.
     """
 
     name: str
@@ -68,6 +72,9 @@ class TaskOptions:
     max_crashes: int | None = None
     on_write_error: OnWriteError = "fail"
     writes: bool = True
+    # Limits, in the whole fleet: see runner.limits.
+    limits: tuple[Limit, ...] = ()
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +252,14 @@ def task(
     max_crashes: int | None = None,
     on_write_error: OnWriteError | None = None,
     writes: bool = True,
+    # Limits, in the whole fleet: see runner.limits.
+    rate: str | None = None,
+    burst: int | None = None,
+    weight: int | None = None,
+    rate_key: str | None = None,
+    max_running: int | None = None,
+    max_running_key: str | None = None,
+    limits: Sequence[Limit] = (),
 ) -> Callable[[Callable[Concatenate[C, P], Awaitable[R]]], Task[P, R]]: ...
 
 
@@ -263,6 +278,14 @@ def task(
     max_crashes: int | None = None,
     on_write_error: OnWriteError | None = None,
     writes: bool = True,
+    # Limits, in the whole fleet: see runner.limits.
+    rate: str | None = None,
+    burst: int | None = None,
+    weight: int | None = None,
+    rate_key: str | None = None,
+    max_running: int | None = None,
+    max_running_key: str | None = None,
+    limits: Sequence[Limit] = (),
 ) -> Any:
     """Declare an async function whose first parameter is the context as a task.
 
@@ -303,6 +326,18 @@ def task(
             max_crashes=max_crashes,
             on_write_error=on_write_error or "fail",
             writes=writes,
+            limits=declared_limits(
+                function.__qualname__ if name is None else name,
+                function,
+                rate=rate,
+                burst=burst,
+                weight=weight,
+                rate_key=rate_key,
+                max_running=max_running,
+                max_running_key=max_running_key,
+                limits=limits,
+            ),
+            weight=1 if weight is None else weight,
         )
         return Task(function, options)
 

@@ -32,6 +32,7 @@ from runner.errors import SettingsError
 from runner.events import Bus, LeaseLost, Subscriber, WorkerStarted, WorkerStopped
 from runner.execution import Ending
 from runner.leases import Leases
+from runner.limits import Gate
 from runner.pipe import PlainPipe
 from runner.queues import Queues
 from runner.schedule import Book, Schedule, Tickers, check_for_worker, functions_of, split
@@ -44,7 +45,7 @@ from runner.types import Outcome
 from runner.wake import Waker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
     from datetime import timezone as TimeZone  # noqa: N812  the parameter is called timezone
 
     from arq.connections import RedisSettings
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from runner.broker import Claimed, CycleReply
+    from runner.limits import Limit
 
 logger = logging.getLogger("arq.worker")
 
@@ -224,6 +226,7 @@ class Worker(Signalled):
         self._loop_ended.set()
         self._due: dict[str, float] = {}  # by queue, by time.monotonic
         self._pipe: PlainPipe | None = None
+        self.gate = Gate(self._engine_pipe, _limits_of(self.functions))
         self._waker = Waker(self.cycles.names, self._woken)
         # Without history arq's own cron jobs stay arq's: a bare worker leaves no key behind.
         self.cron_jobs, schedules = split(cron_jobs or (), self.timezone, keeps=history)
@@ -251,6 +254,7 @@ class Worker(Signalled):
         if self.on_startup:
             await self.on_startup(self.ctx)
         self._turns.adopt_context()
+        await self.gate.declare(self.pool)
         self._leases.start(self.pool.connection_pool)
         await self._start_candidate()
         if self.history or self._tickers.schedules:
@@ -369,6 +373,7 @@ class Worker(Signalled):
         await self.cycles.once()
         if self.allow_abort_jobs:
             await self._cancel_aborted_jobs()
+        await self.gate.look(self.pool)
         await self.heart_beat()
 
     async def _burst_is_over(self) -> bool:
@@ -377,7 +382,7 @@ class Worker(Signalled):
             return True
         if self._turns.ready or self.tasks or len(self._leases):
             return False
-        waiting = [await self.pool.zcard(name) for name in self.cycles.names]
+        waiting = [await broker.runnable(self.pool, name) for name in self.cycles.names]
         return not any(waiting)
 
     def _jobs_started(self) -> int:
@@ -466,8 +471,8 @@ class Worker(Signalled):
         claimed = attempt.claimed
         if isinstance(exc, asyncio.CancelledError):
             if not attempt.released and not attempt.lost_lease:
-                # Cancelled while its abort was looked up.
-                back = Settlement(claimed=claimed, mode="back")
+                # Cancelled while its abort was looked up, or its limits.
+                back = Settlement(claimed=claimed, mode="back", slots=attempt.slots)
                 self.settler.pass_in(back, attempt, Ending(Outcome.HANDED_BACK))
         elif exc is not None:
             # Its lease runs out: a crash, so that it ends as a dead letter if it goes on so.
@@ -568,6 +573,7 @@ class Worker(Signalled):
         await self._tickers.stop()
         await self._waker.stop()
         await self._end_jobs()
+        await self.gate.drain()
         if self.candidate is not None:
             await self.candidate.stop()
             self.candidate = None
@@ -596,6 +602,13 @@ def _lease(given: SecondsTimedelta) -> float:
     if not LEAST_LEASE_S <= lease_s < math.inf:
         raise SettingsError(f"lease is {given!r}, but must be at least {LEAST_LEASE_S} s")
     return lease_s
+
+
+def _limits_of(functions: Mapping[str, Any]) -> Iterator[tuple[str, Limit]]:
+    for name, function in functions.items():
+        if isinstance(function.coroutine, Task):
+            for limit in function.coroutine.task_options.limits:
+                yield name, limit
 
 
 def _may_write(function: Any) -> bool:

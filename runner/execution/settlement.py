@@ -37,6 +37,7 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
             mode="back" if ending.outcome in GIVEN_BACK else "again",
             counter="" if ending.outcome in GIVEN_BACK else "retried",
             extra="" if ending.delay_s is None else str(int(ending.delay_s * 1000)),
+            slots=attempt.slots,
         )
     keep_ms = keep_ms_of(host, attempt)
     result = encode(host, attempt, ending) if keep_ms else b""
@@ -47,6 +48,7 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
         result=result,
         keep_ms=keep_ms if result else 0,
         extra=str(keep_cronjob_progress * 1000) if attempt.is_cron and attempt.context else "",
+        slots=attempt.slots,
     )
     if done and attempt.unit:
         settled.mode = "submit"
