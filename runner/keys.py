@@ -47,9 +47,9 @@ runner:limit-buckets:<limit>    ZSET     buckets in use (``limit``, or ``limit[v
                                          → last use in ms; 30 days
 runner:window:<bucket>          LIST     times of the last admissions in us; the period
 runner:bucket:<bucket>          STRING   when the tokens are full again, in us; until then
-runner:reserved:<bucket>        ZSET     delayed jobs ("queue, newline, id") → their time in ms; a
+runner:reserved:<bucket>        ZSET     delayed jobs (weight, queue, id in lines) → their time in ms; a
                                          day behind the last
-runner:late:<bucket>            STRING   the last time given to one that came late, in us; until then
+runner:late:<bucket>            STRING   the last time given to one that was late, in us; until then
 runner:running:<bucket>         ZSET     jobs that have a slot → last look in ms; 30 days
 runner:parked:<bucket>          ZSET     jobs that wait for a slot → their score before; 30 days
 runner:paused:<queue>           STRING   there while the queue is paused; lasting

@@ -1,9 +1,8 @@
-"""``runner limits``, ``pause``, ``resume`` and ``paused``: change what may run, while workers run."""
+"""``runner limits``, ``pause``, ``resume``, ``paused``: change what may run, while workers run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,7 +11,7 @@ import uvloop
 from runner.cli.load import client_by, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from runner.client import Client
     from runner.limits import LimitInfo
@@ -82,7 +81,7 @@ def show(path: str, name: str, *, value: str | None, as_json: bool) -> None:
 @click.option("--key", help="The parameter with a limit for each value, where none is declared.")
 @as_json
 @click.pass_obj
-def set_one(path: str, *, as_json: bool, **given: Any) -> None:
+def set_one(path: str, /, *, as_json: bool, **given: Any) -> None:
     """Set limit NAME from now on, until it is cleared."""
     info = _do(path, lambda client: client.limits.set(**given))
     if as_json:

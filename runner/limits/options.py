@@ -103,8 +103,8 @@ def check_alike(limits: Iterable[tuple[str, Limit]]) -> dict[str, Limit]:
         other = found.setdefault(limit.name, (task, limit))
         if other[1] != limit:
             raise LimitError(
-                f"the tasks {other[0]!r} and {task!r} declare the limit {limit.name!r} differently, "
-                f"as {other[1]} and {limit}; let them share one value",
+                f"the tasks {other[0]!r} and {task!r} declare the limit {limit.name!r} "
+                f"differently, as {other[1]} and {limit}; let them share one value",
             )
     return {name: limit for name, (_, limit) in found.items()}
 

@@ -46,7 +46,7 @@ local function let_go(limits, member, keeps_places)
     elseif not keeps_places then
       local state = rate_state(limit)
       if state and state.waiting > 0 then
-        forget_place(state, member)
+        forget_place(state, place_of(member, limit[7]))
       end
     end
   end
@@ -107,7 +107,7 @@ local function delay(id, member, limits, turns, start, slowest)
   let_go(limits, member, true)
   for _, turn in ipairs(turns) do
     if turn.at > now_us + HOLD_US or turn.has_place then
-      reserve(turn.state, member, start)
+      reserve(turn.state, member, turn.weight, start)
       if turn.is_late then
         note_late(turn.state, start)
       end

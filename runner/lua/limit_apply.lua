@@ -12,14 +12,14 @@ local PAGE = 50
 local function release_reserved(place)
   local key = 'runner:reserved:' .. place
   local heads = redis.call('ZRANGE', key, 0, RELEASES - 1)
-  for _, member in ipairs(heads) do
-    local queue_name, id = member_parts(member)
-    local score = redis.call('ZSCORE', key, member)
+  for _, named in ipairs(heads) do
+    local _, queue_name, id = place_parts(named)
+    local score = redis.call('ZSCORE', key, named)
     if tonumber(redis.call('ZSCORE', queue_name, id) or 0) == tonumber(score) then
       redis.call('ZADD', queue_name, 'XX', score_text(now_exact), id)
       note_release(queue_name)
     end
-    redis.call('ZREM', key, member)
+    redis.call('ZREM', key, named)
   end
   return #heads
 end

@@ -36,9 +36,20 @@ local function rate_state(limit)
   return state
 end
 
+-- A place names its job and what that weighs.
+local function place_of(member, weight)
+  return weight .. '\n' .. member
+end
+
+local function place_parts(place)
+  local at = string.find(place, '\n', 1, true)
+  return tonumber(string.sub(place, 1, at - 1)), member_parts(string.sub(place, at + 1))
+end
+
 -- Is there still a job in its queue behind a place?
-local function is_taken_up(member)
-  return redis.call('ZSCORE', member_parts(member)) ~= false
+local function is_taken_up(place)
+  local _, queue_name, id = place_parts(place)
+  return redis.call('ZSCORE', queue_name, id) ~= false
 end
 
 -- The last place, in microseconds; those at the end that nobody will take up are dropped.
@@ -58,12 +69,13 @@ end
 
 -- When a job may start at the earliest, in microseconds; whether it has come for its place, and late.
 local function turn_of(state, member, weight)
+  local named = place_of(member, weight)
   weight = math.min(weight, state.rule.most(state))
   local at = math.max(now_us, state.rule.earliest(state, weight))
   if state.waiting == 0 then
     return at, false, false
   end
-  local place = redis.call('ZSCORE', state.reserved, member)
+  local place = redis.call('ZSCORE', state.reserved, named)
   if not place then
     local last = last_place(state)
     return last > 0 and math.max(at, last + state.spacing * weight) or at,
@@ -82,9 +94,10 @@ local function turn_of(state, member, weight)
   return math.max(at, place), true, is_late
 end
 
-local function reserve(state, member, at)
+local function reserve(state, member, weight, at)
   local place = at / 1000
-  state.waiting = state.waiting + redis.call('ZADD', state.reserved, score_text(place), member)
+  state.waiting = state.waiting + redis.call('ZADD', state.reserved, score_text(place),
+    place_of(member, weight))
   state.tail = math.max(last_place(state), place * 1000)
   state.moved = true
 end
@@ -95,8 +108,8 @@ local function note_late(state, at)
     math.ceil(math.max(state.late - now_us, 0) / 1000) + 1000)
 end
 
-local function forget_place(state, member)
-  local gone = redis.call('ZREM', state.reserved, member)
+local function forget_place(state, named)
+  local gone = redis.call('ZREM', state.reserved, named)
   state.waiting = state.waiting - gone
   if gone > 0 then
     state.tail = nil
@@ -107,7 +120,7 @@ local function take(state, member, weight, at, has_place)
   state.rule.take(state, math.min(weight, state.rule.most(state)), at)
   state.took = true
   if has_place then
-    forget_place(state, member)
+    forget_place(state, place_of(member, weight))
   end
 end
 
@@ -122,26 +135,28 @@ local function pull_forward(state)
     end
     forget_place(state, head[1])
   end
-  local at = math.max(now_us, state.rule.earliest(state, 1))
-  local function is_gap(place)
-    return place * 1000 > at + 2 * state.spacing + SLACK_US
+  local at = now_us
+  -- How far in front of its place one could start, and how much of that is no accident.
+  local function gap(place, weight)
+    at = math.max(at, state.rule.earliest(state, math.min(weight, state.rule.most(state))))
+    return place * 1000 - at > 2 * state.spacing * weight + SLACK_US
   end
   local head = redis.call('ZRANGE', state.reserved, 0, 0, 'WITHSCORES')
-  if not head[1] or not is_gap(tonumber(head[2])) then
+  if not head[1] or not gap(tonumber(head[2]), (place_parts(head[1]))) then
     return
   end
   local places = redis.call('ZRANGE', state.reserved, 0, PULLED - 1, 'WITHSCORES')
   for index = 1, #places, 2 do
-    local member, place = places[index], tonumber(places[index + 1])
-    if not is_gap(place) then
+    local score = tonumber(places[index + 1])
+    local weight, queue_name, id = place_parts(places[index])
+    if not gap(score, weight) then
       break
     end
-    local queue_name, id = member_parts(member)
-    if tonumber(redis.call('ZSCORE', queue_name, id) or 0) == place then
+    if tonumber(redis.call('ZSCORE', queue_name, id) or 0) == score then
       redis.call('ZADD', queue_name, 'XX', score_text(at / 1000), id)
-      redis.call('ZADD', state.reserved, score_text(at / 1000), member)
+      redis.call('ZADD', state.reserved, score_text(at / 1000), places[index])
       note_release(queue_name)
-      at = at + state.spacing
+      at = at + state.spacing * weight
     end
   end
   state.tail = nil
