@@ -227,7 +227,7 @@ class Worker(Signalled):
         self._loop_ended.set()
         self._due: dict[str, float] = {}  # by queue, by time.monotonic
         self._pipe: PlainPipe | None = None
-        self.gate = Gate(self._engine_pipe, _limits_of(self.functions))
+        self.gate = Gate(self._engines_redis, _limits_of(self.functions))
         self._waker = Waker(self.cycles.names, self._woken)
         # Without history arq's own cron jobs stay arq's: a bare worker leaves no key behind.
         self.cron_jobs, schedules = split(cron_jobs or (), self.timezone, keeps=history)
