@@ -7,6 +7,7 @@ of eleven slots for each queue before it, however busy those are.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from runner.cycle import Cycles, Settling
@@ -68,6 +69,7 @@ class Queues:
             for rank, broker in enumerate(brokers)
         ]
         self._rank = {broker.queue: rank for rank, broker in enumerate(brokers)}
+        self._freed_due = False
         self._owed = [0] * len(self._lines)  # claims of the queues before, since the last turn
 
     @property
@@ -131,6 +133,16 @@ class Queues:
         """Give up what is still to be settled: the leases run out, and others take over."""
         for line in self._lines:
             line.cancel()
+
+    def freed(self, claim: Callable[[], object]) -> None:
+        """Claim when the loop turns: slots became free without a settlement, which would."""
+        if not self._freed_due:
+            self._freed_due = True
+            asyncio.get_running_loop().call_soon(self._after_freed, claim)
+
+    def _after_freed(self, claim: Callable[[], object]) -> None:
+        self._freed_due = False
+        claim()
 
     def _room_for(self, rank: int) -> Callable[[], int]:
         return lambda: self._room(rank)

@@ -478,6 +478,8 @@ class Worker(Signalled):
             # Its lease runs out: a crash, so that it ends as a dead letter if it goes on so.
             logger.error("job %s could not be settled", claimed.job_id, exc_info=exc)
         if not attempt.passed_in:
+            if not attempt.released:  # a limit refused it, or its lease is lost
+                self.cycles.freed(self._woken)
             self.settler.release(attempt)
             self._leases.remove(claimed.token, claimed.job_id)
         self._attempt_over()
