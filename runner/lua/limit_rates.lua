@@ -7,7 +7,7 @@
 -- that moment, and its worker waits so long.
 
 local HOLD_US, SLACK_US = 50000, 100000
-local PULLED, DROPPED = 50, 20
+local PULLED, DROPPED = 50, 1000
 local DAY_MS = 86400000
 
 local rates = {}  -- bucket → its state in this call

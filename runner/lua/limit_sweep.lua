@@ -1,7 +1,7 @@
--- Find slots whose jobs are gone, and release who waits for them: what no settlement did.
+-- Find slots and places whose jobs are gone, and release who waits behind them.
 -- KEYS: turn
 -- ARGV: turn_ms:int
--- Uses: clock wake limits unpause
+-- Uses: clock wake limits limit_window limit_bucket limit_rates unpause
 -- Returns: 1 when it was this caller's turn, else 0
 --
 -- One worker of the fleet looks at a time, and at a few buckets of each limit: those that nobody
@@ -14,16 +14,16 @@ if not redis.call('SET', turn, '1', 'NX', 'PX', turn_ms) then
 end
 
 local names = {}
-for _, name in ipairs(redis.call('HKEYS', 'runner:limits')) do
-  names[name] = 0
+local set = redis.call('HGETALL', 'runner:limits')
+for at = 1, #set, 2 do
+  names[set[at]] = cjson.decode(set[at + 1])
 end
 local declared = redis.call('HGETALL', 'runner:limits:declared')
 for at = 1, #declared, 2 do
-  local definition = cjson.decode(declared[at + 1])
-  names[declared[at]] = definition.kind == 'running' and definition.count or 0
+  names[declared[at]] = cjson.decode(declared[at + 1])
 end
 
-local function sweep(name, count)
+local function sweep(name, limit)
   local buckets = 'runner:limit-buckets:' .. name
   for _, place in ipairs(redis.call('ZRANGE', buckets, 0, LOOKED_AT - 1)) do
     drop_stale(place)
@@ -32,14 +32,21 @@ local function sweep(name, count)
     if left == 0 then
       redis.call('ZREM', buckets, place)
     else
-      unpark(place, most_running(place, count))
+      if limit.kind == 'running' then
+        unpark(place, most_running(place, limit.count))
+      end
+      local state = limit.kind ~= 'running' and rate_state({limit.kind, name, place, limit.count,
+        limit.period_us, limit.burst})
+      if state and state.waiting > 0 then
+        pull_forward(state)
+      end
       redis.call('ZADD', buckets, 'XX', now, place)
     end
   end
 end
 
-for name, count in pairs(names) do
-  sweep(name, count)
+for name, limit in pairs(names) do
+  sweep(name, limit)
 end
 for _, task in ipairs(redis.call('SMEMBERS', 'runner:parked-tasks')) do
   if redis.call('SISMEMBER', 'runner:paused-tasks', task) == 0 then
