@@ -2,6 +2,8 @@
 
     RunnerError
     ├── SettingsError             a setting is unknown, mistyped or contradicts another
+    │   └── LimitError            what is said of a limit makes no sense
+    │       └── LimitNotFound     there is no limit of that name
     ├── TaskError
     │   ├── TaskNotFound          no task of that name in this worker
     │   └── ArgumentsError        the arguments do not fit the task

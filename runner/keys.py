@@ -47,8 +47,8 @@ runner:limit-buckets:<limit>    ZSET     buckets in use (``limit``, or ``limit[v
                                          → last use in ms; 30 days
 runner:window:<bucket>          LIST     times of the last admissions in us; the period
 runner:bucket:<bucket>          STRING   when the tokens are full again, in us; until then
-runner:reserved:<bucket>        ZSET     delayed jobs (weight, queue, id in lines) → their time in ms; a
-                                         day behind the last
+runner:reserved:<bucket>        ZSET     delayed jobs (weight, queue, id in lines) → their time in
+                                         ms; a day behind the last
 runner:late:<bucket>            STRING   the last time given to one that was late, in us; until then
 runner:running:<bucket>         ZSET     jobs that have a slot → last look in ms; 30 days
 runner:parked:<bucket>          ZSET     jobs that wait for a slot → their score before; 30 days
@@ -92,6 +92,16 @@ ANSWER = "runner:answer:"
 MOVED_UNIT = "runner:moved:"
 UNIT = "runner:unit:"
 COMMITS = "runner:commits:"
+IDLE = "runner:idle:"
+WAKE = "runner:wake:"
+LIMIT_BUCKETS = "runner:limit-buckets:"
+WINDOW = "runner:window:"
+BUCKET = "runner:bucket:"
+RESERVED = "runner:reserved:"
+LATE = "runner:late:"
+RUNNING = "runner:running:"
+PARKED = "runner:parked:"
+PARKED_TASK = "runner:parked-task:"
 
 UNITS = "runner:units"
 WRITER = "runner:writer"
@@ -102,6 +112,7 @@ LIMITS_DECLARED = "runner:limits:declared"
 LIMIT_TURN = "runner:limits:turn"
 PAUSED_QUEUES = "runner:paused-queues"
 PAUSED_TASKS = "runner:paused-tasks"
+PARKED_TASKS = "runner:parked-tasks"
 GATED = "runner:gated"
 
 COMMITTING = "committing:"
@@ -167,12 +178,12 @@ def clock(queue: str) -> str:
 
 def idle(queue: str) -> str:
     """ZSET: workers with free slots and nothing to do."""
-    return f"runner:idle:{queue}"
+    return IDLE + queue
 
 
 def wake(queue: str) -> str:
     """LIST: tokens that wake idle workers."""
-    return f"runner:wake:{queue}"
+    return WAKE + queue
 
 
 def settled(lane: str) -> str:
@@ -217,7 +228,7 @@ def fleet_member(queue: str, digest: str) -> str:
 
 def limit_buckets(limit: str) -> str:
     """ZSET: the buckets of a limit that are in use."""
-    return f"runner:limit-buckets:{limit}"
+    return LIMIT_BUCKETS + limit
 
 
 def paused(queue: str) -> str:

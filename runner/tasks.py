@@ -390,6 +390,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+# Options without a rule here: `runner.limits.options` looks at them together.
+_CHECKED_BY_LIMITS = frozenset(
+    {"rate", "burst", "weight", "rate_key", "max_running", "max_running_key", "limits"},
+)
+
+
 def _check(function: str, given: dict[str, Any]) -> None:
     for option, value in given.items():
         fits, wanted = _RULES[option]

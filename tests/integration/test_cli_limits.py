@@ -65,9 +65,7 @@ def test_limits_are_listed_set_shown_and_cleared(command: Command) -> None:
     assert heads.split() == ["LIMIT", "RULE", "DECLARED", "KEY", "USED", "PARKED", "RESERVED"]
     assert [row.split()[0] for row in rows] == ["count.running", "mail"]
     said = command("limits", "set", "mail", "--rate", "20/m", "--burst", "5")
-    assert said == (
-        "mail: 20/m burst 5, the code says 100/m; used 0, parked 0, reserved 0\n"
-    )
+    assert said == ("mail: 20/m burst 5, the code says 100/m; used 0, parked 0, reserved 0\n")
     assert command.json("limits", "show", "mail")["rule"] == "20/m burst 5"
     assert "USED" in command("limits", "show", "count.running")
     assert command("limits", "clear", "mail").startswith("mail: 100/m; used 0")

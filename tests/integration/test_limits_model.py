@@ -183,6 +183,52 @@ def test_a_bucket_decides_as_one_whose_level_rises(
             assert began <= burst + count * (end - begin + 2) / period_us + 1e-3 or end < begin
 
 
+class Crowd:
+    """Jobs that arrive, are refused, and come back at the scores of their queue: late, or never."""
+
+    def __init__(
+        self, bench: Bench, rule: Window | Bucket, arrivals: list[tuple[int, int, int, bool]]
+    ) -> None:
+        self.bench = bench
+        self.rule = rule
+        self.arrivals = arrivals
+        self.admitted: set[str] = set()
+        at = START_US
+        self.coming: dict[str, int] = {}
+        for number, (step_us, *_) in enumerate(arrivals):
+            at += step_us
+            self.coming[f"j{number}"] = at
+        self.refused: set[str] = set()
+
+    def step(self) -> bool:
+        """Let the next job come; return whether there was one."""
+        if not self.coming:
+            return False
+        job_id = min(self.coming, key=lambda name: (self.coming[name], name))
+        at = self.coming.pop(job_id)
+        _, weight, _, is_lost = self.arrivals[int(job_id[1:])]
+        if job_id in self.refused and is_lost:
+            self.bench.redis.zrem(QUEUE, job_id)  # it was purged
+            return True
+        self.bench.now_us = max(self.bench.now_us, at)
+        answer, _ = self.bench.ask(job_id, self.rule, min(weight, self.rule.most))
+        if answer == 1:
+            self.admitted.add(job_id)
+        else:
+            self.bench.redis.delete(keys.in_progress(job_id))
+            self.coming[job_id] = 0
+            self.refused.add(job_id)
+        self._look_again()
+        return True
+
+    def _look_again(self) -> None:
+        """Times may have been pulled forward. Who is late is late every time."""
+        for job_id in self.refused & self.coming.keys():
+            score = self.bench.redis.zscore(QUEUE, job_id)
+            late_us = self.arrivals[int(job_id[1:])][2]
+            self.coming[job_id] = round(score * 1000) + 1 + late_us
+
+
 lateness = st.one_of(st.just(0), st.integers(0, 3_000), st.integers(100_000, 5_000_000))
 
 
@@ -207,43 +253,12 @@ def test_who_comes_late_or_never_breaks_no_limit_and_starves_nobody(
         Window(count, period_us) if burst is None else Bucket(count, period_us, burst)
     )
     bench = Bench(server)
-    waiting: dict[str, tuple[int, int, int]] = {}  # id → weight, when it comes, how late it is
-    admitted: set[str] = set()
-    expected: set[str] = set()
-    queue = [(START_US + sum(a[0] for a in arrivals[: n + 1]), n) for n in range(len(arrivals))]
+    crowd = Crowd(bench, rule, arrivals)
     for rounds in range(3_000):
-        comers = [(at, f"j{n}", False) for at, n in queue]
-        comers += [(at, job_id, True) for job_id, (_, at, _) in waiting.items()]
-        if not comers:
-            break
-        at, job_id, returns = min(comers)
-        number = int(job_id[1:])
-        _, wanted, late_us, is_lost = arrivals[number]
-        weight = min(wanted, rule.most)
-        if returns:
-            del waiting[job_id]
-            if is_lost:
-                server.zrem(QUEUE, job_id)  # it was purged
-                continue
-        else:
-            queue.remove((at, number))
-        bench.now_us = max(bench.now_us, at)
-        answer, _ = bench.ask(job_id, rule, weight)
-        if answer == 1:
-            admitted.add(job_id)
-        else:
-            server.delete(keys.in_progress(job_id))
-            waiting[job_id] = (weight, 0, late_us if not returns else 0)
-        if not (returns and is_lost):
-            expected.add(job_id)
-        # Places may have been pulled forward: who waits comes at the score of its queue.
-        for other, (weight_of, _, late) in list(waiting.items()):
-            score = server.zscore(QUEUE, other)
-            if score is not None:
-                waiting[other] = (weight_of, round(score * 1000) + 1 + late, late)
         assert rounds < 2_999, "jobs come back for ever"
-    lost = {f"j{n}" for n, a in enumerate(arrivals) if a[3]}
-    assert expected - lost <= admitted
+        if not crowd.step():
+            break
+    assert {f"j{n}" for n, (_, _, _, lost) in enumerate(arrivals) if not lost} <= crowd.admitted
     if isinstance(rule, Window):
         assert most_in_a_window(bench.starts, period_us) <= count
     else:
