@@ -72,7 +72,7 @@ async def run(host: Host, attempt: Attempt) -> None:
     if host.events.wanted:
         attempt.ended_ms = now_ms()
     log(host, attempt, ending)
-    if ending.outcome in LIMITED:
+    if attempt.limited is not None and ending.outcome in LIMITED:
         # It is back already, or parked: it never began, and no hook hears of it.
         host.settler.report(attempt, ending, None)
         return
@@ -109,7 +109,9 @@ def load(host: Host, attempt: Attempt) -> Ending | None:
     function = attempt.function = host.functions.get(attempt.record.task)
     if function is not None and isinstance(function.coroutine, Task):
         attempt.task = function.coroutine
-    attempt.limited = limits_of(host, attempt)
+    task = attempt.task
+    if attempt.claimed.gates or (task is not None and task.task_options.limits):
+        attempt.limited = limits_of(host, attempt)
     return None
 
 

@@ -17,15 +17,12 @@ AGAIN_S = 1.0
 
 
 def limits_of(host: Host, attempt: Attempt) -> Limited | None:
-    """Return the limits of an attempt: None for most, after two looks."""
+    """Return the limits of an attempt: those of its task, and what the claim said of it."""
     options = attempt.task.task_options if attempt.task else None
-    limits = options.limits if options else ()
-    if not limits and not attempt.claimed.gates:
-        return None
     return host.gate.limited(
         attempt.record.task,
         attempt.claimed.gates,
-        limits,
+        options.limits if options else (),
         options.weight if options else 1,
         functools.partial(_value_of, attempt),
     )

@@ -48,8 +48,9 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
         result=result,
         keep_ms=keep_ms if result else 0,
         extra=str(keep_cronjob_progress * 1000) if attempt.is_cron and attempt.context else "",
-        slots=attempt.slots,
     )
+    if attempt.limited is not None:
+        settled.slots = attempt.slots
     if done and attempt.unit:
         settled.mode = "submit"
         # The number 0 is kept for this unit: those of `commit` count from 1, in any attempt.
