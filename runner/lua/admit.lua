@@ -10,6 +10,7 @@
 -- All limits of a job admit it, or none counts it. A job that was admitted before, and was claimed
 -- again because its worker died, still has its slots.
 
+open_limits()
 local FIELDS = 5
 local SOON_US = 5000000
 local soon = false

@@ -92,6 +92,15 @@ local function finish(id, result, keep_ms, extra)
   return status
 end
 
+local function give_up(id, slots)
+  if slots ~= '' then
+    if not free_slots then
+      open_limits()
+    end
+    free_slots(member_of(queue, id), slots)
+  end
+end
+
 local function settle(at, holder)
   local id, claim, attempt, mode = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   if not is_mine(id, claim, attempt, holder) then
@@ -100,8 +109,8 @@ local function settle(at, holder)
   at = at + HEAD
   if mode == 'submit' then
     local status = submit(id, ARGV[at + 1], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7])
-    if status == 1 and ARGV[at + 8] ~= '' then
-      free_slots(member_of(queue, id), ARGV[at + 8])
+    if status == 1 then
+      give_up(id, ARGV[at + 8])
     end
     return status
   end
@@ -116,9 +125,7 @@ local function settle(at, holder)
     else
       status = run_again(id, attempt, ARGV[at + 3], mode == 'again')
     end
-    if ARGV[at + 6] ~= '' then
-      free_slots(member_of(queue, id), ARGV[at + 6])
-    end
+    give_up(id, ARGV[at + 6])
   end
   if keeps == 1 then
     if letter ~= '' then

@@ -6,6 +6,7 @@
 --
 -- `kind`, `period_us`, `burst` and `count` are what the code declares, the count 0 when it does not.
 
+open_limits()
 local PAGE = 50
 
 -- Nothing holds the limit any more: who waits for a place comes now.

@@ -6,6 +6,8 @@
 --
 -- The declared values are as in limit_apply. `used` are slots, or what the rate counts now.
 
+open_limits()
+
 -- How many entries of a window's log lie within the period: it is sorted, the newest first.
 local function logged(state)
   local low, high = 0, redis.call('LLEN', state.key)

@@ -7,6 +7,7 @@
 -- One worker of the fleet looks at a time, and at a few buckets of each limit: those that nobody
 -- has used or looked at for longest. A bucket that is empty leaves the list.
 
+open_limits()
 local LOOKED_AT = 20
 
 if not redis.call('SET', turn, '1', 'NX', 'PX', turn_ms) then

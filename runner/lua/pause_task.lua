@@ -6,6 +6,8 @@
 --
 -- A resumed task has at most a page of its jobs released by one call: call again while there are.
 
+open_limits()
+
 if paused == 1 then
   local added = redis.call('SADD', paused_tasks, task)
   write_gates(gated)

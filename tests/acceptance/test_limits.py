@@ -73,7 +73,7 @@ class Fleet:
         return [line.decode().split() for line in await self.redis.lrange(what, 0, -1)]
 
     async def ended(self) -> bool:
-        return await self.redis.zcard(keys.DEFAULT_QUEUE) == 0
+        return bool(await self.redis.zcard(keys.DEFAULT_QUEUE) == 0)
 
     def kill_one(self) -> None:
         self.processes[0].kill()
@@ -222,7 +222,7 @@ async def test_no_more_run_at_once_through_kills_and_the_parked_keep_their_order
     assert most_at_once(notes["database"], lost) <= 3
     for n in range(5):
         assert most_at_once(notes[f"tenant:{n}"], lost) <= TENANT_SLOTS
-    ends = defaultdict(set)
+    ends: dict[str, set[str]] = defaultdict(set)
     for what, found in notes.items():
         ends[what.partition(":")[0]] |= {words[4] for words in found if words[3] == "end"}
     assert {what: len(numbers) for what, numbers in ends.items()} == {

@@ -188,7 +188,8 @@ async def use(url: str, arguments: Any) -> None:
             count = int(RATE * arguments.seconds)
             await client.enqueue_many(noted.call(0) for _ in range(count))
             await until_drained(client)
-        starts = sorted(int(raw) for raw in await client.lrange("starts", 0, -1))
+        redis: Any = client
+        starts = sorted(int(raw) for raw in await redis.lrange("starts", 0, -1))
     took_s = (starts[-1] - starts[0]) / 1e6
     say(f"\nuse of {RATE}/s by four workers, {len(starts):,} jobs in {took_s:.2f} s")
     say(f"  used      {len(starts) / took_s / RATE:6.1%}")

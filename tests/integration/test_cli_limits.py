@@ -53,8 +53,8 @@ def command(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     async def declare() -> None:
         async with Redis.from_url(redis_url) as redis:
-            limits = [RateLimit("mail", "100/m"), RunningLimit("count.running", 2, "tenant_id")]
-            await Gate(lambda: redis, [("t", limit) for limit in limits]).declare(redis)
+            mail, count = RateLimit("mail", "100/m"), RunningLimit("count.running", 2, "tenant_id")
+            await Gate(lambda: redis, [("t", mail), ("t", count)]).declare(redis)
 
     asyncio.run(declare())
     return Command(f"{module}.WorkerSettings")

@@ -647,3 +647,62 @@ async def test_limits_of_one_name_that_differ_are_refused() -> None:
 
     with pytest.raises(errors.LimitError, match="'mail'"):
         runner.Worker([one, two])
+
+
+async def test_a_parked_job_whose_payload_expired_ends_without_a_slot(redis: Any) -> None:
+    rig = Rig(redis)
+    limit = ("running", "l", "l", 1)
+    first = await rig.claim_one("first")
+    assert await admit(redis, first, limit) == [1, 0]
+    for name in ("gone", "next"):
+        assert (await admit(redis, await rig.claim_one(name), limit))[0] == 3
+    await redis.delete(keys.job("gone"))
+    settlement = done(first)
+    settlement.slots = msgspec.msgpack.encode([("l", 1)])
+    await rig.settle(settlement)
+    released = {claimed.job_id: claimed for claimed in await rig.claim()}
+    assert set(released) == {"gone", "next"}
+    assert released["gone"].payload is None
+    assert await redis.zrange("runner:running:l", 0, -1) == [f"{QUEUE}\nnext".encode()]
+
+
+async def test_a_question_that_is_asked_again_takes_no_second_slot(redis: Any) -> None:
+    """Its answer was lost; the job is still this worker's, and has its slot."""
+    rig = Rig(redis)
+    limit = ("running", "l", "l", 2)
+    first = await rig.claim_one("first")
+    for _ in range(2):
+        assert await admit(redis, first, limit) == [1, 0]
+    assert await redis.zcard("runner:running:l") == 1
+    # A refusal whose answer was lost has given the job back: it is lost here.
+    await admit(redis, await rig.claim_one("second"), limit)
+    third = await rig.claim_one("third")
+    assert (await admit(redis, third, limit))[0] == 3
+    assert await admit(redis, third, limit) == [0]
+
+
+async def test_a_bad_key_stops_its_own_jobs_and_no_others(
+    redis_url: str, client: runner.Client, redis: Any
+) -> None:
+    ran: list[str] = []
+
+    @task(name="bad", rate="10/s")
+    async def bad(_ctx: Context) -> None:
+        ran.append("bad")
+
+    @task(name="good", rate="10/s")
+    async def good(_ctx: Context) -> None:
+        ran.append("good")
+
+    await redis.set("runner:window:bad.rate", "no list", ex=60)
+    async with serving(redis_url, [bad, good]) as worker:
+        ended = ends(worker)
+        await client.enqueue_many([bad.call(), good.call()])
+        await wait_until(lambda: "good" in ran, description="the other runs")
+        await wait_until(lambda: handed_back(ended), description="it is handed back")
+        await redis.delete("runner:window:bad.rate")
+        await wait_until(lambda: "bad" in ran, description="it runs")
+
+
+def handed_back(ended: list[JobEnded]) -> bool:
+    return any(e.outcome is Outcome.HANDED_BACK and e.task == "bad" for e in ended)
