@@ -13,6 +13,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from asyncpg import LockNotAvailableError
+
 from runner.errors import WriteRejected
 from runner.writer.backlog import Recount
 from runner.writer.batch import Batch, Batches, Refusals
@@ -40,6 +42,7 @@ logger = logging.getLogger("runner.writer")
 PING_S = 2.0
 TRIM_S = 5.0
 HOUSE_S = 10.0
+SWAP_AGAIN_S = 10.0
 SETTLE_TIMEOUT_S = 10.0
 UNSETTLED_AT_MOST = 8
 LOSSES_UNTIL_CAREFUL = 3
@@ -77,7 +80,7 @@ class Term:
         self._began_at = office.position
         # After sessions lost at one position: units one by one, to find the one that does it.
         self._careful = CAREFUL_UNITS if office.losses >= LOSSES_UNTIL_CAREFUL else 0
-        self._swapped_at = time.monotonic() - office.ledger_age_s
+        self._swap_at = time.monotonic() - office.ledger_age_s + LEDGER_KEPT_S
         self._housed_at = time.monotonic()
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -170,20 +173,28 @@ class Term:
             await self._swap_ledger()
 
     def _swap_is_due(self) -> bool:
-        return time.monotonic() - self._swapped_at > LEDGER_KEPT_S
+        return time.monotonic() > self._swap_at
 
     async def _swap_ledger(self) -> None:
         """Empty the older ledger and use it: the other keeps the last ten minutes."""
         other = 3 - self._office.ledger
-        async with self._connection.transaction():
-            swapped = await self._connection.fetchval(
-                query("swap_ledger"), self._office.epoch, other
-            )
-            if swapped is not None:
-                await self._connection.execute(f"TRUNCATE runner.ledger_{other}")
+        try:
+            async with self._connection.transaction():
+                await self._connection.execute(
+                    f"LOCK TABLE runner.ledger_{other} IN ACCESS EXCLUSIVE MODE NOWAIT"
+                )
+                swapped = await self._connection.fetchval(
+                    query("swap_ledger"), self._office.epoch, other
+                )
+                if swapped is not None:
+                    await self._connection.execute(f"TRUNCATE runner.ledger_{other}")
+        except LockNotAvailableError:
+            logger.info("runner.ledger_%d is being read: it is emptied later", other)
+            self._swap_at = time.monotonic() + SWAP_AGAIN_S
+            return
         if swapped is not None:
             self._office.ledger = other
-        self._swapped_at = time.monotonic()
+        self._swap_at = time.monotonic() + LEDGER_KEPT_S
 
     async def _settle(self) -> None:
         while True:
