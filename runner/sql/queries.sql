@@ -42,6 +42,9 @@ SELECT to_regclass('runner.writer') IS NOT NULL;
 -- name: take_office
 UPDATE runner.writer
    SET epoch = epoch + 1, leader = $1, pid = pg_backend_pid(), elected_at = now()
+-- name: pair
+SELECT position, identity FROM runner.writer;
+
 RETURNING position, epoch, identity, ledger, now() - swapped_at AS ledger_age;
 
 -- name: set_identity
