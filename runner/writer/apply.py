@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from runner.writer.statements import Statements
     from runner.writer.units import Operation
 
-__all__ = ["Applier", "Office", "Step", "prepare_steps", "steps_in_order"]
+__all__ = ["Applier", "Office", "Step", "prepare_steps", "reset_steps", "steps_in_order"]
 
 BRANCHES_AT_MOST = 16
 STATEMENTS_KEPT = 200
@@ -46,6 +46,7 @@ PLANNER_SETTINGS = {
 _AFTER_RAW = (
     "RESET ALL; RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD TEMP; CLOSE ALL; UNLISTEN *"
 )
+"""Undoes what raw SQL may have left in the session, also within a transaction."""
 
 
 def _settings(at: int) -> str:
@@ -102,24 +103,57 @@ class Step:
 def prepare_steps(units: Sequence[Unit], known: Known) -> list[Step]:
     """Plan units and put their values into arrays; raise `BadValue` for one that cannot be.
 
-    What Postgres would look at when a unit commits, it must look at between the units: such
-    units are run in their own order, and what comes before them is planned apart from what
-    comes behind.
+    What Postgres would look at when a unit commits, it must look at between the units, and what
+    raw SQL leaves in the session must not reach the next one: such units are run in their own
+    order, and what comes before them is planned apart from what comes behind.
     """
-    if not any(statements.flush for statements in known.values()):
-        return _planned_units(units, known)
+    if not any(statements.flush or statements.lingers for statements in known.values()):
+        return _in_runs(_planned_units(units, known))
     steps: list[Step] = []
-    for flush, some in itertools.groupby(units, lambda unit: _flush_of(unit, known)):
-        if not flush:
+    for is_apart, some in itertools.groupby(units, lambda unit: _is_apart(unit, known)):
+        if not is_apart:
             steps += _planned_units(list(some), known)
             continue
         for unit in some:
-            steps += (*steps_in_order(unit, known), Step(sql=flush))
-    return steps
+            flush = next((s.flush for s in _statements(unit, known) if s.flush), "")
+            steps += (*steps_in_order(unit, known), *((Step(sql=flush),) if flush else ()))
+            steps += reset_steps(unit, known)
+    return _in_runs(steps)
 
 
-def _flush_of(unit: Unit, known: Known) -> str:
-    return next((known[text].flush for text, _ in unit.operations if known[text].flush), "")
+def _statements(unit: Unit, known: Known) -> Iterable[Statements]:
+    return (known[text] for text, _ in unit.operations)
+
+
+def _is_apart(unit: Unit, known: Known) -> bool:
+    return any(statements.flush or statements.lingers for statements in _statements(unit, known))
+
+
+def reset_steps(unit: Unit, known: Known) -> list[Step]:
+    """Return what undoes what this unit may leave in the session, if it may."""
+    lingers = any(statements.lingers for statements in _statements(unit, known))
+    return [Step(sql=_AFTER_RAW)] if lingers else []
+
+
+def _in_runs(steps: Iterable[Step]) -> list[Step]:
+    """Let rows of one statement that follow each other travel together, in their order."""
+    found: list[Step] = []
+    for run, some in itertools.groupby(steps, _run_of):
+        alike = list(some)
+        if not run or len(alike) == 1:
+            found += alike
+            continue
+        statements = alike[0].alone[0] if alike[0].alone else None
+        assert statements is not None
+        found.append(Step(many=(statements, [step.alone[1] for step in alike if step.alone])))
+    return found
+
+
+def _run_of(step: Step) -> int:
+    """Name the statement of a step of which nothing need be known but that it passes, or 0."""
+    if step.alone is None or step.asked is not None or step.alone[0].counts:
+        return 0
+    return id(step.alone[0])
 
 
 def _planned_units(units: Sequence[Unit], known: Known) -> list[Step]:
@@ -290,7 +324,7 @@ class Applier:
             return answers
         finally:
             # Also after a rollback, which gives no advisory lock back.
-            if any(_is_raw(step) for step in steps) and not self._connection.is_closed():
+            if any(_reaches_all(step) for step in steps) and not self._connection.is_closed():
                 await self._clean_session()
 
     async def _run(self, steps: Sequence[Step]) -> Iterable[Tally]:
@@ -303,10 +337,7 @@ class Applier:
             if step.branches:
                 await self._branches(step.branches)
             elif step.many:
-                statements, rows = step.many
-                self.running = (statements, [])
-                prepared = await self._prepare(statements.single)
-                await prepared.executemany(rows)
+                await self._many(*step.many)
             elif step.alone:
                 self.running = step.alone
                 tag, found = await self._alone(*step.alone)
@@ -317,10 +348,20 @@ class Applier:
                     tally.add(place, tag, found if wants else None)
             else:
                 await self._connection.execute(step.sql)
+                # To what it was when the session began: our own settings.
+                defaults = defaults and step.sql != _AFTER_RAW
             self.running = None
         if defaults:
             await self._connection.execute(_OURS)
         return tallies.values()
+
+    async def _many(self, statements: Statements, rows: list[Row]) -> None:
+        self.running = (statements, [])
+        prepared = await self._prepare(statements.single)
+        if statements.profile.shape.kind == "execute":
+            types = prepared.get_parameters()
+            rows = [raw_row(types, row) for row in rows]
+        await prepared.executemany(rows)
 
     async def _alone(self, statements: Statements, row: Row) -> tuple[str, list[Record]]:
         """Do one operation; return the command's tag, and the rows that came back."""
@@ -399,13 +440,14 @@ class Applier:
 
 def _is_foreign(step: Step) -> bool:
     """Say whether a step may run SQL that is not ours: raw SQL, or triggers of a table."""
-    if step.alone is None:
-        return bool(step.sql)
-    return step.asked is None or step.alone[0].profile.scope is Scope.ALL
+    if step.sql:
+        return True
+    return (step.alone is not None and step.asked is None) or _reaches_all(step)
 
 
-def _is_raw(step: Step) -> bool:
-    return step.alone is not None and step.alone[0].profile.shape.kind == "execute"
+def _reaches_all(step: Step) -> bool:
+    statements, _ = step.many or step.alone or (None, None)
+    return statements is not None and statements.profile.scope is Scope.ALL
 
 
 def _branch_parts(

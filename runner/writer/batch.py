@@ -23,7 +23,14 @@ import asyncpg
 import msgspec
 
 from runner.errors import WriteRejected
-from runner.writer.apply import Applier, Office, Step, prepare_steps, steps_in_order
+from runner.writer.apply import (
+    Applier,
+    Office,
+    Step,
+    prepare_steps,
+    reset_steps,
+    steps_in_order,
+)
 from runner.writer.catalogue import Catalogue
 from runner.writer.entries import encode_rejection
 from runner.writer.failures import (
@@ -200,7 +207,8 @@ class Batches:
             else:
                 return None
         try:
-            await self._commit(steps_in_order(unit, known), [unit], {})
+            steps = steps_in_order(unit, known) + reset_steps(unit, known)
+            await self._commit(steps, [unit], {})
         except _UnitFault as fault:
             return fault.cause
         except _FAULTS as exc:
