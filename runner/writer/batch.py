@@ -35,6 +35,7 @@ from runner.writer.catalogue import Catalogue
 from runner.writer.entries import encode_rejection
 from runner.writer.failures import (
     FENCED,
+    LOCKED,
     READ_ONLY,
     BadValue,
     Fenced,
@@ -135,10 +136,10 @@ class Batches:
         return refused
 
     async def _isolate(self, units: Sequence[Unit], cause: BaseException) -> Refusals:
-        await self._check_epoch()
-        applied = await self._applied(units)
         if is_stale(cause):
             await self._reload()
+        await self._check_epoch()
+        applied = await self._applied(units)
         if applied or is_stale(cause):
             units = [_without_writes(unit) if unit.key in applied else unit for unit in units]
             try:
@@ -187,7 +188,6 @@ class Batches:
                 await self._commit([], [_without_writes(unit)], {})
                 return {}
             refused = {unit.entry: self._rejection(cause, unit)}
-        logger.warning("refused the unit %s: %s", unit.entry, refused[unit.entry])
         try:
             await self._commit([], [unit], refused)
         except _UnitFault as fault:
@@ -295,7 +295,7 @@ class Batches:
         return (
             isinstance(exc, asyncpg.PostgresError)
             and not self._connection.is_closed()
-            and (exc.sqlstate or "").startswith(("40", "53", "58"))
+            and (exc.sqlstate or "").startswith(("40", "53", "58", LOCKED))
             and not is_about_data(exc)
         )
 
