@@ -49,6 +49,7 @@ LOSSES_UNTIL_CAREFUL = 3
 LOSSES_UNTIL_REFUSED = 5
 CAREFUL_UNITS = 1_000
 COUNT_SETTLED_AT_ONCE = 1_000
+LOGGED_AT_ONCE = 10
 
 _Settling = tuple["Sequence[Unit]", Refusals, dict[str, bytes]]
 
@@ -136,6 +137,7 @@ class Term:
                 break
             self._wanted.set()
             refused = await self._apply(batch)
+            _log_refused(batch.units, refused)
             answers = self._batches.take_answers()
             await self._unsettled.put((batch.units, refused, answers))
             if time.monotonic() - self._housed_at > HOUSE_S or self._swap_is_due():
@@ -148,7 +150,6 @@ class Term:
             self._careful -= 1
             if losses >= LOSSES_UNTIL_REFUSED:
                 why = WriteRejected(f"the writer lost its session {losses} times at this unit")
-                logger.error("refused the unit %s: %s", batch.units[0].entry, why)
                 return await self._batches.refuse(batch.units[0], why)
         try:
             with self._pulse.asking():
@@ -176,7 +177,11 @@ class Term:
         return time.monotonic() > self._swap_at
 
     async def _swap_ledger(self) -> None:
-        """Empty the older ledger and use it: the other keeps the last ten minutes."""
+        """Empty the older ledger and use it: the other keeps the last ten minutes.
+
+        Whoever reads the older one, as pg_dump does for as long as it runs, is not waited for,
+        because nothing could be committed meanwhile. The ledger in use grows until then.
+        """
         other = 3 - self._office.ledger
         try:
             async with self._connection.transaction():
@@ -224,3 +229,16 @@ class Term:
             await asyncio.sleep(TRIM_S)
             await check_held(self._redis, self._office.position)
             await self._tail.trim(self._redis, self._settler.answered)
+
+
+def _log_refused(units: Sequence[Unit], refused: Refusals) -> None:
+    """Let an operator know, who hears of a service's unit from nobody else."""
+    bad = [unit for unit in units if unit.entry in refused] if refused else []
+    for unit in bad[:LOGGED_AT_ONCE]:
+        whose = unit.job or unit.commit
+        logger.warning(
+            "refused the unit %s of %s: %s",
+            *(unit.entry, f"job {whose.job_id}" if whose else "a service", refused[unit.entry]),
+        )
+    if len(bad) > LOGGED_AT_ONCE:
+        logger.warning("refused %d units more of this batch", len(bad) - LOGGED_AT_ONCE)
