@@ -37,6 +37,8 @@ __all__ = ["Group", "Profile", "Scope", "Wave", "plan", "profile_of"]
 
 Row = list[Any]
 _EXACT = DecimalContext(prec=2_000, traps=[])
+DIGITS_AT_MOST = 900
+"""Before and behind the point: whatever is summed of such numbers, `_EXACT` holds."""
 
 
 class Scope(enum.Enum):
@@ -467,7 +469,7 @@ def _is_exact(value: Any, scale: int | None) -> bool:
         return scale is None or scale >= 0
     if not isinstance(value, Decimal):
         return False  # a float: asyncpg writes out all its binary digits
-    if scale is None or not value.is_finite():
-        return value.is_finite()
     exponent = value.as_tuple().exponent
-    return isinstance(exponent, int) and exponent >= -scale
+    if not isinstance(exponent, int) or max(value.adjusted(), -exponent) > DIGITS_AT_MOST:
+        return False  # NaN and infinity among them
+    return scale is None or exponent >= -scale

@@ -103,6 +103,13 @@ def append(unit: UnitBuilder) -> None:
         pytest.param([add_d(1, Decimal("0.005")), add_d(1, Decimal("0.005"))], 2, id="rounded"),
         pytest.param([add_d(1, 0.5), add_d(1, 0.5)], 2, id="floats into numeric"),
         pytest.param(
+            [add_d(1, Decimal("1E+3000")), add_d(1, Decimal("0.25"))], 2, id="too many digits"
+        ),
+        pytest.param([insert(1), append], 1, id="a new row beside a named one"),
+        pytest.param([append, add(1)], 2, id="the new row may be counted"),
+        pytest.param([append, lambda u: u.upsert("t", {"id": 1, "n": 2})], 2, id="or overwritten"),
+        pytest.param([append, delete(1), append], 2, id="or deleted"),
+        pytest.param(
             [
                 lambda unit: unit.update("t", key={"s": "a"}, n=1),
                 lambda unit: unit.update("t", key={"id": 1}, n=2),
@@ -131,6 +138,8 @@ def test_how_many_waves(calls: list[Callable[[UnitBuilder], None]], waves: int) 
         ({"unique_columns": frozenset({"s"})}, [insert(1), delete(2)], 2),
         ({"unique_columns": frozenset({"s"})}, [insert(1), update(2, s="a")], 2),
         ({"unique_columns": frozenset({"s"})}, [insert(1), update(2, n=1)], 1),
+        ({"unique_columns": frozenset({"s"})}, [delete(2), insert(1)], 2),
+        ({"unique_columns": frozenset({"s"})}, [delete(1), delete(2)], 2),
         ({"checked": frozenset({"n"})}, [add(1), add(1)], 2),
         ({"is_alone": True}, [insert(1), insert(2)], 2),
         ({"is_alone": True}, [insert(1, "u"), insert(1), insert(2, "u")], 3),
