@@ -7,6 +7,9 @@ CREATE TABLE IF NOT EXISTS runner.migrations (
     applied_at timestamptz NOT NULL DEFAULT now()
 );
 
+-- name: has_migrations
+SELECT to_regclass('runner.migrations') IS NOT NULL;
+
 -- name: migrations_lock
 SELECT pg_advisory_xact_lock(hashtextextended('arq-runner migrations', 0));
 
@@ -39,12 +42,12 @@ SELECT a.pid, pg_terminate_backend(a.pid) AS ended
 -- name: has_tables
 SELECT to_regclass('runner.writer') IS NOT NULL;
 
--- name: take_office
-UPDATE runner.writer
-   SET epoch = epoch + 1, leader = $1, pid = pg_backend_pid(), elected_at = now()
 -- name: pair
 SELECT position, identity FROM runner.writer;
 
+-- name: take_office
+UPDATE runner.writer
+   SET epoch = epoch + 1, leader = $1, pid = pg_backend_pid(), elected_at = now()
 RETURNING position, epoch, identity, ledger, now() - swapped_at AS ledger_age;
 
 -- name: set_identity
