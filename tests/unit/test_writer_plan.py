@@ -387,3 +387,48 @@ def test_waves_do_what_exact_order_does_or_fail(
     for text, row in some:
         run_row(known[text], row, exact, copy.copy(exact), set())
     assert fused == exact
+
+
+def test_an_addition_does_not_join_those_before_a_new_row() -> None:
+    waves = summary(planned(PLAIN, add(1, 2), add(1, -1), append, add(1, 5)))
+    assert waves[-1] == [("add", [[1, 5]])]
+    assert waves[0] == [("add", [[1, 2]]), ("insert", [["x"]])]
+
+
+def test_a_new_row_comes_after_the_last_of_additions_that_may_make_it() -> None:
+    some = [add(1, 2, missing="insert"), add(1, -1, missing="insert"), append]
+    assert summary(planned(PLAIN, *some))[-1] == [("insert", [["x"]])]
+
+
+def test_an_upsert_by_another_key_takes_the_table() -> None:
+    def put(key: int) -> Callable[[UnitBuilder], None]:
+        row = {"id": key, "n": 1, "s": "a"}
+        return lambda unit: unit.upsert("t", row, key=["s"], update=["n"])
+
+    facts = replace(PLAIN, unique_columns=frozenset({"s"}))
+    assert len(planned(facts, put(1), put(2))) == 2
+
+
+def test_a_key_with_a_part_of_another_class_takes_the_table() -> None:
+    facts = replace(PLAIN, primary_key=("s", "id"))
+
+    def set_n(key: Any) -> Callable[[UnitBuilder], None]:
+        return lambda unit: unit.update("t", key={"s": "a", "id": key}, n=1)
+
+    assert len(planned(facts, set_n(1), set_n(2))) == 1
+    assert len(planned(facts, set_n(1), set_n(Decimal(2)))) == 2
+
+
+def test_a_row_does_not_come_before_the_deletion_of_what_it_refers_to() -> None:
+    made = kinds(insert(1, "u"), lambda u: u.delete("u", key={"id": 1}), insert(1, n=1))
+    assert made == [[("insert", "u")], [("delete", "u"), ("insert", "t")]]
+
+
+def test_a_parent_is_not_deleted_before_its_children_refer_to_another() -> None:
+    gone = kinds(update(1, s="a"), update(1, n=2), lambda u: u.delete("u", key={"id": 1}))
+    assert gone == [[("update", "t")], [("delete", "u"), ("update", "t")]]
+
+
+def test_whole_numbers_that_a_column_rounds_are_not_summed() -> None:
+    facts = replace(PLAIN, columns={**PLAIN.columns, "d": ColumnFacts("numeric", scale=-2)})
+    assert len(planned(facts, add_d(1, 50), add_d(1, 50))) == 2
