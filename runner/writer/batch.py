@@ -37,6 +37,7 @@ from runner.writer.failures import (
     FENCED,
     LOCKED,
     READ_ONLY,
+    UNPREPARED,
     BadValue,
     Fenced,
     is_about_data,
@@ -269,6 +270,9 @@ class Batches:
                 self._answers |= await self._applier.commit(steps, units, facts)
             except _FAULTS as exc:
                 tries += 1
+                if isinstance(exc, asyncpg.PostgresError) and exc.sqlstate == UNPREPARED:
+                    # A unit has taken the prepared statements away, ours among them.
+                    await self._reload()
                 if not self._is_passing(exc):
                     await self._look_behind(exc)
                     self._fail(exc)

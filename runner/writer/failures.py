@@ -14,6 +14,7 @@ __all__ = [
     "LOCKED",
     "MISSING",
     "READ_ONLY",
+    "UNPREPARED",
     "BadValue",
     "Fenced",
     "is_about_data",
@@ -28,9 +29,11 @@ __all__ = [
 FENCED, MISSING, DUPLICATE = "RNF01", "RNM01", "RND01"
 READ_ONLY = "25006"
 LOCKED = "55P03"
+UNPREPARED = "26000"
+OUT_OF_MEMORY = "53200"  # of shared memory, too: more locks than there is room for
 
 _STALE = frozenset(
-    {"0A000", "XX000", "22000", "26000", "42P01", "42703", "42704", "42804", "42883"}
+    {"0A000", "XX000", "22000", UNPREPARED, "42P01", "42703", "42704", "42804", "42883"}
 )
 
 
@@ -68,10 +71,12 @@ def may_be_raised(exc: BaseException) -> bool:
     """Say whether an error that tells of the server may come from a unit after all.
 
     A trigger may raise any SQLSTATE, a file that a function reads may be missing, a unit may ask
-    for a lock that it never gets. So after some tries the unit is looked for; what tells of full
-    disks and memory is waited for.
+    for a lock that it never gets, a batch may touch more partitions than there is room for locks.
+    So after some tries the unit is looked for; what tells of full disks is waited for.
     """
-    return isinstance(exc, asyncpg.PostgresError) and exc.sqlstate.startswith(("40", "58", LOCKED))
+    return isinstance(exc, asyncpg.PostgresError) and exc.sqlstate.startswith(
+        ("40", "58", LOCKED, OUT_OF_MEMORY)
+    )
 
 
 def rejection(exc: BaseException, statement: str = "") -> WriteRejected:

@@ -40,6 +40,9 @@ _HARMLESS_NAMES = (
 )
 _HARMLESS = frozenset(_HARMLESS_NAMES.split())
 _SKIPPED = re.compile(r"--[^\n]*|/\*.*?\*/|'[^']*'", re.DOTALL)
+_TEMPORARY = re.compile(
+    r"\binto\s+(?:local\s+|global\s+)?temp(?:orary)?\b|\bpg_temp", re.IGNORECASE
+)
 _TRICKY = re.compile(r"\\|\$[a-z_]*\$", re.IGNORECASE)
 _OPENED = re.compile(r"(\binto\s+)?([\w$\".]+)\s*\(", re.IGNORECASE)
 
@@ -287,9 +290,12 @@ def _as_aware(value: Any) -> Any:
 def may_linger(sql: str) -> bool:
     """Say whether raw SQL may leave something in the session for the next statement to meet.
 
-    By the verbs that it may begin with, it can do so only in a function, as ``set_config`` does.
+    By the verbs that it may begin with, it can do so only in a function, as ``set_config`` does, or
+    as a SELECT into a temporary table.
     """
     if _TRICKY.search(sql):
         return True  # text that is hard to tell from code
     code = _SKIPPED.sub(" ", sql)
+    if _TEMPORARY.search(code):
+        return True
     return any(not into and name.lower() not in _HARMLESS for into, name in _OPENED.findall(code))

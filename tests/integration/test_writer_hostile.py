@@ -43,7 +43,7 @@ INSERT INTO t VALUES (0);
 
 # Class by class: of the connection, of concurrency, of the operator, of the system, our own.
 STATES = [
-    *("08006", "40001", "40P01", "55P03", "57P01", "58030", "25006"),
+    *("08006", "40001", "40P01", "53200", "55P03", "57P01", "58030", "25006"),
     *("RNF01", "RND01", "XX000", "26000", "P0001"),
 ]
 
@@ -185,6 +185,7 @@ async def test_a_writer_that_was_attacked_leads_on(redis_url: str, database_url:
     async with engine(redis_url, database_url, SCHEMA) as e, leading(e.candidate()):
         attacks = [
             lambda u: u.execute("SELECT pg_advisory_unlock_all(), 1/0"),
+            lambda u: u.execute("SELECT run('DEALLOCATE ALL')"),
             lambda u: u.execute("UPDATE runner.writer SET epoch = epoch + 1"),
             lambda u: u.insert("picky", code="57P01"),
             lambda u: u.execute("SELECT set_config('transaction_read_only', 'on', true)"),

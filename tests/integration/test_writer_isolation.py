@@ -235,3 +235,25 @@ async def test_a_table_that_is_locked_for_a_while_refuses_nobody(
             assert await applying == {}
         finally:
             await other.close()
+
+
+async def test_a_batch_with_too_many_locks_goes_in_parts(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement locks all partitions that it may touch, in a memory that has its bounds."""
+    monkeypatch.setattr("runner.writer.batch.SOONEST_RETRY_S", 0.001)
+    schema = (
+        SCHEMA
+        + """
+    CREATE TABLE marks (n int);
+    CREATE FUNCTION few() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+      IF (SELECT count(*) FROM marks WHERE xmin = pg_current_xact_id()::xid) > 3 THEN
+        RAISE EXCEPTION 'out of shared memory' USING ERRCODE = '53200'; END IF;
+      RETURN NULL; END $$;
+    CREATE TRIGGER few AFTER INSERT ON marks FOR EACH ROW EXECUTE FUNCTION few();
+    """
+    )
+    async with bench(database_url, schema) as b:
+        units = [unit(n, lambda u: u.insert("marks", n=1)) for n in range(1, 11)]
+        assert await b.apply(*units) == {}
+        assert await b.rows("SELECT count(*) FROM marks") == [(10,)]

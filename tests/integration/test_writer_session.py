@@ -60,12 +60,16 @@ async def test_what_a_unit_sets_ends_with_it(
         ]
 
 
-async def test_a_temporary_table_takes_no_rows_of_the_next_unit(database_url: str) -> None:
+@pytest.mark.parametrize(
+    "hides", ["SELECT run('CREATE TEMP TABLE t (id int)')", "SELECT 1 AS id INTO TEMP t"]
+)
+async def test_a_temporary_table_takes_no_rows_of_the_next_unit(
+    database_url: str, hides: str
+) -> None:
     async with bench(database_url, SCHEMA) as b:
-        hides = "CREATE TEMP TABLE t (id int)"
         assert (
             await b.apply(
-                unit(1, lambda u: u.execute("SELECT run($1)", hides)),
+                unit(1, lambda u: u.execute(hides)),
                 unit(2, inserting(2, raw=True)),
                 unit(3, inserting(3, raw=False)),
             )

@@ -16,6 +16,7 @@ from runner.writer.statements import may_linger
         "DELETE FROM t WHERE id IN ($1, $2) AND note = 'set_config(1)' -- set_config(2)",
         "INSERT INTO public.t(a) VALUES (coalesce($1, 0)) /* set_config(3) */",
         "TRUNCATE t",
+        "INSERT INTO temperature SELECT 1",
         "WITH gone AS (DELETE FROM t RETURNING id) SELECT count(*) FROM gone",
     ],
 )
@@ -32,6 +33,9 @@ def test_plain_statements_leave_nothing(sql: str) -> None:
         "SELECT Set_Config ($1, $2, true)",
         "SELECT mine.now()",
         "CALL anything()",
+        "SELECT 1 AS id INTO TEMP t",
+        "SELECT * INTO LOCAL TEMPORARY orders FROM orders",
+        "SELECT 1 AS id INTO pg_temp.t",
         "INSERT INTO t (a) VALUES (its_own($1))",
         "SELECT 'a' || set_config('b', 'c', true) || 'd'",
         r"SELECT E'\'', set_config('b', 'c', true), E'\''",
