@@ -10,9 +10,9 @@ from __future__ import annotations
 import collections
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runner.writer.failures import DUPLICATE, FENCED, MISSING, BadValue
+from runner.writer.failures import DUPLICATE, FENCED, MISSING, PASSED, BadValue
 from runner.writer.plan import Scope, Wave, plan
 from runner.writer.queries import query
 from runner.writer.statements import raw_row
@@ -84,6 +84,18 @@ class Office:
     redis_lost: bool = False
 
 
+class Branch(NamedTuple):
+    """One branch of a WITH: its statement, its arrays, and how many rows these hold.
+
+    ``unlike`` are keys that none of the rows may get from the database.
+    """
+
+    statements: Statements
+    arrays: list[Any]
+    rows: int
+    unlike: list[Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One call to Postgres.
@@ -93,7 +105,7 @@ class Step:
     what that row did: a unit, and the place of the operation in it.
     """
 
-    branches: Sequence[tuple[Statements, list[Any], int]] = ()
+    branches: Sequence[Branch] = ()
     many: tuple[Statements, list[Row]] | None = None
     alone: tuple[Statements, Row] | None = None
     sql: str = ""
@@ -202,14 +214,16 @@ def _wave_steps(wave: Wave, known: Known) -> list[Step]:
         return [Step(alone=(statements, statements.row(row))) for row in group.rows]
     before: list[Step] = []
     after: list[Step] = []
-    branches: list[tuple[Statements, list[Any], int]] = []
+    branches: list[Branch] = []
     groups = wave.groups
     if len(groups) <= BRANCHES_AT_MOST:
         groups = sorted(groups, key=lambda group: group.profile.text)
     for group in groups:
         statements = known[group.profile.text]
         if statements.is_plain:
-            branches.append((statements, statements.arrays(group.rows), len(group.rows)))
+            unlike = list(group.written[: group.unlike])
+            arrays = statements.arrays(group.rows)
+            branches.append(Branch(statements, arrays, len(group.rows), unlike))
         else:
             steps = after if group.profile.refers_to and not group.profile.makes else before
             steps.extend(_slow_steps(group, statements))
@@ -375,7 +389,7 @@ class Applier:
             )
         return prepared.get_statusmsg() or "", rows
 
-    async def _branches(self, branches: Sequence[tuple[Statements, list[Any], int]]) -> None:
+    async def _branches(self, branches: Sequence[Branch]) -> None:
         parts, checks, args = _branch_parts(branches)
         sql = f"WITH {', '.join(parts)} SELECT {', '.join(checks) or '1'}"
         prepared = await self._prepare(sql)
@@ -383,7 +397,7 @@ class Applier:
 
     async def _fused(
         self,
-        branches: Sequence[tuple[Statements, list[Any], int]],
+        branches: Sequence[Branch],
         recorded: list[bytes],
         refused: Sequence[tuple[str, bytes]],
         last: str,
@@ -451,14 +465,18 @@ def _reaches_all(step: Step) -> bool:
 
 
 def _branch_parts(
-    branches: Sequence[tuple[Statements, list[Any], int]],
+    branches: Sequence[Branch],
 ) -> tuple[list[str], list[str], list[Any]]:
     parts: list[str] = []
     checks: list[str] = []
     args: list[Any] = []
-    for number, (statements, arrays, rows) in enumerate(branches):
-        parts.append(statements.branch(number, len(args) + 1))
+    for number, (statements, arrays, rows, unlike) in enumerate(branches):
+        parts.append(statements.branch(number, len(args) + 1, gives_key=bool(unlike)))
         args.extend(arrays)
+        if unlike:
+            args.append(unlike)
+            met = f"SELECT count(*) FROM b{number} WHERE key = ANY(${len(args)}::bigint[])"  # noqa: S608  numbers of ours
+            checks.append(_expect(met, "0", PASSED, "a new row has passed what came before it"))
         if statements.counts:
             args.append(rows)
             counted = f"SELECT count(*) FROM b{number}"  # noqa: S608  a number of ours

@@ -13,6 +13,7 @@ __all__ = [
     "FENCED",
     "LOCKED",
     "MISSING",
+    "PASSED",
     "READ_ONLY",
     "UNPREPARED",
     "BadValue",
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 # SQLSTATEs of our own, raised by runner.expect in the statement that applies a batch.
-FENCED, MISSING, DUPLICATE = "RNF01", "RNM01", "RND01"
+FENCED, MISSING, DUPLICATE, PASSED = "RNF01", "RNM01", "RND01", "RNP01"
 READ_ONLY = "25006"
 LOCKED = "55P03"
 UNPREPARED = "26000"

@@ -8,7 +8,7 @@ the first wave after those that it depends on:
   shape to one key become one, or three when they go up and down: to the highest sum on the
   way, to the lowest and to the last, so that a sum that does not fit is found;
 - an insert that leaves its key to the database: after upserts of that table, and operations
-  by key come after it;
+  by key come after it; it may pass those that came before, if it does not get one of their keys;
 - anything else by its table: after everything on that table, and everything on it comes after;
 - what may touch other tables (triggers, cascades, raw SQL): the same for all tables.
 
@@ -72,6 +72,7 @@ class Profile:
         referred_by: oids of tables that may have to let go of what it takes away.
         makes: it may make what others refer to.
         frees: it may let go of what it refers to.
+        draws: the database gives its rows a key that is a whole number, and tells which.
     """
 
     text: str
@@ -90,14 +91,24 @@ class Profile:
     referred_by: tuple[int, ...] = ()
     makes: bool = False
     frees: bool = False
+    draws: bool = False
 
 
 @dataclass(slots=True)
 class Group:
-    """Rows of one shape in one wave."""
+    """Rows of one shape in one wave.
+
+    Attributes:
+        profile: the shape.
+        rows: the rows.
+        written, unlike: so many of these keys, from the first, were written to before the rows
+            were made, and will be behind them: none of the rows may get such a key.
+    """
 
     profile: Profile
     rows: list[Row]
+    written: Sequence[Any] = ()
+    unlike: int = 0
 
 
 @dataclass(slots=True)
@@ -137,6 +148,7 @@ def profile_of(text: str, shape: Shape, facts: TableFacts | None) -> Profile:
         referred_by=facts.referenced_by if takes else (),
         makes=bool(facts.referenced_by) and (fresh or takes),
         frees=bool(facts.references) and (shape.kind == "delete" or bool(repointed)),
+        draws=scope is Scope.APPEND and _draws(shape, facts),
     )
 
 
@@ -186,6 +198,18 @@ def _acts_elsewhere(shape: Shape, facts: TableFacts, changed: frozenset[str]) ->
     if shape.kind == "delete":
         return facts.acts_on_delete
     return facts.acts_on_update and not changed.isdisjoint(_keys(facts))
+
+
+def _draws(shape: Shape, facts: TableFacts) -> bool:
+    if len(facts.primary_key) != 1 or shape.returning is not None:
+        return False
+    key = facts.primary_key[0]
+    given = (facts.columns.get(name) for name in shape.columns)
+    return (
+        key not in shape.columns
+        and facts.columns[key].key_class is int
+        and all(column is not None and column.is_plain for column in given)
+    )
 
 
 def _keys(facts: TableFacts) -> frozenset[str]:
@@ -257,6 +281,8 @@ class _Table:
     last_upsert: int = -1
     last_made: int = -1
     last_freed: int = -1
+    last_written: int = -1
+    written: list[Any] = field(default_factory=list)
     keys: dict[Any, _Place] = field(default_factory=dict)
 
 
@@ -318,6 +344,9 @@ class _Planner:
         if profile.merges:
             row = row.copy()  # it grows by what is merged; the operation stays as it is
         table.keys[key] = _Place(wave, wave, profile, row)
+        if wave and not profile.is_insert:
+            table.written.append(key)
+            table.last_written = max(table.last_written, wave)
         if profile.upserts and wave > table.last_upsert:
             table.last_upsert = wave
         self._add(wave, profile, row)
@@ -325,8 +354,13 @@ class _Planner:
 
     def _put_append(self, table: _Table, floor: int, profile: Profile, row: Row) -> int:
         wave = max(floor, table.last_upsert + 1)
+        if wave < table.last_written and not profile.draws:
+            wave = table.last_written
         table.last_append = max(table.last_append, wave)
-        self._add(wave, profile, row)
+        group = self._add(wave, profile, row)
+        if wave < table.last_written:
+            # It may get a key that was written to before, in vain, by what runs behind it now.
+            group.written, group.unlike = table.written, len(table.written)
         return wave
 
     def _put_barrier(self, table: _Table, floor: int, profile: Profile, row: Row) -> int:
@@ -376,8 +410,11 @@ class _Planner:
         self._courses.append(place)
         place.last = place.wave + 2
         self._reach(place.last)
+        table = self._tables[place.profile.facts.oid]
+        assert place.profile.key_of is not None
+        table.written.append(place.profile.key_of(place.row))
+        table.last_written = max(table.last_written, place.last)
         if place.profile.upserts:
-            table = self._tables[place.profile.facts.oid]
             table.last_upsert = max(table.last_upsert, place.last)
         return _Course(sums, sums, sums)
 
@@ -393,15 +430,16 @@ class _Planner:
             if any(deltas):
                 self._add(wave, place.profile, key + deltas)
 
-    def _add(self, wave: int, profile: Profile, row: Row) -> None:
+    def _add(self, wave: int, profile: Profile, row: Row) -> Group:
         if wave >= len(self._groups):
             self._reach(wave)
         groups = self._groups[wave]
         group = groups.get(profile.text)
         if group is None:
-            groups[profile.text] = Group(profile, [row])
+            group = groups[profile.text] = Group(profile, [row])
         else:
             group.rows.append(row)
+        return group
 
     def _reach(self, wave: int) -> None:
         while wave >= len(self._groups):

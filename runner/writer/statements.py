@@ -109,8 +109,8 @@ class Statements:
             arrays[slot] = [convert(value) for value in arrays[slot]]
         return arrays
 
-    def branch(self, number: int, first: int) -> str:
-        """Return the part of a WITH that takes arrays ``$first…``."""
+    def branch(self, number: int, first: int, *, gives_key: bool = False) -> str:
+        """Return the part of a WITH that takes arrays ``$first…``; it may give keys back."""
         assert self.profile.facts is not None
         arrays = ", ".join(
             f"${first + slot}::{_array_type(kind)}" for slot, kind in enumerate(self.types)
@@ -119,7 +119,10 @@ class Statements:
         body = _branch_body(
             self.profile.shape, self.profile.facts, f"unnest({arrays}) AS x({names})"
         )
-        return f"b{number} AS ({body}{' RETURNING 1' if self.counts else ''})"
+        back = " RETURNING 1" if self.counts else ""
+        if gives_key:
+            back = f" RETURNING t.{quoted(self.profile.facts.primary_key[0])} AS key"
+        return f"b{number} AS ({body}{back})"
 
 
 def raw_row(types: Sequence[Type], row: Row) -> Row:

@@ -432,3 +432,22 @@ def test_a_parent_is_not_deleted_before_its_children_refer_to_another() -> None:
 def test_whole_numbers_that_a_column_rounds_are_not_summed() -> None:
     facts = replace(PLAIN, columns={**PLAIN.columns, "d": ColumnFacts("numeric", scale=-2)})
     assert len(planned(facts, add_d(1, 50), add_d(1, 50))) == 2
+
+
+def test_a_new_row_that_passes_an_operation_must_not_get_its_key() -> None:
+    first, second = planned(PLAIN, append, update(7, s="a"), append, update(8, s="a"))
+    (group,) = first.groups
+    assert (len(group.rows), list(group.written)[: group.unlike]) == (2, [7])
+    assert second.groups[0].rows == [[7, "a"], [8, "a"]]
+    waves = planned(PLAIN, add(7, 1, missing="ignore"), add(7, -2, missing="ignore"), append)
+    group = waves[0].groups[1]
+    assert list(group.written)[: group.unlike] == [7]
+
+
+def test_a_new_row_of_which_no_key_is_told_passes_nothing() -> None:
+    facts = replace(PLAIN, columns={**PLAIN.columns, "id": TEXT})
+
+    def set_s(key: str) -> Callable[[UnitBuilder], None]:
+        return lambda unit: unit.update("t", key={"id": key}, s="a")
+
+    assert len(planned(facts, append, set_s("x"), append, set_s("y"))) == 3
