@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from runner.errors import CommitTimeout, LeaseLost, UnitChanged, WriteRejected, WriterUnavailable
+from runner.errors import (
+    CommitTimeout,
+    LeaseLost,
+    UnitChanged,
+    UnitError,
+    WriteRejected,
+    WriterUnavailable,
+)
 from runner.tasks import seconds
 from runner.types import Committed
 from runner.writer.tally import read_tally
@@ -30,6 +37,8 @@ COMMAND_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 5.0
 ROWS_AT_MOST = 1_000
 ROWS_BYTES = 1_000_000
+UNIT_BYTES = 64 * 1024 * 1024
+"""What a job may write in one unit: Redis takes no more than 512 MB at a time, and holds still."""
 
 
 class ReadPool:
@@ -130,6 +139,7 @@ class JobDatabase(UnitBuilder):
             For each call since the last commit what it did, in order.
 
         Raises:
+            UnitError: the writes are too many for one unit; nothing was submitted.
             WriteRejected: Postgres refused the unit; nothing of it was kept. A job may catch
                 this and go on: its next commit is a new unit.
             UnitChanged: the job ran before, and committed something else at this place.
@@ -167,6 +177,20 @@ class JobDatabase(UnitBuilder):
             self.refused = exc
             raise
         return read_tally(answer, entry, calls)
+
+    def encode(self) -> bytes:
+        """Return the operations as the bytes that travel.
+
+        Raises:
+            UnitError: they are too many to travel at a time.
+        """
+        operations = super().encode()
+        if len(operations) > UNIT_BYTES:
+            raise UnitError(
+                f"the writes take {len(operations):,} bytes, more than the {UNIT_BYTES:,} that one "
+                f"unit may have: `await ctx.db.commit()` in between, or write in several jobs"
+            )
+        return operations
 
     def check_submitted(self) -> None:
         """Raise `WriterUnavailable` when nobody knows whether a commit reached Redis."""
