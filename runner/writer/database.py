@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 
@@ -18,13 +18,14 @@ from runner.errors import (
 )
 from runner.tasks import seconds
 from runner.types import Committed
+from runner.writer.hosts import first_of
 from runner.writer.tally import read_tally
 from runner.writer.units import UnitBuilder
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from asyncpg import Pool, Record
+    from asyncpg import Connection, Pool, Record
 
     from runner.writer.commits import JobCommits
 
@@ -80,7 +81,7 @@ class ReadPool:
                 self._database_url,
                 min_size=0,
                 max_size=self._max_size,
-                timeout=CONNECT_TIMEOUT_S,
+                connect=cast("Any", _connect),
                 command_timeout=COMMAND_TIMEOUT_S,
                 server_settings={
                     "application_name": "arq-runner reads",
@@ -89,6 +90,15 @@ class ReadPool:
             )
         except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
             raise WriterUnavailable(f"cannot read from the database: {exc}") from exc
+
+
+async def _connect(database_url: str, **options: Any) -> Connection[Record]:
+    """Open a connection of the pool."""
+
+    async def connect(url: str, timeout_s: float) -> Connection[Record]:
+        return await asyncpg.connect(url, timeout=timeout_s, **options)
+
+    return await first_of(database_url, connect, timeout_s=CONNECT_TIMEOUT_S)
 
 
 class JobDatabase(UnitBuilder):

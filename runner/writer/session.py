@@ -9,12 +9,12 @@ import logging
 import socket
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import asyncpg
 
 from runner.errors import WriterUnavailable
 from runner.writer.apply import PLANNER_SETTINGS
+from runner.writer.hosts import first_of
 from runner.writer.queries import query
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from asyncpg import Connection, Record
 
-__all__ = ["APPLICATION_NAME", "LOCK", "close", "connect", "one_by_one", "wait_for_lock"]
+__all__ = ["APPLICATION_NAME", "LOCK", "close", "connect", "wait_for_lock"]
 
 logger = logging.getLogger("runner.writer")
 
@@ -63,7 +63,12 @@ async def connect(database_url: str) -> Connection[Record]:
             the server is too old.
         OSError, asyncpg.PostgresError: the server cannot be reached now.
     """
-    connection = await _open(database_url, {**_GUARDS, **_SINCE_17})
+    settings = {**_GUARDS, **_SINCE_17}
+    connection = await first_of(
+        database_url,
+        lambda url, timeout_s: _open(url, settings, timeout_s),
+        timeout_s=CONNECT_TIMEOUT_S,
+    )
     try:
         await _check(connection)
     except BaseException:
@@ -109,34 +114,7 @@ async def _end_holder(connection: Connection[Record]) -> None:
         logger.warning("may not end the former writer's session, waiting for its guards: %s", exc)
 
 
-async def _open(database_url: str, settings: dict[str, str]) -> Connection[Record]:
-    """Connect to the first host that takes writes; one that is dead has only its share of time.
-
-    asyncpg has one time limit for all hosts, and the first that does not answer would use it up.
-    """
-    *urls, last = one_by_one(database_url)
-    timeout_s = CONNECT_TIMEOUT_S / (len(urls) + 1)
-    for url in urls:
-        try:
-            return await _open_one(url, settings, timeout_s)
-        except (WriterUnavailable, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
-            logger.info("cannot write to this host of the database_url, trying the next: %r", exc)
-    return await _open_one(last, settings, timeout_s)
-
-
-def one_by_one(database_url: str) -> list[str]:
-    """Return an address with several hosts as addresses with one each."""
-    try:
-        parts = urlsplit(database_url)
-    except ValueError:  # asyncpg has more to say about it
-        return [database_url]
-    user, at, hosts = parts.netloc.rpartition("@")
-    if "," not in hosts:
-        return [database_url]
-    return [parts._replace(netloc=f"{user}{at}{host}").geturl() for host in hosts.split(",")]
-
-
-async def _open_one(
+async def _open(
     database_url: str, settings: dict[str, str], timeout_s: float
 ) -> Connection[Record]:
     def options(**server_settings: str) -> dict[str, Any]:

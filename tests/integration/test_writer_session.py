@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from runner.writer import session
+from runner.writer import ReadPool, database, session
 from runner.writer.apply import Step, prepare_steps
+from runner.writer.hosts import one_by_one
 from runner.writer.queries import migrate
 from tests.integration.test_writer_support import Bench, bench, unit
 
@@ -170,6 +171,7 @@ async def test_a_host_that_does_not_answer_leaves_time_for_the_next(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "CONNECT_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(database, "CONNECT_TIMEOUT_S", 2.0)
     parts = urlsplit(database_url)
     user, at, host = parts.netloc.rpartition("@")
     with socket.create_server(("127.0.0.1", 0)) as dead:  # it listens, and nobody is at home
@@ -180,6 +182,11 @@ async def test_a_host_that_does_not_answer_leaves_time_for_the_next(
             assert await connection.fetchval("SELECT 1") == 1
         finally:
             await session.close(connection)
+        reads = ReadPool(url)
+        try:
+            assert await (await reads.pool()).fetchval("SELECT 1") == 1
+        finally:
+            await reads.close()
 
 
 @pytest.mark.parametrize(
@@ -196,7 +203,7 @@ async def test_a_host_that_does_not_answer_leaves_time_for_the_next(
     ],
 )
 def test_hosts_are_tried_one_by_one(given: str, hosts: list[str]) -> None:
-    assert session.one_by_one(given) == hosts
+    assert one_by_one(given) == hosts
 
 
 async def test_a_role_that_may_not_create_can_write_when_the_tables_are_there(
