@@ -177,26 +177,31 @@ def _planned_units(units: Sequence[Unit], known: Known) -> list[Step]:
     profiles = {text: statements.profile for text, statements in known.items()}
     steps: list[Step] = []
     together: list[Operation] = []
+    firsts: set[int] = set()
     for unit in units:
+        firsts.add(len(together))
         if unit.asks is None:
             together += unit.operations
             continue
         for place, operation in enumerate(unit.operations):
             if known[operation[0]].tells:
                 if together:
-                    steps += _planned(together, profiles, known)
-                    together = []
+                    steps += _planned(together, profiles, known, firsts)
+                    together, firsts = [], set()
                 steps += _asked_steps(unit, place, known)
             else:
                 together.append(operation)
-    return steps + _planned(together, profiles, known)
+    return steps + _planned(together, profiles, known, firsts)
 
 
 def _planned(
-    operations: Sequence[Operation], profiles: Mapping[str, Profile], known: Known
+    operations: Sequence[Operation],
+    profiles: Mapping[str, Profile],
+    known: Known,
+    firsts: set[int],
 ) -> list[Step]:
     steps: list[Step] = []
-    for wave in plan(operations, profiles):
+    for wave in plan(operations, profiles, firsts):
         steps.extend(_wave_steps(wave, known))
     return steps
 

@@ -9,6 +9,7 @@ the first wave after those that it depends on:
   way, to the lowest and to the last, so that a sum that does not fit is found;
 - an insert that leaves its key to the database: after upserts of that table, and operations
   by key come after it; it may pass those that came before, if it does not get one of their keys;
+- of one unit, rows that the database numbers after those of other columns before them;
 - anything else by its table: after everything on that table, and everything on it comes after;
 - what may touch other tables (triggers, cascades, raw SQL): the same for all tables.
 
@@ -28,7 +29,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from runner.writer.facts import TableFacts
     from runner.writer.units import Operation, Shape
@@ -73,6 +74,7 @@ class Profile:
         makes: it may make what others refer to.
         frees: it may let go of what it refers to.
         draws: the database gives its rows a key that is a whole number, and tells which.
+        numbers: the database numbers the rows that it makes.
     """
 
     text: str
@@ -92,6 +94,7 @@ class Profile:
     makes: bool = False
     frees: bool = False
     draws: bool = False
+    numbers: bool = False
 
 
 @dataclass(slots=True)
@@ -149,14 +152,25 @@ def profile_of(text: str, shape: Shape, facts: TableFacts | None) -> Profile:
         makes=bool(facts.referenced_by) and (fresh or takes),
         frees=bool(facts.references) and (shape.kind == "delete" or bool(repointed)),
         draws=scope is Scope.APPEND and _draws(shape, facts),
+        numbers=fresh and _is_numbered(shape, facts),
     )
 
 
-def plan(operations: Sequence[Operation], profiles: Mapping[str, Profile]) -> list[Wave]:
-    """Return the waves of these operations, in order."""
+def plan(
+    operations: Sequence[Operation], profiles: Mapping[str, Profile], firsts: Collection[int] = ()
+) -> list[Wave]:
+    """Return the waves of these operations, in order.
+
+    Args:
+        operations: of one unit after the other.
+        profiles: of all their shapes.
+        firsts: the places of those with which a unit begins.
+    """
     planner = _Planner()
-    for text, values in operations:
+    for place, (text, values) in enumerate(operations):
         profile = profiles[text]
+        if place in firsts:
+            planner.begin_unit()
         if len(values) == profile.width or profile.facts is None:
             planner.put(profile, values)
         else:
@@ -198,6 +212,10 @@ def _acts_elsewhere(shape: Shape, facts: TableFacts, changed: frozenset[str]) ->
     if shape.kind == "delete":
         return facts.acts_on_delete
     return facts.acts_on_update and not changed.isdisjoint(_keys(facts))
+
+
+def _is_numbered(shape: Shape, facts: TableFacts) -> bool:
+    return any(c.numbered and name not in shape.columns for name, c in facts.columns.items())
 
 
 def _draws(shape: Shape, facts: TableFacts) -> bool:
@@ -293,6 +311,11 @@ class _Planner:
         self._alone: set[int] = set()
         self._courses: list[_Place] = []
         self._floor = 0
+        self._numbered: dict[int, tuple[Profile, int]] = {}
+
+    def begin_unit(self) -> None:
+        """Hear that the operations from here on are another unit's."""
+        self._numbered.clear()
 
     def put(self, profile: Profile, row: Row) -> None:
         if profile.scope is Scope.ALL:
@@ -308,6 +331,8 @@ class _Planner:
             floor = table.floor = self._floor
         if profile.refers_to or profile.referred_by:
             floor = self._floor_by_references(profile, floor)
+        if profile.numbers:
+            floor = self._floor_by_numbers(profile, floor)
         if profile.key_of is not None and _is_simple(key := profile.key_of(row), profile):
             wave = self._put_by_key(table, floor, profile, row, key)
         elif profile.scope is Scope.APPEND:
@@ -315,10 +340,23 @@ class _Planner:
         else:
             wave = self._put_barrier(table, floor, profile, row)
         table.last = max(table.last, wave)
+        if profile.makes or profile.frees or profile.numbers:
+            self._note(table, profile, wave)
+
+    def _note(self, table: _Table, profile: Profile, wave: int) -> None:
+        assert profile.facts is not None
+        if profile.numbers:
+            self._numbered[profile.facts.oid] = (profile, wave)
         if profile.makes and wave > table.last_made:
             table.last_made = wave
         if profile.frees and wave > table.last_freed:
             table.last_freed = wave
+
+    def _floor_by_numbers(self, profile: Profile, floor: int) -> int:
+        """Let the rows of one unit be numbered as it makes them, also those of other columns."""
+        assert profile.facts is not None
+        before, wave = self._numbered.get(profile.facts.oid, (profile, 0))
+        return max(floor, wave if before is profile else wave + 1)
 
     def _floor_by_references(self, profile: Profile, floor: int) -> int:
         for oid in profile.refers_to:

@@ -415,3 +415,13 @@ async def test_new_rows_and_updates_of_others_take_two_statements(database_url: 
             ("new", 5),
             ("old", 3),
         ]
+
+
+@pytest.mark.parametrize("kind", ["int GENERATED ALWAYS AS IDENTITY", "serial", "int DEFAULT 0"])
+async def test_rows_are_numbered_in_the_order_of_the_calls(database_url: str, kind: str) -> None:
+    async with bench(database_url, f"CREATE TABLE z (id {kind}, s text, n int)") as b:
+        rows: list[dict[str, Any]] = [{"s": "1"}, {"s": "2", "n": 1}, {"s": "3"}]
+        units = [unit(1, lambda u: u.insert_many("z", rows), lambda u: u.insert("z", s="4", n=2))]
+        assert await b.apply(*units) == {}
+        found = [row[0] for row in await b.rows("SELECT s FROM z ORDER BY id, s")]
+        assert found == ["1", "2", "3", "4"]

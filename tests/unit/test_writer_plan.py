@@ -451,3 +451,21 @@ def test_a_new_row_of_which_no_key_is_told_passes_nothing() -> None:
         return lambda unit: unit.update("t", key={"id": key}, s="a")
 
     assert len(planned(facts, append, set_s("x"), append, set_s("y"))) == 3
+
+
+def test_rows_of_one_unit_are_numbered_as_it_makes_them() -> None:
+    numbered = {**PLAIN.columns, "id": replace(INT, numbered=True)}
+    facts = replace(PLAIN, columns=numbered)
+
+    def make(**row: Any) -> Callable[[UnitBuilder], None]:
+        return lambda unit: unit.insert("t", **row)
+
+    some = operations(*(make(s="a"), make(s="b", n=1), make(s="c", n=2), make(s="d")) * 2)
+    known = profiles(some, {"t": facts})
+    assert len(plan(some[:4], known)) == 3
+    assert len(plan(some, known)) == 5
+    # Nobody can tell which of two units made its rows first.
+    assert len(plan(some, known, {0, 4})) == 3
+    assert len(plan(some[:1] + some[1:2], known, {0, 1})) == 1
+    named = operations(insert(1), insert(2, n=1))
+    assert len(plan(named, profiles(named, {"t": facts}))) == 1
