@@ -1,0 +1,96 @@
+-- Places of unique jobs: of all jobs with one digest, one has the place.
+--
+-- `places` is a HASH: digest → 'since over id'. The job `id` has the place since that time, in ms;
+-- with the rules of state for as long as it is there, and with `time` up to `over`, whatever became
+-- of it. No end of a job gives its place back: who asks next looks whether the job is there, and
+-- sees to a few other places at once, so that few are kept for nothing. Rules:
+--   start     the place is free when the job starts
+--   end       when the job is over: it has run, and what it wrote is committed
+--   debounce  as `start`; who replaces the job starts it anew
+--   time      after so many ms
+
+local SAMPLE, ROUNDS = 3, 4
+local SPARE_MS = 3600000
+local REPLACED_MS = 60000
+
+local function place_parts(value)
+  return string.match(value, '^(%d+) (%d+) (.*)$')
+end
+
+-- 'gone', 'waits', or 'runs': from its claim to its end, and to the end of a lease that was lost.
+local function state_of(id)
+  if redis.call('EXISTS', 'arq:job:' .. id) == 0 then
+    return 'gone'
+  elseif redis.call('EXISTS', 'arq:in-progress:' .. id) == 1 then
+    return 'runs'
+  end
+  local claim = redis.call('HGET', held, id)
+  return claim and string.sub(claim, 1, 2) ~= '- ' and 'runs' or 'waits'
+end
+
+-- Return the job that has the place, how it is, and since when; or nil when the place is free.
+local function holder_of(digest, rule)
+  local value = redis.call('HGET', places, digest)
+  if not value then
+    return nil
+  end
+  local since, over, id = place_parts(value)
+  if rule == 'time' then
+    if now >= tonumber(over) then
+      return nil
+    end
+    return id, state_of(id), tonumber(since)
+  end
+  local state = state_of(id)
+  if state == 'gone' or (state == 'runs' and rule ~= 'end') then
+    return nil
+  end
+  return id, state, tonumber(since)
+end
+
+-- Take a job out that waits; who waits for its result hears of it.
+local function take_out(id, successor)
+  local removed = redis.call('ZREM', queue, id)
+  redis.call('HDEL', held, id)
+  redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id, 'runner:commits:' .. id)
+  redis.pcall('ZREM', 'arq:abort', id)
+  redis.call('SET', 'runner:replaced:' .. id, successor, 'PX', REPLACED_MS)
+  tell_waiters(id, '')
+  return removed
+end
+
+local function is_free(value)
+  local _, over, id = place_parts(value)
+  if over ~= '0' then
+    return now >= tonumber(over)
+  end
+  return redis.call('EXISTS', 'arq:job:' .. id) == 0
+end
+
+-- Give a few places back that are kept for nothing, and more where all that were seen are.
+local function tidy_places()
+  for _ = 1, ROUNDS do
+    local sample = redis.call('HRANDFIELD', places, SAMPLE, 'WITHVALUES')
+    local free = {}
+    for at = 1, #sample, 2 do
+      if is_free(sample[at + 1]) then
+        free[#free + 1] = sample[at]
+      end
+    end
+    if #free > 0 then
+      redis.call('HDEL', places, unpack(free))
+    end
+    if #free < SAMPLE then
+      return
+    end
+  end
+end
+
+-- `lasts` is for how long the place may be needed, in ms.
+local function give_place(digest, since, over, id, lasts)
+  redis.call('HSET', places, digest, string.format('%d %d ', since, over) .. id)
+  if redis.call('PTTL', places) < lasts then
+    redis.call('PEXPIRE', places, string.format('%d', lasts + SPARE_MS))
+  end
+  tidy_places()
+end
