@@ -22,6 +22,7 @@ PREFIXES = {
     keys.MOVED_UNIT,
     keys.UNIT,
     keys.COMMITS,
+    keys.REPLACED,
 }
 NAMES = PREFIXES | {keys.ABORT, keys.UNITS, keys.WRITER, keys.LEADER}
 
