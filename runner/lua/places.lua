@@ -13,8 +13,10 @@ local SAMPLE, ROUNDS = 3, 4
 local SPARE_MS = 3600000
 local REPLACED_MS = 60000
 
+-- Nothing for what is no place: it is free then.
 local function place_parts(value)
-  return string.match(value, '^(%d+) (%d+) (.*)$')
+  local since, over, id = string.match(value, '^(%d+) (%d+) (.*)$')
+  return tonumber(since), tonumber(over), id
 end
 
 -- 'gone', 'waits', or 'runs': from its claim to its end, and to the end of a lease that was lost.
@@ -35,17 +37,14 @@ local function holder_of(digest, rule)
     return nil
   end
   local since, over, id = place_parts(value)
-  if rule == 'time' then
-    if now >= tonumber(over) then
-      return nil
-    end
-    return id, state_of(id), tonumber(since)
-  end
-  local state = state_of(id)
-  if state == 'gone' or (state == 'runs' and rule ~= 'end') then
+  if not id or (rule == 'time' and now >= over) then
     return nil
   end
-  return id, state, tonumber(since)
+  local state = state_of(id)
+  if rule ~= 'time' and (state == 'gone' or (state == 'runs' and rule ~= 'end')) then
+    return nil
+  end
+  return id, state, since
 end
 
 -- Take a job out that waits; who waits for its result hears of it.
@@ -61,8 +60,10 @@ end
 
 local function is_free(value)
   local _, over, id = place_parts(value)
-  if over ~= '0' then
-    return now >= tonumber(over)
+  if not id then
+    return true
+  elseif over > 0 then
+    return now >= over
   end
   return redis.call('EXISTS', 'arq:job:' .. id) == 0
 end
