@@ -308,9 +308,10 @@ def enqueue_call(
     It is a longer one where an entry asks for a place: the others are not to pay for it.
     """
     args: list[Any] = []
+    with_places = False
     for entry in entries:
         if entry.place is not None:
-            return ENQUEUE_UNIQUE, _keys_with_places(queue), _args_with_places(entries)
+            with_places = True
         args += (
             entry.job_id,
             entry.payload,
@@ -319,6 +320,8 @@ def enqueue_call(
             "1" if entry.may_exist else "",
             entry.max_length or "",
         )
+    if with_places:
+        return ENQUEUE_UNIQUE, _keys_with_places(queue), _with_places(args, entries)
     return ENQUEUE, _enqueue_keys(queue), args
 
 
@@ -332,13 +335,13 @@ def _keys_with_places(queue: str) -> tuple[str, ...]:
     return *_enqueue_keys(queue), keys.held(queue), keys.places(queue)
 
 
-def _args_with_places(entries: Sequence[EnqueueEntry]) -> list[Any]:
-    args: list[Any] = []
-    for entry in entries:
-        plain = msgspec.structs.replace(entry, place=None)
-        args += enqueue_call("", [plain])[2]
-        args += NO_PLACE if entry.place is None else entry.place.fields()
-    return args
+def _with_places(args: list[Any], entries: Sequence[EnqueueEntry]) -> list[Any]:
+    size = len(args) // len(entries)
+    longer: list[Any] = []
+    for index, entry in enumerate(entries):
+        longer += args[index * size : (index + 1) * size]
+        longer += NO_PLACE if entry.place is None else entry.place.fields()
+    return longer
 
 
 def enqueue_outcomes(
