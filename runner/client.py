@@ -361,9 +361,7 @@ class Client(ArqRedis):
         place = None
         if rule and task is not None:
             place = place_of(rule, name, lambda: task.signature.bound(args, kwargs))
-        entry = EnqueueEntry(
-            job_id, payload, run_at, lifetime, may_exist, max_length or 0, place
-        )
+        entry = EnqueueEntry(job_id, payload, run_at, lifetime, may_exist, max_length or 0, place)
         return entry, queue
 
     def _until(

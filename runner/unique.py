@@ -131,9 +131,7 @@ class Unique:
                 "for so many seconds the first job counts, which may be over by then",
             )
         ms = _milliseconds("unique: until", self.until)
-        return Rule(
-            option="unique", key=self.key, by=by, until="time", second=self.second, ms=ms
-        )
+        return Rule(option="unique", key=self.key, by=by, until="time", second=self.second, ms=ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +212,7 @@ class Throttle:
         by = _told_apart("throttle", self.by, self.key)
         _check_second("throttle", self.second, ("return", "refuse"))
         ms = _milliseconds("throttle: period", self.period)
-        return Rule(
-            option="throttle", key=self.key, by=by, until="time", second=self.second, ms=ms
-        )
+        return Rule(option="throttle", key=self.key, by=by, until="time", second=self.second, ms=ms)
 
 
 def rule_of(

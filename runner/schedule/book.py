@@ -369,9 +369,7 @@ class Book:
         record = codecs.decode_job(self._codec, call, job_id=call_id(self.queue, name))
         return replace(schedule, args=record.args, kwargs=record.kwargs)
 
-    def _due(
-        self, name: str, definition: bytes, call: bytes, due_ms: int, job: str
-    ) -> DueSchedule:
+    def _due(self, name: str, definition: bytes, call: bytes, due_ms: int, job: str) -> DueSchedule:
         try:
             schedule = self._with_call(name, self._decode(name, definition), call)
             return DueSchedule(name, schedule, due_ms, job)

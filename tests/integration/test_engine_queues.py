@@ -203,9 +203,7 @@ async def test_limit_of_a_burst_holds_over_all_queues(redis_url: str) -> None:
     async with runner.connect(redis_url) as client:
         for queue in WEIGHTS:
             await fill(client, queue, 50)
-        await run_burst(
-            weighted(redis_url, noted, burst=True, max_jobs=10, max_burst_jobs=20)
-        )
+        await run_burst(weighted(redis_url, noted, burst=True, max_jobs=10, max_burst_jobs=20))
     assert len(noted) == 20
     assert set(noted) == set(WEIGHTS)
 

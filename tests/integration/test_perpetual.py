@@ -190,9 +190,7 @@ async def test_lease_that_ran_out_while_redis_was_paused_still_decides(
     assert await decide(redis, claimed, 3600_000)
 
 
-async def test_next_run_waits_for_the_commit_of_the_one_before(
-    redis: Any, ticker: Ticker
-) -> None:
+async def test_next_run_waits_for_the_commit_of_the_one_before(redis: Any, ticker: Ticker) -> None:
     rig = Rig(redis)
     (claimed,) = await rig.claim()
     assert await decide(redis, claimed, 0)

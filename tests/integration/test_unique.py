@@ -583,9 +583,7 @@ async def test_places_survive_a_crash_of_redis(chaos_servers: ChaosServers) -> N
 
 
 @pytest.mark.parametrize("settings", [{"codec": "pickle"}, {"signing_keys": {"a": b"k" * 32}}])
-async def test_every_codec_tells_arguments_apart(
-    redis_url: str, settings: dict[str, Any]
-) -> None:
+async def test_every_codec_tells_arguments_apart(redis_url: str, settings: dict[str, Any]) -> None:
     async with runner.connect(redis_url, **settings) as client:
         await client.enqueue(latest, 1, 1)
         last = await client.enqueue(latest, 1, 2)
