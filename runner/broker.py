@@ -149,7 +149,7 @@ class Other(msgspec.Struct, frozen=True):
 
 
 Queued: TypeAlias = bool | Other
-"""What became of an entry: True (queued), False (its id is there already), or who is in its place."""
+"""What became of an entry: True (queued), False (its id is there), or who is in its place."""
 
 
 class Broker:
@@ -181,7 +181,7 @@ class Broker:
 
     async def cycle(
         self,
-        redis: Redis,
+        redis: Executes,
         *,
         token: str,
         settlements: Sequence[Settlement],
@@ -194,7 +194,7 @@ class Broker:
         """Settle what has ended and claim what is due, in one round trip.
 
         Args:
-            redis: the connection pool.
+            redis: a client, or a pipe.
             token: a name for this claim that no other has.
             settlements: at most `MAX_ENTRIES`.
             limit: how many jobs to claim at most.

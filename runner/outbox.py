@@ -12,13 +12,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from runner import broker
-from runner.broker import Queued
 from runner.errors import EnqueueError, QueueFull, RedisUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runner.broker import EnqueueEntry
+    from runner.broker import EnqueueEntry, Queued
     from runner.pipe import Pipe
 
 SOONEST_LOOK_S, LATEST_LOOK_S = 0.005, 0.25

@@ -15,17 +15,17 @@ and every `poll_delay`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from runner.cycle import Cycles, Settling
 from runner.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from redis.asyncio import Redis
+    from collections.abc import Callable, Sequence
 
     from runner.broker import Broker, Claimed, CycleReply, Settlement
+    from runner.scripts import Executes
 
 TURN = 10
 """After how many claims of the queues before it a queue has a turn."""
@@ -46,24 +46,23 @@ def named(
     Raises:
         SettingsError: a weight makes no sense, or there is none for `queue_name`.
     """
-    if not hasattr(queues, "items"):
+    if not isinstance(queues, Mapping):
         if queue_name in queues:
             return list(dict.fromkeys(queues)), None
         return list(dict.fromkeys((queue_name, *queues))), None
-    weights: Mapping[str, int] = queues
-    for name, weight in weights.items():
+    for name, weight in queues.items():
         if type(weight) is not int or not 1 <= weight <= MOST_WEIGHT:
             raise SettingsError(
                 f"queue {name!r} has the weight {weight!r}, but it must be a whole number "
                 f"from 1 to {MOST_WEIGHT:,}",
             )
-    if weights and queue_name not in weights:
+    if queues and queue_name not in queues:
         hint = ", which is arq's default" if queue_name == default else ""
         raise SettingsError(
             f"queues gives weights, but none to queue_name {queue_name!r}{hint}: give it one, or "
-            f"set queue_name to one of {', '.join(map(repr, weights))}",
+            f"set queue_name to one of {', '.join(map(repr, queues))}",
         )
-    return (list(weights) or [queue_name]), list(weights.values()) or None
+    return (list(queues) or [queue_name]), list(queues.values()) or None
 
 
 class Policy(Protocol):
@@ -180,8 +179,8 @@ class Queues:
 
     Args:
         brokers: the queues, the most urgent first.
+        redis: see `Cycles`.
         weights: a number for each, where they are read by weight; None: in order.
-        redis: returns the connection pool of the moment.
         start: called with each claimed job.
         settled: called with what was passed in, and its status (see `Cycles`).
         replied: called with each reply, after its jobs have started.
@@ -194,7 +193,7 @@ class Queues:
     def __init__(
         self,
         brokers: Sequence[Broker],
-        redis: Callable[[], Redis],
+        redis: Callable[[], Executes],
         *,
         weights: Sequence[int] | None = None,
         start: Callable[[Claimed], None],
@@ -235,6 +234,14 @@ class Queues:
         """Claim once from each queue, in order; raise what that raises."""
         for line in self._lines:
             await line.once()
+
+    def wake(self) -> bool:
+        """Claim now, if that needs no order among several queues; tell whether it is so."""
+        (line, *others) = self._lines
+        if others or not line.claims:
+            return False
+        line.wake()
+        return True
 
     def hand_in(self, settlement: Settlement) -> Settling:
         """Let the next cycle of the job's queue settle an attempt whose slot is free again."""

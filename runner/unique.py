@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -29,7 +28,7 @@ from runner.codec import canonical_encoder
 from runner.errors import ArgumentsError, SettingsError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
 By: TypeAlias = "str | Sequence[str] | None"
 Second: TypeAlias = Literal["return", "refuse", "replace"]
@@ -360,7 +359,8 @@ def _milliseconds(name: str, given: Any) -> int:
         or not LEAST_S <= value <= MOST_S
     ):
         raise SettingsError(
-            f"{name} is {given!r}, but must be seconds or a timedelta, from {LEAST_S} s to ten years"
+            f"{name} is {given!r}, but must be seconds or a timedelta, from {LEAST_S} s to "
+            "ten years"
         )
     return round(value * 1000)
 

@@ -1,7 +1,8 @@
-"""A worker of a perpetual task that is killed at any moment: ``python -m tests.perpetual_worker URL FILE``.
+"""A worker of a perpetual task that is killed at any moment.
 
-Each run is one line in the file. One in so many runs kills the process a moment after it has begun:
-before it decides, between the decision and its end, while its end is settled, or after that.
+``python -m tests.perpetual_worker URL FILE``: each run is one line in the file. Some runs kill the
+process a moment after they have begun: before the decision, between it and the end, while that is
+settled, or after that.
 """
 
 from __future__ import annotations

@@ -24,8 +24,7 @@ async def only(_ctx: Context, number: int, process: int) -> None: ...
 async def main(url: str, rounds: int) -> None:
     async with runner.connect(url) as client:
         await client.rpush(HERE, os.getpid())  # type: ignore[misc]
-        while not await client.exists(START):
-            await asyncio.sleep(0.001)
+        await client.blpop(START)  # type: ignore[arg-type,misc]
         calls = (client.enqueue(only, number, os.getpid()) for number in range(rounds))
         for number, job in enumerate(await asyncio.gather(*calls)):
             sys.stdout.write(f"{number} {job.job_id} {int(job.is_new)}\n")

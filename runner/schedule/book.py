@@ -379,8 +379,8 @@ class Book:
     def _info(self, name: str, state: dict[bytes, bytes]) -> ScheduleInfo:
         schedule, error = None, ""
         try:
-            schedule = self._decode(name, state[b"definition"])
-            schedule = self._with_call(name, schedule, state.get(b"call", b""))
+            declared = self._decode(name, state[b"definition"])
+            schedule = self._with_call(name, declared, state.get(b"call", b""))
         except (CodecError, ScheduleError) as exc:
             error = str(exc)
         paused = state.get(b"paused") == b"1"

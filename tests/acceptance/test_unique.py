@@ -36,7 +36,7 @@ async def test_ten_processes_let_one_of_each_in(redis_url: str) -> None:
             return bool(await redis.llen(HERE) == PROCESSES)
 
         await wait_until(all_there, description="all processes are there", timeout_s=60)
-        await redis.set(START, 1)
+        await redis.rpush(START, *range(PROCESSES))
         said = await asyncio.gather(*(process.communicate() for process in processes))
     finally:
         for process in processes:
@@ -51,8 +51,8 @@ async def test_ten_processes_let_one_of_each_in(redis_url: str) -> None:
             number, job_id, is_new = line.split()
             got[int(number)].append((job_id, is_new == "1"))
     assert len(got) == len(queued) == ROUNDS
-    for number, answers in got.items():
-        assert len(answers) == PROCESSES, number
-        assert len({job_id for job_id, _ in answers}) == 1, number
-        assert sum(is_new for _, is_new in answers) == 1, number
+    for called, answers in got.items():
+        assert len(answers) == PROCESSES, called
+        assert len({job_id for job_id, _ in answers}) == 1, called
+        assert sum(is_new for _, is_new in answers) == 1, called
     assert {answers[0][0] for answers in got.values()} == queued

@@ -9,11 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner import Worker, WorkerSettings, keys
+from runner import Worker, WorkerSettings, keys, task
 from runner.errors import SettingsError
 from runner.queues import TURN, ByWeight, InOrder, Policy, named
 
 DEFAULT = keys.DEFAULT_QUEUE
+
+
+@task
+async def idle(_ctx: Any) -> None: ...
 
 
 @dataclass
@@ -22,6 +26,10 @@ class Line:
 
     backlog: bool = True
     reserved: int = 0
+
+
+def lines_of(*backlogs: bool) -> list[Any]:
+    return [Line(backlog) for backlog in backlogs]
 
 
 def claim(policy: Policy, lines: list[Any], room: int, order: Any = None) -> list[int]:
@@ -48,7 +56,7 @@ WEIGHTS = st.lists(st.integers(1, 20), min_size=2, max_size=5)
 def test_busy_queues_share_by_weight_whoever_asks_first(
     weights: list[int], rooms: list[int], chance: Any
 ) -> None:
-    policy, lines = ByWeight(weights), [Line() for _ in weights]
+    policy, lines = ByWeight(weights), lines_of(*[True] * len(weights))
     claims = [0] * len(weights)
     for room in rooms:
         order = list(range(len(weights)))
@@ -63,7 +71,7 @@ def test_busy_queues_share_by_weight_whoever_asks_first(
 
 @given(WEIGHTS, st.integers(0, 1000))
 def test_what_a_queue_does_not_use_goes_to_the_others(weights: list[int], room: int) -> None:
-    policy, lines = ByWeight(weights), [Line() for _ in weights]
+    policy, lines = ByWeight(weights), lines_of(*[True] * len(weights))
     lines[0].backlog = False
     taken = claim(policy, lines, room)
     assert taken[0] == 0
@@ -71,7 +79,7 @@ def test_what_a_queue_does_not_use_goes_to_the_others(weights: list[int], room: 
 
 
 def test_idle_time_is_not_saved_up() -> None:
-    policy, lines = ByWeight([1, 1]), [Line(), Line(backlog=False)]
+    policy, lines = ByWeight([1, 1]), lines_of(True, False)
     assert claim(policy, lines, 10_000) == [10_000, 0]
     lines[1].backlog = True
     assert claim(policy, lines, 100) == [50, 50]
@@ -82,24 +90,25 @@ def test_idle_time_is_not_saved_up() -> None:
 
 
 def test_slots_that_are_promised_count() -> None:
-    policy, lines = ByWeight([1, 1]), [Line(reserved=10), Line()]
+    policy, lines = ByWeight([1, 1]), lines_of(True, True)
+    lines[0].reserved = 10
     assert policy.room(0, 10, lines) == 0
     assert policy.room(1, 10, lines) == 10
 
 
 def test_queue_that_asks_takes_part_before_it_is_known_to_have_work() -> None:
-    policy, lines = ByWeight([3, 1]), [Line(), Line(backlog=False)]
+    policy, lines = ByWeight([3, 1]), lines_of(True, False)
     assert policy.room(1, 8, lines) == 2
 
 
 def test_no_slot_is_no_slot() -> None:
-    policy, lines = ByWeight([3, 1]), [Line(), Line()]
+    policy, lines = ByWeight([3, 1]), lines_of(True, True)
     assert policy.room(0, 0, lines) == 0
     assert policy.room(0, -3, lines) == -3
 
 
 def test_in_order_each_later_queue_has_one_turn_in_eleven() -> None:
-    policy, lines = InOrder(3), [Line(), Line(), Line()]
+    policy, lines = InOrder(3), lines_of(True, True, True)
     taken = [0, 0, 0]
     for _ in range(1_100):
         # The urgent one asks last, as in a worker: turns come first.
@@ -144,7 +153,7 @@ def test_names_stand_in_the_order_that_was_given(
 )
 def test_weights_that_make_no_sense_are_refused(queue_name: str, queues: Any, why: str) -> None:
     with pytest.raises(SettingsError, match=why):
-        Worker([], queue_name=queue_name, queues=queues)
+        Worker([idle], queue_name=queue_name, queues=queues)
 
 
 def test_settings_take_weights() -> None:
