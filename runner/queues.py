@@ -15,6 +15,7 @@ and every `poll_delay`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
@@ -112,15 +113,18 @@ class ByWeight:
     """Slots in proportion to weights, among the queues that have work.
 
     Each queue has a level: its claims, divided by its weight. Who is lowest is next. A queue
-    that had no work takes part again at the level of the lowest of the others (Goyal, Vin and
-    Cheng, "Start-time Fair Queueing", SIGCOMM 1996).
+    that had no work takes part again at the level of the lowest of those that had (Goyal, Vin
+    and Cheng, "Start-time Fair Queueing", SIGCOMM 1996).
     """
 
     def __init__(self, weights: Sequence[int]) -> None:
         self._weights = list(weights)
-        self._levels = [0.0] * len(weights)
-        self._took_part: set[int] = set()
-        self._lowest = 0.0
+        # Levels are whole numbers, so that whoever asks first, the others find the same deal.
+        self._unit = math.lcm(*weights)
+        self._steps = [self._unit // weight for weight in weights]
+        self._levels = [0] * len(weights)
+        self._had_work: set[int] = set()
+        self._served = 0  # the highest level at which a job was claimed
 
     def opened(self, lines: Sequence[Cycles]) -> None:
         """Take every queue for one that has work, until it was asked."""
@@ -131,44 +135,45 @@ class ByWeight:
         """Return how many of the slots that are free one queue may fill now."""
         if room < 1:
             return room
-        taking_part = {other for other, line in enumerate(lines) if line.backlog} | {rank}
-        if len(taking_part) == 1:
-            return room
-        self._let_in(taking_part)
+        has_work = {other for other, line in enumerate(lines) if line.backlog}
+        self._let_in(has_work, rank)
         levels = {
-            other: self._levels[other] + lines[other].reserved / self._weights[other]
-            for other in taking_part
+            other: self._levels[other] + lines[other].reserved * self._steps[other]
+            for other in has_work | {rank}
         }
-        return min(self._deal(room, levels)[rank], room)
+        return room if len(levels) == 1 else self._deal(room, levels)[rank]
 
     def started(self, rank: int) -> None:
         """Hear that a job of a queue was claimed."""
-        self._levels[rank] += 1 / self._weights[rank]
+        self._served = max(self._served, self._levels[rank])
+        self._levels[rank] += self._steps[rank]
 
-    def _let_in(self, taking_part: set[int]) -> None:
-        stayed = taking_part & self._took_part
-        if stayed:
-            self._lowest = max(self._lowest, min(self._levels[rank] for rank in stayed))
-        for rank in taking_part - self._took_part:
-            self._levels[rank] = max(self._levels[rank], self._lowest)
-        self._took_part = taking_part
+    def _let_in(self, has_work: set[int], asking: int) -> None:
+        """Put those who had no work on the level of the others: nothing was saved up."""
+        stayed = has_work & self._had_work
+        lowest = min((self._levels[rank] for rank in stayed), default=self._served)
+        for rank in (has_work | {asking}) - stayed:
+            self._levels[rank] = max(self._levels[rank], lowest)
+        self._had_work = has_work
 
-    def _deal(self, room: int, levels: Mapping[int, float]) -> dict[int, int]:
-        """Deal slots out so that the lowest levels rise first; those of one deal add up."""
+    def _deal(self, room: int, levels: Mapping[int, int]) -> dict[int, int]:
+        """Deal slots out one by one, each to the lowest level; the deals of all add up."""
         weights = self._weights
+        dealt = dict.fromkeys(levels, 0)
         below = sorted(levels, key=levels.__getitem__)
-        while True:
-            filled = room + sum(weights[rank] * levels[rank] for rank in below)
-            water = filled / sum(weights[rank] for rank in below)
-            if levels[below[-1]] < water or len(below) == 1:
+        while True:  # as water fills a ground that is not even: who stands out gets none
+            total = sum(weights[rank] for rank in below)
+            filled = room * self._unit + sum(weights[rank] * levels[rank] for rank in below)
+            if levels[below[-1]] * total <= filled:
                 break
             below.pop()
-        dealt = dict.fromkeys(levels, 0)
         for rank in below:
-            dealt[rank] = max(int((water - levels[rank]) * weights[rank]), 0)
+            depth = filled - levels[rank] * total
+            dealt[rank] = depth * weights[rank] // (total * self._unit)
         for _ in range(room - sum(dealt.values())):
             rank = min(
-                levels, key=lambda rank: (levels[rank] + (dealt[rank] + 1) / weights[rank], rank)
+                levels,
+                key=lambda rank: (levels[rank] + (dealt[rank] + 1) * self._steps[rank], rank),
             )
             dealt[rank] += 1
         return dealt
