@@ -419,6 +419,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+# Options without a rule here, and who checks them.
+_NO_RULE = dict.fromkeys(("unique", "debounce", "throttle"), "runner.unique.rule_of")
+
+
 def _check(function: str, given: dict[str, Any]) -> None:
     for option, value in given.items():
         fits, wanted = _RULES[option]
