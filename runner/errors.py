@@ -297,7 +297,7 @@ class RemoteError(JobFailed):
 
 
 class JobReplaced(JobFailed):
-    """Raised at who waits for a job whose place another took while it waited: it never ran.
+    """Raised at who waits for a job whose place another took while it waited: it is gone.
 
     Attributes:
         job_id: the job that took it: ``client.job(error.job_id)`` waits for that one.

@@ -251,7 +251,7 @@ class Job(arq.jobs.Job, Generic[R]):
             successor = await self._results.replaced_by(self.job_id)
             if successor is not None:
                 raise JobReplaced(
-                    f"job {self.job_id!r} never ran: job {successor!r} took its place",
+                    f"job {self.job_id!r} is gone: job {successor!r} took its place while it waited",
                     job_id=successor,
                 )
             raise ResultNotFound(
@@ -285,7 +285,7 @@ class Job(arq.jobs.Job, Generic[R]):
             if this_task is not None and this_task.cancelling():
                 raise  # it is the caller who was cancelled, not the job
             return True
-        except ResultNotFound:
+        except (ResultNotFound, JobReplaced):
             return False
         return False
 

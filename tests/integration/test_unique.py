@@ -372,6 +372,14 @@ async def test_who_waits_for_a_replaced_job_hears_of_it(client: Client) -> None:
         await waiting
 
 
+async def test_replaced_job_is_not_there_to_be_aborted(client: Client) -> None:
+    first = await client.enqueue(latest, 1, 1)
+    second = await client.enqueue(latest, 1, 2)
+    assert await first.abort(timeout=5) is False
+    assert await Rig(client).ids() == {second.job_id}
+    assert not await client.exists(keys.ABORT)
+
+
 async def test_running_job_is_not_replaced(client: Client, rig: Rig) -> None:
     first = await client.enqueue(latest, 1, 1)
     (claimed,) = await rig.claim()
