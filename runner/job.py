@@ -251,7 +251,7 @@ class Job(arq.jobs.Job, Generic[R]):
             successor = await self._results.replaced_by(self.job_id)
             if successor is not None:
                 raise JobReplaced(
-                    f"job {self.job_id!r} is gone: job {successor!r} took its place while it waited",
+                    f"job {self.job_id!r} waited, and job {successor!r} took its place",
                     job_id=successor,
                 )
             raise ResultNotFound(

@@ -66,5 +66,6 @@ for at = entries_at, #ARGV, FIELDS do
     or (type(status) == 'table' and status.err or tostring(status))
 end
 
+pcall(tidy_places)
 wake_for_these()
 return statuses

@@ -9,7 +9,7 @@
 --   debounce  as `start`; who replaces the job starts it anew
 --   time      after so many ms
 
-local SAMPLE, ROUNDS = 3, 4
+local SAMPLE, LEAST, ROUNDS = 2, 3, 4
 local SPARE_MS = 3600000
 local REPLACED_MS = 60000
 
@@ -68,10 +68,23 @@ local function is_free(value)
   return redis.call('EXISTS', 'arq:job:' .. id) == 0
 end
 
--- Give a few places back that are kept for nothing, and more where all that were seen are.
+local given = 0
+
+-- `lasts` is for how long the place may be needed, in ms.
+local function give_place(digest, since, over, id, lasts)
+  redis.call('HSET', places, digest, string.format('%d %d ', since, over) .. id)
+  if redis.call('PTTL', places) < lasts then
+    redis.call('PEXPIRE', places, string.format('%d', lasts + SPARE_MS))
+  end
+  given = given + 1
+end
+
+-- Take back places that are kept for nothing: a few are looked at for each that was given, so that
+-- no more of them stay than are needed; and more where all of these were.
 local function tidy_places()
-  for _ = 1, ROUNDS do
-    local sample = redis.call('HRANDFIELD', places, SAMPLE, 'WITHVALUES')
+  local wanted = math.max(SAMPLE * given, LEAST)
+  for _ = 1, given > 0 and ROUNDS or 0 do
+    local sample = redis.call('HRANDFIELD', places, wanted, 'WITHVALUES')
     local free = {}
     for at = 1, #sample, 2 do
       if is_free(sample[at + 1]) then
@@ -81,17 +94,8 @@ local function tidy_places()
     if #free > 0 then
       redis.call('HDEL', places, unpack(free))
     end
-    if #free < SAMPLE then
+    if #free < wanted then
       return
     end
   end
-end
-
--- `lasts` is for how long the place may be needed, in ms.
-local function give_place(digest, since, over, id, lasts)
-  redis.call('HSET', places, digest, string.format('%d %d ', since, over) .. id)
-  if redis.call('PTTL', places) < lasts then
-    redis.call('PEXPIRE', places, string.format('%d', lasts + SPARE_MS))
-  end
-  tidy_places()
 end

@@ -134,6 +134,7 @@ while at <= #ARGV do
     or (type(status) == 'table' and status.err or tostring(status))
   at = at + HEAD + tonumber(ARGV[at + 6]) * FIELDS
 end
+pcall(tidy_places)
 if redis.call('GET', turn) == worker then
   redis.call('DEL', turn)
 end
