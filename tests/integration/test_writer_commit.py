@@ -278,6 +278,23 @@ async def test_rows_that_nobody_would_get_fail_the_job(
 
 
 @task
+async def reads_nothing(ctx: Context) -> int:
+    return ctx.attempt
+
+
+async def test_a_worker_may_leave_the_writing_to_others(
+    redis_url: str, database_url: str, database: Connection[Record], client: Client
+) -> None:
+    settings = {"database_url": database_url, "writer": False}
+    async with serving(redis_url, [reads_nothing], **settings) as worker:
+        job = await client.enqueue(reads_nothing)
+        assert await job.result(timeout=20) == 1
+        assert worker.candidate is None
+        assert await client.exists(keys.LEADER) == 0
+    assert await database.fetchval("SELECT to_regclass('runner.writer')") is None
+
+
+@task
 async def writes_too_much(ctx: Context, commits: bool) -> None:
     ctx.db.insert("t", id=1)
     ctx.db.execute("SELECT length($1)", "x" * 2_000)
