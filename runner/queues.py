@@ -317,14 +317,17 @@ class Queues:
         if len(self._lines) > 1:
             now = asyncio.get_running_loop().time()
             self._look_at[self._rank[reply.queue]] = now + LOOK_S
-            self._kick_others(None)
+            for line in reversed(self._lines):
+                if line.backlog:
+                    line.kick()
 
-    def _kick_others(self, line: Cycles | None) -> None:
+    def _kick_others(self, line: Cycles) -> None:
         """Let the other queues look at the slots that are free, those with a turn first."""
         if len(self._lines) == 1:
             return
         now = asyncio.get_running_loop().time()
-        for rank, other in reversed(list(enumerate(self._lines))):
+        for rank in range(len(self._lines) - 1, -1, -1):
+            other = self._lines[rank]
             if other is line:
                 continue
             if other.backlog:
