@@ -138,8 +138,11 @@ async def test_retry_with_a_delay_waits_for_it(redis_url: str, client: Client) -
     job = await client.enqueue(retry_until, 2, 60)
     async with serving(redis_url, [retry_until]) as worker:
         await wait_until(lambda: worker.jobs_retried, description="the first try is over")
-        await wait_until(lambda: not worker.tasks, description="and settled")
-        assert await job.status() is JobStatus.deferred
+
+        async def is_settled() -> bool:
+            return await job.status() is JobStatus.deferred
+
+        await wait_until(is_settled, description="and settled")
         score = await client.zscore(QUEUE, job.job_id)
     assert score == pytest.approx(datetime.now(tz=UTC).timestamp() * 1000 + 60_000, abs=10_000)
 
