@@ -7,10 +7,12 @@ import collections
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from arq.jobs import SerializationError
 from redis.asyncio import Redis
 
 import runner
 from runner import Context, RedisSettings, keys, task
+from runner.broker import Broker, CycleReply
 from runner.embedded.programs import find_redis
 from runner.events import Event, JobEnded
 from runner.worker import Worker
@@ -228,8 +230,9 @@ async def large(_ctx: Context, size: int) -> bytes:
 
 
 async def test_result_that_redis_takes_not_at_all_holds_nobody_back(
-    chaos_servers: ChaosServers,
+    chaos_servers: ChaosServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("runner.broker.MAX_RESULT_BYTES", MB // 2)
     url = chaos_servers.redis_url
     async with runner.connect(url) as client:
         await client.config_set("proto-max-bulk-len", MB)
@@ -239,8 +242,28 @@ async def test_result_that_redis_takes_not_at_all_holds_nobody_back(
                 jobs[0].result(timeout=20), jobs[2].result(timeout=20)
             )
             assert (len(first), len(last)) == (10, 20)
-            with pytest.raises(runner.JobFailed, match="bytes"):
+            with pytest.raises(SerializationError, match="bytes, more than"):
                 await jobs[1].result(timeout=20)
+
+
+async def test_large_results_of_one_moment_travel_in_several_calls(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.broker.MAX_BYTES", MB // 4)
+    carried: list[int] = []
+    cycle = Broker.cycle
+
+    async def weighed(self: Broker, redis: Any, **call: Any) -> CycleReply:
+        carried.append(sum(settlement.size for settlement in call["settlements"]))
+        return await cycle(self, redis, **call)
+
+    monkeypatch.setattr(Broker, "cycle", weighed)
+    async with runner.connect(redis_url) as client:
+        jobs = await client.enqueue_many([large.call(MB // 10) for _ in range(50)])
+        async with serving(redis_url, [large], max_jobs=50):
+            results = await asyncio.gather(*(job.result(timeout=20) for job in jobs))
+    assert {len(result) for result in results} == {MB // 10}
+    assert max(carried) <= MB // 4
 
 
 async def test_worker_comes_back_from_a_wire_that_has_gone_silent(
@@ -255,7 +278,7 @@ async def test_worker_comes_back_from_a_wire_that_has_gone_silent(
         async with serving(wire.url, [hold], allow_abort_jobs=True, **settings) as worker:
             job = await client.enqueue(hold, 1)
             await wait_until(lambda: job.job_id in worker.job_tasks, description="the job runs")
-            wire.mute = b"ZREMRANGEBYSCORE"  # of the look at aborts
+            wire.mute = b"\r\nZRANGE\r\n"  # of the look at aborts
             await wait_until(lambda: wire.muted, description="nobody answers the worker's loop")
             wire.mute = b""
             assert await job.abort(timeout=10)
