@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redis.exceptions import RedisError
 
-from runner.broker import MAX_ENTRIES
+from runner import broker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -229,7 +229,7 @@ class Cycles:
             call.exception()  # the caller has it, unless it was cancelled
 
     def _limit(self) -> int:
-        return max(0, min(self._room(), self._share, MAX_ENTRIES))
+        return max(0, min(self._room(), self._share, broker.MAX_ENTRIES))
 
     def _reserve(self) -> int:
         """Return how many jobs the next cycle may claim, and promise them their slots."""
@@ -241,12 +241,13 @@ class Cycles:
 
     def _load(self) -> list[_Pending]:
         """Take what the next cycle settles."""
-        waiting = self._waiting
-        if len(waiting) <= MAX_ENTRIES:
-            batch = list(waiting)
-            waiting.clear()
-            return batch
-        return [waiting.popleft() for _ in range(MAX_ENTRIES)]
+        waiting, batch, size = self._waiting, [], 0
+        while waiting and len(batch) < broker.MAX_ENTRIES:
+            size += waiting[0][0].size
+            if batch and size > broker.MAX_BYTES:
+                break
+            batch.append(waiting.popleft())
+        return batch
 
     async def _lane(self, batch: list[_Pending], limit: int, lane: str) -> None:
         """Send a batch until it is answered.
