@@ -531,12 +531,13 @@ class Worker(Signalled):
     def _cancel_lost(self, lease: Claimed) -> None:
         self._leases.remove(lease.token, lease.job_id)
         running = self._turns.waiting(lease)
-        if running is not None and lease.job_id in self.job_tasks:
-            task, attempt = running
-            attempt.lost_lease = True
-            task.cancel()
-            if self.events.wanted:
-                self.events.emit(self._lost(attempt))
+        if running is None or running[1].is_over:
+            return
+        task, attempt = running
+        attempt.lost_lease = True
+        task.cancel()
+        if self.events.wanted:
+            self.events.emit(self._lost(attempt))
 
     def _lost(self, attempt: execution.Attempt) -> LeaseLost:
         return LeaseLost(
