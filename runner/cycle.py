@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import itertools
 import logging
+import os
 import secrets
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -107,12 +108,10 @@ class Cycles:
         self._context = contextvars.copy_context()
         self._troubles = 0
         self._given_up = False
-        name = secrets.token_hex(6)
-        self._prefix = f"r:{name}"
-        self._numbers = itertools.count(1)
-        self.lanes = [f"{name}:{number}" for number in range(lanes)]
+        self.lanes: list[str] = []
         """Where Redis remembers what was settled last."""
-        self._free_lanes = list(self.lanes)
+        self._free_lanes: list[str] = []
+        self._take_names(lanes)
 
     def hand_in(self, settlement: Settlement) -> Settling:
         """Let the next cycle settle one attempt; its status comes by the future.
@@ -181,6 +180,17 @@ class Cycles:
         """Settle again after `cancel`: a closed worker may start another time."""
         self._given_up = False
         self._context = contextvars.copy_context()
+        if self._process != os.getpid():
+            self._take_names(len(self.lanes))
+
+    def _take_names(self, lanes: int) -> None:
+        """Take names that no other has; what was made before a fork would share its own."""
+        name = secrets.token_hex(6)
+        self._process = os.getpid()
+        self._prefix = f"r:{name}"
+        self._numbers = itertools.count(1)
+        self.lanes = [f"{name}:{number}" for number in range(lanes)]
+        self._free_lanes = list(self.lanes)
 
     def _drop(self, batch: Iterable[_Pending]) -> None:
         for settlement, future in batch:
@@ -241,7 +251,8 @@ class Cycles:
 
     def _load(self) -> list[_Pending]:
         """Take what the next cycle settles."""
-        waiting, batch, size = self._waiting, [], 0
+        waiting, size = self._waiting, 0
+        batch: list[_Pending] = []
         while waiting and len(batch) < broker.MAX_ENTRIES:
             size += waiting[0][0].size
             if batch and size > broker.MAX_BYTES:

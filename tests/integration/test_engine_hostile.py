@@ -239,7 +239,8 @@ async def test_message_that_is_no_text_costs_no_subscription(redis_url: str) -> 
         waiting = asyncio.create_task(job.result(timeout=10))
 
         async def channels() -> set[bytes]:
-            return cast("set[bytes]", await client.smembers(keys.waiters(job.job_id)))
+            members: Any = client.smembers(keys.waiters(job.job_id))
+            return cast("set[bytes]", await members)
 
         await wait_until(channels, description="it is registered")
         (channel,) = await channels()
