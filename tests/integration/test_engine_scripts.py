@@ -801,3 +801,12 @@ async def test_count_that_cannot_be_written_costs_no_claim(rig: Rig) -> None:
     )
     assert reply.statuses == [1]
     assert [job.job_id for job in reply.claimed] == ["b"]
+
+
+async def test_keys_of_a_wrong_type_stop_neither_enqueue_nor_claim(rig: Rig) -> None:
+    for key in (keys.clock(rig.queue), keys.idle(rig.queue), keys.wake(rig.queue)):
+        await rig.redis.hset(key, "odd", "odd")
+        await rig.redis.expire(key, 60)
+    assert await rig.put("a") == [True]
+    (claimed,) = await rig.claim()
+    assert await rig.settle(done(claimed)) == [1]
