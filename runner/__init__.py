@@ -16,6 +16,8 @@ from runner.connection import connect
 from runner.database import Answer, Database, DirectUnit, database
 from runner.errors import (
     Cancel,
+    DuplicateJob,
+    JobReplaced,
     ResultTooLarge,
     Retry,
     RunnerError,
@@ -32,6 +34,7 @@ from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
 from runner.tasks import Call, Task, task
 from runner.types import Committed, DeadLetter, Outcome, QueueStats, WriterStatus
+from runner.unique import Debounce, Throttle, Unique
 from runner.worker import Worker
 
 __version__ = "0.1.0"
@@ -46,8 +49,11 @@ __all__ = [
     "Context",
     "Database",
     "DeadLetter",
+    "Debounce",
     "DirectUnit",
+    "DuplicateJob",
     "Job",
+    "JobReplaced",
     "JobStatus",
     "LimitInfo",
     "Outcome",
@@ -65,6 +71,8 @@ __all__ = [
     "SignedCodec",
     "Snooze",
     "Task",
+    "Throttle",
+    "Unique",
     "UnitChanged",
     "Worker",
     "WorkerSettings",

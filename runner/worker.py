@@ -34,7 +34,7 @@ from runner.execution import Ending
 from runner.leases import Leases
 from runner.limits import Gate
 from runner.pipe import PlainPipe
-from runner.queues import Queues
+from runner.queues import Queues, named
 from runner.schedule import Book, Schedule, Tickers, check_for_worker, functions_of, split
 from runner.settling import Settler
 from runner.signals import Signalled
@@ -91,8 +91,8 @@ class Worker(Signalled):
         writer_backlog_entries: how many units may wait, in the same way.
         read_pool_size: connections for `ctx.db.fetch`; 0 switches reads off.
         use_uvloop: run on uvloop where no loop is there yet.
-        queues: more queues to read, after `queue_name`, the most urgent first; see
-            `runner.queues` for what the later ones get while the earlier ones are busy.
+        queues: the queues to read beside `queue_name`, the most urgent first, or a mapping of
+            all of them to their weights; `runner.queues` says what the later ones get.
         cron_jobs: schedules, as `runner.cron` makes them, beside arq's cron jobs; with
             `history` both are kept in Redis, and each due time is run once in the fleet.
         subscribers: plain functions that get each event of `runner.events`.
@@ -146,7 +146,7 @@ class Worker(Signalled):
         writer_backlog_entries: int = writers.BOUND_ENTRIES,
         read_pool_size: int = 2,
         use_uvloop: bool = False,
-        queues: Sequence[str] = (),
+        queues: Sequence[str] | Mapping[str, int] = (),
         subscribers: Sequence[Subscriber] = (),
     ) -> None:
         self.events = Bus(subscribers)
@@ -208,12 +208,13 @@ class Worker(Signalled):
         self._leases = Leases(self.lease_s, self._lease_lost)
         self.settler = Settler(self, self._leases, over=self._attempt_over)
         lease_ms = int(self.lease_s * 1000)
-        names = dict.fromkeys((self.queue_name, *queues))
+        names, weights = named(self.queue_name, queues, default=default_queue_name)
         # A claim cannot tell which task it will bring.
         heeds = database_url is not None and any(map(_may_write, self.functions.values()))
         self.cycles = self.settler.cycles = Queues(
             [Broker(name, lease_ms=lease_ms, keeps=history, heeds=heeds) for name in names],
             self._engines_redis,
+            weights=weights,
             start=self._start_job,
             settled=self.settler.settled,
             replied=self._replied,
@@ -288,7 +289,13 @@ class Worker(Signalled):
                 self._loop_ended.set()
 
     def _book(self, queue: str) -> Book:
-        return Book(self.pool, self.codec, queue, lifetime_ms=self.expires_extra_ms)
+        return Book(
+            self.pool,
+            self.codec,
+            queue,
+            lifetime_ms=self.expires_extra_ms,
+            functions=self.functions,
+        )
 
     async def _connect(self) -> None:
         if self._pool is None and self._codec_given:
@@ -353,14 +360,14 @@ class Worker(Signalled):
             self._nudge.clear()
             try:
                 await self._poll_iteration()
+                if self.burst and await self._burst_is_over():
+                    return
             except TROUBLE as exc:
                 logger.warning("Redis does not answer (%s); trying again", exc)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, LATEST_BACKOFF_S)
                 continue
             backoff_s = SOONEST_BACKOFF_S
-            if self.burst and await self._burst_is_over():
-                return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._wait_s()):
                     await self._nudge.wait()
@@ -373,10 +380,25 @@ class Worker(Signalled):
     async def _poll_iteration(self) -> None:
         """Claim once, look for aborts, and do what is due: one plain call, which raises."""
         await self.cycles.once()
-        if self.allow_abort_jobs:
-            await self._cancel_aborted_jobs()
-        await self.gate.look(self.pool)
-        await self.heart_beat()
+        async with asyncio.timeout(CYCLE_TIMEOUT_S):  # the pool has no limit of its own
+            if self.allow_abort_jobs:
+                await self._cancel_aborted_jobs()
+            await self.gate.look(self.pool)
+            await self.heart_beat()
+
+    async def _cancel_aborted_jobs(self) -> None:
+        """Cancel those of our jobs that are to be aborted; an id may be any bytes.
+
+        arq's own also throws away what is asked for by a clock that is ahead of this one.
+        """
+        asked = await self.pool.zrange(keys.ABORT, 0, -1)
+        ids = [raw.decode(errors="surrogateescape") for raw in asked]
+        aborted = [job_id for job_id in ids if job_id in self.job_tasks]
+        for job_id in aborted:
+            self.job_tasks[job_id].cancel()
+        if aborted:
+            self.aborting_tasks.update(aborted)
+            await self.pool.zrem(keys.ABORT, *map(broker.raw_id, aborted))
 
     async def _burst_is_over(self) -> bool:
         if 0 <= self.max_burst_jobs <= self._jobs_started():
@@ -384,7 +406,8 @@ class Worker(Signalled):
             return True
         if self._turns.ready or self.tasks or len(self._leases):
             return False
-        waiting = [await broker.runnable(self.pool, name) for name in self.cycles.names]
+        async with asyncio.timeout(CYCLE_TIMEOUT_S):
+            waiting = [await broker.runnable(self.pool, name) for name in self.cycles.names]
         return not any(waiting)
 
     def _jobs_started(self) -> int:
@@ -515,12 +538,13 @@ class Worker(Signalled):
     def _cancel_lost(self, lease: Claimed) -> None:
         self._leases.remove(lease.token, lease.job_id)
         running = self._turns.waiting(lease)
-        if running is not None and lease.job_id in self.job_tasks:
-            task, attempt = running
-            attempt.lost_lease = True
-            task.cancel()
-            if self.events.wanted:
-                self.events.emit(self._lost(attempt))
+        if running is None or running[1].is_over:
+            return
+        task, attempt = running
+        attempt.lost_lease = True
+        task.cancel()
+        if self.events.wanted:
+            self.events.emit(self._lost(attempt))
 
     def _lost(self, attempt: execution.Attempt) -> LeaseLost:
         return LeaseLost(
@@ -589,9 +613,10 @@ class Worker(Signalled):
         if self.reads is not None:
             await self.reads.close()
         with contextlib.suppress(*TROUBLE):
-            for name in self.cycles.names:
-                await self.pool.zrem(keys.idle(name), self.cycles.worker)
-            await self.pool.delete(self.health_check_key, *self._notes())
+            async with asyncio.timeout(CYCLE_TIMEOUT_S):
+                for name in self.cycles.names:
+                    await self.pool.zrem(keys.idle(name), self.cycles.worker)
+                await self.pool.delete(self.health_check_key, *self._notes())
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
         await self._disconnect()
