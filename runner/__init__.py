@@ -24,19 +24,22 @@ from runner.errors import (
     WriteRejected,
 )
 from runner.execution import Context
+from runner.inspect import JobFilter, JobInfo, JobState
 from runner.job import Job
-from runner.retry import Backoff, RetryPolicy
+from runner.letters import LetterFilter
+from runner.retry import Backoff, RetryPolicy, Rule, give_up, on
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
 from runner.tasks import Call, Task, task
-from runner.types import Committed, DeadLetter, Outcome, QueueStats, WriterStatus
+from runner.types import AttemptError, Committed, DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.worker import Worker
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
+    "AttemptError",
     "Backoff",
     "Call",
     "Cancel",
@@ -47,7 +50,11 @@ __all__ = [
     "DeadLetter",
     "DirectUnit",
     "Job",
+    "JobFilter",
+    "JobInfo",
+    "JobState",
     "JobStatus",
+    "LetterFilter",
     "Outcome",
     "QueueStats",
     "RedisSettings",
@@ -55,6 +62,7 @@ __all__ = [
     "ResultTooLarge",
     "Retry",
     "RetryPolicy",
+    "Rule",
     "RunnerError",
     "Schedule",
     "ScheduleInfo",
@@ -72,6 +80,8 @@ __all__ = [
     "errors",
     "every",
     "func",
+    "give_up",
+    "on",
     "perpetual",
     "task",
 ]

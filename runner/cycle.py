@@ -108,7 +108,7 @@ class Cycles:
         self._troubles = 0
         self._given_up = False
         name = secrets.token_hex(6)
-        self._prefix = f"r:{name}"
+        self._prefix = f"r:{worker}:{name}"
         self._numbers = itertools.count(1)
         self.lanes = [f"{name}:{number}" for number in range(lanes)]
         """Where Redis remembers what was settled last."""

@@ -40,7 +40,7 @@ from runner.signals import Signalled
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
 from runner.turns import Turns
-from runner.types import Outcome
+from runner.types import Outcome, Retention
 from runner.wake import Waker
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ logger = logging.getLogger("arq.worker")
 
 LEASE_S = 15.0
 MAX_CRASHES = 3
+KEEP_LETTERS_S = 30 * 24 * 3600.0
+MOST_LETTERS = 100_000
 LEAST_WAIT_S = 0.01
 SOONEST_BACKOFF_S, LATEST_BACKOFF_S = 0.1, 5.0
 LEAST_LEASE_S = 0.1
@@ -93,6 +95,8 @@ class Worker(Signalled):
         cron_jobs: schedules, as `runner.cron` makes them, beside arq's cron jobs; with
             `history` both are kept in Redis, and each due time is run once in the fleet.
         subscribers: plain functions that get each event of `runner.events`.
+        dead_letters_keep: seconds for which a dead letter is kept.
+        dead_letters_max: how many dead letters a queue has at most; the oldest go first.
 
     Every other parameter is arq's own; its documentation holds.
     """
@@ -145,6 +149,8 @@ class Worker(Signalled):
         use_uvloop: bool = False,
         queues: Sequence[str] = (),
         subscribers: Sequence[Subscriber] = (),
+        dead_letters_keep: SecondsTimedelta = KEEP_LETTERS_S,
+        dead_letters_max: int = MOST_LETTERS,
     ) -> None:
         self.events = Bus(subscribers)
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
@@ -190,6 +196,7 @@ class Worker(Signalled):
         self.max_crashes = max_crashes
         self.history = history
         self.database_url = database_url
+        self._retention = Retention(int(seconds(dead_letters_keep) * 1000), dead_letters_max)
         self._bounds = writers.Bounds(writer_backlog_entries, writer_backlog_bytes)
         self._offers_writer = writer and database_url is not None
         self.reads = (
@@ -209,7 +216,16 @@ class Worker(Signalled):
         # A claim cannot tell which task it will bring.
         heeds = database_url is not None and any(map(_may_write, self.functions.values()))
         self.cycles = self.settler.cycles = Queues(
-            [Broker(name, lease_ms=lease_ms, keeps=history, heeds=heeds) for name in names],
+            [
+                Broker(
+                    name,
+                    lease_ms=lease_ms,
+                    keeps=history,
+                    heeds=heeds,
+                    retention=self._retention,
+                )
+                for name in names
+            ],
             self._engine_pipe,
             start=self._start_job,
             settled=self.settler.settled,
@@ -217,7 +233,7 @@ class Worker(Signalled):
             free=self._free,
             capacity=max_jobs,
             lanes=lanes,
-            worker=f"{id(self):x}-{time.time_ns():x}",
+            worker=self.name,
         )
         self._closing = False
         self._loop_ended = asyncio.Event()
@@ -337,6 +353,7 @@ class Worker(Signalled):
                 database_url=self.database_url,
                 codec=self.codec,
                 bounds=self._bounds,
+                retention=self._retention,
             )
             await self.candidate.start()
 
