@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 from arq.worker import RetryJob
 
@@ -20,9 +21,6 @@ from runner.errors import (
     TaskError,
     UnitError,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 Kinds: TypeAlias = "type[BaseException] | Iterable[type[BaseException]]"
 _Tuple: TypeAlias = tuple[type[BaseException], ...]
@@ -327,7 +325,7 @@ def _check_count(retries: Any) -> None:
 
 
 def _kinds(given: Any, where: str) -> tuple[type[BaseException], ...]:
-    kinds: tuple[Any, ...] = (given,) if isinstance(given, type) else tuple(given)
+    kinds: tuple[Any, ...] = tuple(given) if isinstance(given, Iterable) else (given,)
     for kind in kinds:
         if not (isinstance(kind, type) and issubclass(kind, Exception)):
             raise SettingsError(f"{where} takes classes of exceptions, not {kind!r}")

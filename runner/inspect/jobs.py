@@ -409,6 +409,9 @@ def _place(after: str) -> tuple[str, bytes]:
     score, _, raw = after.partition(" ")
     try:
         float(score)
-        return score, bytes.fromhex(raw)
+        behind = bytes.fromhex(raw)
     except ValueError:
-        raise ArgumentsError(f"after is {after!r}, and not the `after` of a page") from None
+        behind = b""
+    if not behind:
+        raise ArgumentsError(f"after is {after!r}, and not the `after` of a page")
+    return score, behind

@@ -403,6 +403,9 @@ def _place(after: str) -> tuple[str, bytes]:
     died, _, raw = after.partition(" ")
     try:
         float(died)
-        return died, bytes.fromhex(raw)
+        behind = bytes.fromhex(raw)
     except ValueError:
-        raise ArgumentsError(f"after is {after!r}, and not the `after` of a page") from None
+        behind = b""
+    if not behind:
+        raise ArgumentsError(f"after is {after!r}, and not the `after` of a page")
+    return died, behind
