@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from runner.broker import Claimed, CycleReply
+    from runner.scripts import Executes
 
 logger = logging.getLogger("arq.worker")
 
@@ -211,22 +212,18 @@ class Worker(Signalled):
         self._nudge = asyncio.Event()
         self._leases = Leases(self.lease_s, self._lease_lost)
         self.settler = Settler(self, self._leases, over=self._attempt_over)
-        lease_ms = int(self.lease_s * 1000)
         names = dict.fromkeys((self.queue_name, *queues))
-        # A claim cannot tell which task it will bring.
-        heeds = database_url is not None and any(map(_may_write, self.functions.values()))
+        new_broker = functools.partial(
+            Broker,
+            lease_ms=int(self.lease_s * 1000),
+            keeps=history,
+            # A claim cannot tell which task it will bring.
+            heeds=database_url is not None and any(map(_may_write, self.functions.values())),
+            retention=self._retention,
+        )
         self.cycles = self.settler.cycles = Queues(
-            [
-                Broker(
-                    name,
-                    lease_ms=lease_ms,
-                    keeps=history,
-                    heeds=heeds,
-                    retention=self._retention,
-                )
-                for name in names
-            ],
-            self._engine_pipe,
+            [new_broker(name) for name in names],
+            self._engines_redis,
             start=self._start_job,
             settled=self.settler.settled,
             replied=self._replied,
@@ -310,6 +307,7 @@ class Worker(Signalled):
                 queue=self.queue_name,
                 expires_extra_ms=self.expires_extra_ms,
             )
+            self._pipe = PlainPipe(self._pool, timeout_s=CYCLE_TIMEOUT_S)
         elif self._pool is None:
             self._pool = await create_pool(
                 self.redis_settings,
@@ -409,11 +407,9 @@ class Worker(Signalled):
         if job_ids:
             await self.cycles.once()
 
-    def _engine_pipe(self) -> PlainPipe:
-        """Return the connection of the engine's own calls, beside those that jobs make."""
-        if self._pipe is None:
-            self._pipe = PlainPipe(self.pool, timeout_s=CYCLE_TIMEOUT_S)
-        return self._pipe
+    def _engines_redis(self) -> Executes:
+        """Return what the engine's own calls go by; a pool that was given carries them all."""
+        return self._pipe or self.pool
 
     def _woken(self) -> None:
         """Claim: by the short way, unless the loop's other duties may be due as well."""
