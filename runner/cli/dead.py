@@ -249,6 +249,7 @@ def _filter(place: Place, given: dict[str, Any]) -> LetterFilter:
     return LetterFilter(
         task=place.task(given["task"]),
         arguments=options.arguments(given["args"]) or None,
+        known=place.tasks(),
         **{name: given[name] for name in names},
     )
 

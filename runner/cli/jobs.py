@@ -219,6 +219,7 @@ def _filter(place: Place, given: dict[str, Any]) -> JobFilter:
         older=given["older"],
         newer=given["newer"],
         arguments=options.arguments(given["args"]) or None,
+        known=place.tasks(),
     )
 
 

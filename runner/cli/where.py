@@ -39,6 +39,10 @@ class Place:
         queue = self.queue or settings.queue_name
         return do(settings, lambda client: work(client, queue))
 
+    def tasks(self) -> list[Task[..., Any]]:
+        """Return the declared tasks."""
+        return list(tasks_by(self.settings()).values())
+
     def task(self, name: str | None) -> Task[..., Any] | str | None:
         """Return the declared task of that name, so that its parameters are known; or the name."""
         return None if name is None else tasks_by(self.settings()).get(name, name)

@@ -15,7 +15,7 @@ from runner.broker import raw_id
 from runner.codec import JobRecord, MsgpackCodec, PickleCodec, ResultRecord
 from runner.errors import ArgumentsError, DecodeError, EnqueueError, JobCancelled, JobNotFound
 from runner.letters import decode_errors
-from runner.letters.filters import Arguments, fit_arguments, name_of
+from runner.letters.filters import Arguments, fit_arguments, name_of, task_of
 from runner.scripts import load
 from runner.signing import SignedCodec
 from runner.tasks import Task, seconds
@@ -61,7 +61,8 @@ class JobFilter:
         older: enqueued at least so many seconds ago.
         newer: enqueued at most so many seconds ago.
         arguments: values that arguments must have. By name they are found where they were given
-            by name, and with a task in place of its name also where they were given by place.
+            by name, and where the task is known also where they were given by place.
+        known: tasks whose parameters are known, beside `task`.
 
     Example:
         >>> JobFilter(task="send_mail", states={JobState.RETRYING}, older=3600)
@@ -72,6 +73,7 @@ class JobFilter:
     older: float | timedelta | None = None
     newer: float | timedelta | None = None
     arguments: Arguments | None = None
+    known: Iterable[Task[..., Any]] = ()
 
     def __post_init__(self) -> None:
         given = (self.states,) if isinstance(self.states, str | JobState) else self.states
@@ -94,15 +96,21 @@ class JobFilter:
             return False
         if self.task is not None and job.task != name_of(self.task):
             return False
-        if self.older is not None or self.newer is not None:
-            if job.enqueued is None:
-                return False
-            age_s = now_ms / 1000 - job.enqueued.timestamp()
-            if self.older is not None and age_s < seconds(self.older):
-                return False
-            if self.newer is not None and age_s > seconds(self.newer):
-                return False
-        return fit_arguments(self.arguments, self.task, job.args, job.kwargs)
+        if not self._fits_age(job.enqueued, now_ms):
+            return False
+        if not self.arguments:
+            return True
+        task = task_of(job.task, self.task, self.known)
+        return fit_arguments(self.arguments, task, job.args, job.kwargs)
+
+    def _fits_age(self, enqueued: datetime | None, now_ms: int) -> bool:
+        if self.older is None and self.newer is None:
+            return True
+        if enqueued is None:
+            return False
+        age_s = now_ms / 1000 - enqueued.timestamp()
+        is_old = self.older is None or age_s >= seconds(self.older)
+        return is_old and (self.newer is None or age_s <= seconds(self.newer))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

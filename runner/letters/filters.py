@@ -14,7 +14,7 @@ from runner.tasks import Task
 from runner.types import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from runner.types import DeadLetter
@@ -35,7 +35,8 @@ class LetterFilter:
         since: died then or later.
         until: died before.
         arguments: values that arguments must have. By name they are found where they were given
-            by name, and with a task in place of its name also where they were given by place.
+            by name, and where the task is known also where they were given by place.
+        known: tasks whose parameters are known, beside `task`.
 
     Example:
         >>> LetterFilter(task="place_order", error="ConnectionError", arguments={"order_id": 42})
@@ -48,6 +49,7 @@ class LetterFilter:
     since: datetime | None = None
     until: datetime | None = None
     arguments: Arguments | None = None
+    known: Iterable[Task[..., Any]] = ()
 
     def __post_init__(self) -> None:
         for name in ("since", "until"):
@@ -99,7 +101,10 @@ class LetterFilter:
             return False
         if self.text is not None and self.text not in letter.error:
             return False
-        return fit_arguments(self.arguments, self.task, letter.args, letter.kwargs)
+        if not self.arguments:
+            return True
+        task = task_of(letter.task, self.task, self.known)
+        return fit_arguments(self.arguments, task, letter.args, letter.kwargs)
 
 
 def name_of(task: Task[..., Any] | str | None) -> str | None:
@@ -107,17 +112,24 @@ def name_of(task: Task[..., Any] | str | None) -> str | None:
     return task.name if isinstance(task, Task) else task
 
 
+def task_of(
+    name: str, task: Task[..., Any] | str | None, known: Iterable[Task[..., Any]]
+) -> Task[..., Any] | None:
+    """Return the task of that name, where it is known."""
+    if isinstance(task, Task) and task.name == name:
+        return task
+    return next((one for one in known if one.name == name), None)
+
+
 def fit_arguments(
-    wanted: Arguments | None,
-    task: Task[..., Any] | str | None,
+    wanted: Arguments,
+    task: Task[..., Any] | None,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> bool:
     """Tell whether a call has these values, compared as plain data."""
-    if not wanted:
-        return True
     given: dict[str | int, Any] = dict(enumerate(args))
-    if isinstance(task, Task):
+    if task is not None:
         given.update(task.signature.named(tuple(args), dict(kwargs)))
     given.update(kwargs)
     return all(
