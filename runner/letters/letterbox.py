@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -153,7 +154,7 @@ class DeadLetters:
             return LetterPage(letters, after)
         async with aclosing(self._look(where, after, most=limit)) as look:
             async for found, place in look:
-                letter = decode_letter(found.letter)
+                letter = self._read(found)
                 if where.fits(letter):
                     letters.append(letter)
                     if len(letters) == limit:
@@ -163,7 +164,7 @@ class DeadLetters:
     async def find(self, where: LetterFilter = ALL) -> AsyncGenerator[DeadLetter, None]:
         """Go through all letters that fit, the newest first, without those that come meanwhile."""
         async for found, _ in self._look(where):
-            letter = decode_letter(found.letter)
+            letter = self._read(found)
             if where.fits(letter):
                 yield letter
 
@@ -175,7 +176,9 @@ class DeadLetters:
             blob, errors = await pipe.execute()
         if blob is None:
             raise self._not_found(job_id)
-        return msgspec.structs.replace(decode_letter(blob), errors=decode_errors(errors))
+        return msgspec.structs.replace(
+            decode_letter(blob, raw_id(job_id), self.queue), errors=decode_errors(errors)
+        )
 
     async def requeue(
         self,
@@ -208,12 +211,15 @@ class DeadLetters:
         """
         if task is None and isinstance(which, LetterFilter) and isinstance(which.task, Task):
             task = which.task
+        delay_s = seconds(delay) or 0
+        if not math.isfinite(delay_s):
+            raise ArgumentsError(f"delay must be a number of seconds, not {delay!r}")
         edit = _Edit(args, kwargs, task)
         if task is not None and args is not None and kwargs is not None:
             task.signature.check(task.name, tuple(args), dict(kwargs))
         said = Requeued()
         async for part in self._parts(which, said):
-            await self._requeue(part, edit, seconds(delay) or 0, said)
+            await self._requeue(part, edit, delay_s, said)
         if isinstance(which, str) and said.error is not None:
             raise said.error
         if isinstance(which, str) and said.gone:
@@ -262,7 +268,7 @@ class DeadLetters:
     ) -> AsyncGenerator[_Found, None]:
         ids_alone = ids_alone and where.says_nothing
         async for found, _ in self._look(where, ids_alone=ids_alone):
-            if ids_alone or where.fits(decode_letter(found.letter)):
+            if ids_alone or where.fits(self._read(found)):
                 yield found
 
     async def _named(self, job_ids: Iterable[str], said: Requeued) -> AsyncGenerator[_Found, None]:
@@ -317,7 +323,7 @@ class DeadLetters:
         entries: list[Any] = []
         names: list[str] = []
         for found in part:
-            letter = decode_letter(found.letter)
+            letter = self._read(found)
             job_id = found.raw.decode(errors="surrogateescape")
             try:
                 payload = self._payload(letter, job_id, edit, now_ms)
@@ -385,6 +391,9 @@ class DeadLetters:
             enqueued_ms=max(now_ms, record.enqueued_ms + 1),
             options=options,
         )
+
+    def _read(self, found: _Found) -> DeadLetter:
+        return decode_letter(found.letter, found.raw, self.queue)
 
     def _not_found(self, job_id: str) -> LetterNotFound:
         return LetterNotFound(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runner import codec
-from runner.types import AttemptError, DeadLetter
+from runner.types import AttemptError, DeadLetter, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -40,14 +40,37 @@ def encode_letter(dead: DeadLetter) -> bytes:
         return msgspec.msgpack.encode(plain)
 
 
-def decode_letter(data: bytes) -> DeadLetter:
-    """Decode a dead letter, also one that an older version wrote."""
-    return _LETTER.decode(data)
+def decode_letter(data: bytes, raw_id: bytes = b"", queue: str = "") -> DeadLetter:
+    """Decode a dead letter, also one that an older version wrote.
+
+    What is no letter becomes one that says so: it must not hide the others.
+    """
+    try:
+        return _LETTER.decode(data)
+    except (msgspec.DecodeError, ValueError) as exc:
+        return DeadLetter(
+            job_id=raw_id.decode(errors="backslashreplace"),
+            queue=queue,
+            task="<unknown>",
+            args=[],
+            kwargs={},
+            attempt=0,
+            outcome=Outcome.UNDECODABLE.value,
+            error_type="",
+            error=f"this letter cannot be read: {exc}",
+            traceback="",
+            enqueued_ms=0,
+            died_ms=0,
+        )
 
 
 def error_of(exc: BaseException, **facts: Any) -> bytes:
     """Encode how an attempt went wrong; `facts` are further fields of `AttemptError`."""
-    described = codec.describe(exc)
+    try:
+        described = codec.describe(exc)
+    except Exception as broken:  # noqa: BLE001  a user's exception may raise wherever it is touched
+        why = f"<the exception cannot be shown: {type(broken).__name__}>"
+        described = {"type": type(exc).__qualname__, "message": why, "traceback": ""}
     return encode_error(
         AttemptError(
             error_type=described["type"],
@@ -85,7 +108,14 @@ def last_error(dead: DeadLetter) -> AttemptError:
 
 def decode_errors(blobs: Iterable[bytes]) -> tuple[AttemptError, ...]:
     """Decode the records of a job's errors, in their order."""
-    return tuple(_ERROR.decode(blob) for blob in blobs)
+    return tuple(map(_decode_error, blobs))
+
+
+def _decode_error(blob: bytes) -> AttemptError:
+    try:
+        return _ERROR.decode(blob)
+    except (msgspec.DecodeError, ValueError) as exc:
+        return AttemptError(error=f"this record cannot be read: {exc}")
 
 
 def requeues(options: Mapping[str, Any]) -> int:

@@ -54,8 +54,10 @@ local function look_at(id, score)
     found[#found + 1] = {id, score, ''}
     return
   end
-  local letter = redis.call('GET', 'runner:dead-letter:' .. id)
-  if not letter then
+  local letter = redis.pcall('GET', 'runner:dead-letter:' .. id)
+  if type(letter) == 'table' then
+    letter = ''  -- a key of another type: no letter that anybody could read
+  elseif not letter then
     gone[#gone + 1] = id
     return
   end

@@ -49,7 +49,7 @@ local function look_at(id, score)
   looked = looked + 1
   local payload = ''
   if wants ~= 'ids' then
-    payload = redis.call('GET', 'arq:job:' .. id) or ''
+    payload = value_of('arq:job:' .. id) or ''
     bytes = bytes + #payload
     if not holds_all(payload) then
       return

@@ -9,7 +9,7 @@ for at = ids_at, #ARGV do
   local id = ARGV[at]
   local score = redis.call('ZSCORE', queue, id)
   if score then
-    found[#found + 1] = job_of(id, score, redis.call('GET', 'arq:job:' .. id) or '')
+    found[#found + 1] = job_of(id, score, value_of('arq:job:' .. id) or '')
   end
 end
 return {now, found}

@@ -14,9 +14,15 @@ local function state_of(score, holder, token, tried)
   return tried and 'retrying' or 'deferred'
 end
 
+-- A value of a key of another type is none that anybody could read.
+local function value_of(key)
+  local value = redis.pcall('GET', key)
+  return type(value) ~= 'table' and value or false
+end
+
 local function job_of(id, score, payload)
-  local tries = tonumber(redis.call('GET', 'arq:retry:' .. id)) or 0
-  local holder = redis.call('GET', 'arq:in-progress:' .. id)
+  local tries = tonumber(value_of('arq:retry:' .. id) or 0) or 0
+  local holder = value_of('arq:in-progress:' .. id)
   local token, crashes = held_parts(redis.call('HGET', held, id) or '')
   crashes = tonumber(crashes) or 0
   local state = state_of(tonumber(score), holder, token, tries > 0 or crashes > 0)

@@ -140,6 +140,11 @@ async def test_job_with_bytes_that_nobody_can_read_is_shown(client: Client) -> N
     shown = await client.jobs.show("odd")
     assert (shown.task, shown.args, shown.enqueued) == ("", (), None)
     assert "not a msgpack job" in shown.error
+    await client.delete(keys.job("odd"))
+    await client.hset(keys.job("odd"), "a", "b")
+    await client.expire(keys.job("odd"), 60)
+    assert [job.job_id for job in (await client.jobs.list()).jobs] == ["odd"]
+    assert (await client.jobs.cancel(JobFilter())).count == 1
     with pytest.raises(JobNotFound, match="has no job 'nobody'"):
         await client.jobs.show("nobody")
 

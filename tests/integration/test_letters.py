@@ -732,3 +732,48 @@ def test_letter_of_an_older_version_is_read() -> None:
     for name in ("started_ms", "worker", "requeued", "errors"):
         del fields[name]
     assert decode_letter(msgspec.msgpack.encode(fields)) == made(1)
+
+
+async def test_what_is_no_letter_hides_no_other(client: Client) -> None:
+    await bury(client, [made(number) for number in range(3)])
+    await client.set(keys.dead_letter("job-000001"), b"\xff junk", px=60_000)
+    await client.rpush(keys.dead_errors("job-000001"), b"\xff junk")
+    await client.expire(keys.dead_errors("job-000001"), 60)
+    await client.delete(keys.dead_letter("job-000002"))
+    await client.hset(keys.dead_letter("job-000002"), "a", "b")
+    await client.expire(keys.dead_letter("job-000002"), 60)
+    page = await client.dead.list()
+    assert [letter.job_id for letter in page.letters] == [f"job-{n:06}" for n in (2, 1, 0)]
+    assert page.letters[1].error.startswith("this letter cannot be read")
+    shown = await client.dead.show("job-000001")
+    assert shown.errors[0].error.startswith("this record cannot be read")
+    said = await client.dead.requeue(LetterFilter())
+    assert (said.count, said.stayed) == (1, 2)
+    assert await client.dead.purge(LetterFilter(outcome=Outcome.UNDECODABLE)) == 0
+    assert await client.dead.purge(LetterFilter()) == 2
+
+
+async def test_error_that_cannot_be_shown_is_still_one(redis_url: str, client: Client) -> None:
+    class NastyError(Exception):
+        @property
+        def __cause__(self) -> Any:  # type: ignore[override]
+            raise RuntimeError("not even looked at")
+
+        def __str__(self) -> str:
+            raise RuntimeError("nor read")
+
+    @task(retries=1, backoff=NOW)
+    async def nasty(ctx: Context) -> int:
+        if ctx.attempt == 1:
+            raise NastyError
+        raise ValueError("the last")
+
+    job = await client.enqueue(nasty)
+    await drain(redis_url, [nasty])
+    (error,) = (await client.dead.show(job.job_id)).errors
+    assert "NastyError" in error.error_type
+
+
+async def test_delay_that_is_no_time_is_refused(client: Client) -> None:
+    with pytest.raises(ArgumentsError, match="delay must be"):
+        await client.dead.requeue(LetterFilter(), delay=float("nan"))
