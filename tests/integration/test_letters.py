@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import pytest
@@ -686,7 +686,7 @@ async def test_letters_beyond_the_number_go_the_oldest_first(
     redis_url: str, client: Client
 ) -> None:
     await bury(client, [made(number, died_ms=lately(number)) for number in range(30)])
-    await client.rpush(keys.dead_errors("job-000000"), b"x")
+    await cast("Any", client.rpush(keys.dead_errors("job-000000"), b"x"))
     job = await client.enqueue(hopeless)
     await drain(redis_url, [hopeless], dead_letters_max=5)
     left = [letter.job_id for letter in await client.dead_letters()]
@@ -737,10 +737,10 @@ def test_letter_of_an_older_version_is_read() -> None:
 async def test_what_is_no_letter_hides_no_other(client: Client) -> None:
     await bury(client, [made(number) for number in range(3)])
     await client.set(keys.dead_letter("job-000001"), b"\xff junk", px=60_000)
-    await client.rpush(keys.dead_errors("job-000001"), b"\xff junk")
+    await cast("Any", client.rpush(keys.dead_errors("job-000001"), b"\xff junk"))
     await client.expire(keys.dead_errors("job-000001"), 60)
     await client.delete(keys.dead_letter("job-000002"))
-    await client.hset(keys.dead_letter("job-000002"), "a", "b")
+    await cast("Any", client.hset(keys.dead_letter("job-000002"), "a", "b"))
     await client.expire(keys.dead_letter("job-000002"), 60)
     page = await client.dead.list()
     assert [letter.job_id for letter in page.letters] == [f"job-{n:06}" for n in (2, 1, 0)]
