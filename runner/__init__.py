@@ -16,6 +16,8 @@ from runner.connection import connect
 from runner.database import Answer, Database, DirectUnit, database
 from runner.errors import (
     Cancel,
+    DuplicateJob,
+    JobReplaced,
     ResultTooLarge,
     Retry,
     RunnerError,
@@ -33,6 +35,7 @@ from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
 from runner.tasks import Call, Task, task
 from runner.types import AttemptError, Committed, DeadLetter, Outcome, QueueStats, WriterStatus
+from runner.unique import Debounce, Throttle, Unique
 from runner.worker import Worker
 
 __version__ = "0.1.0"
@@ -48,10 +51,13 @@ __all__ = [
     "Context",
     "Database",
     "DeadLetter",
+    "Debounce",
     "DirectUnit",
+    "DuplicateJob",
     "Job",
     "JobFilter",
     "JobInfo",
+    "JobReplaced",
     "JobState",
     "JobStatus",
     "LetterFilter",
@@ -69,6 +75,8 @@ __all__ = [
     "SignedCodec",
     "Snooze",
     "Task",
+    "Throttle",
+    "Unique",
     "UnitChanged",
     "Worker",
     "WorkerSettings",
