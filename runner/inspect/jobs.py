@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from runner.codec import Codec
     from runner.types import AttemptError
 
-LOOK, LOOK_BYTES, FOUND = 1_000, 4_000_000, 500
+LOOK, LOOK_BYTES, FOUND = 500, 4_000_000, 500
 """What one call to Redis looks at, and brings back, at most: some milliseconds of its time."""
+CHANGED = 200
+"""How many jobs one call changes at most: the same."""
 
 KEEP_RESULT_S = 3600.0
 REASON = "cancelled before it ran"
@@ -257,7 +259,7 @@ class QueuedJobs:
     async def retry_now(self, which: str | Iterable[str] | JobFilter) -> int:
         """Let jobs that are deferred, or wait for another try, run now; return how many."""
         moved = 0
-        async for part in self._parts(which, Cancelled()):
+        async for part in self._parts(which, Cancelled(), ids_alone=True):
             moved += await load("jobs_now").call(
                 self._redis,
                 keys=[
@@ -271,7 +273,7 @@ class QueuedJobs:
     async def purge(self) -> Cancelled:
         """Take all jobs that do not run out of the queue, in parts; who waits hears of it."""
         said = Cancelled()
-        async for part in self._parts(JobFilter(), said):
+        async for part in self._parts(JobFilter(), said, ids_alone=True):
             await self._cancel([(job.job_id, self._result(job)) for job in part], 0, said)
         return said
 
@@ -314,22 +316,26 @@ class QueuedJobs:
         )
 
     async def _parts(
-        self, which: str | Iterable[str] | JobFilter, said: Cancelled
+        self,
+        which: str | Iterable[str] | JobFilter,
+        said: Cancelled,
+        *,
+        ids_alone: bool = False,
     ) -> AsyncGenerator[Sequence[JobInfo], None]:
         """Give the jobs that are meant in parts that one call can carry."""
         part: list[JobInfo] = []
         if not isinstance(which, JobFilter):
             names = [which] if isinstance(which, str) else list(which)
-            for start in range(0, len(names), FOUND):
-                asked = names[start : start + FOUND]
+            for start in range(0, len(names), CHANGED):
+                asked = names[start : start + CHANGED]
                 found = await self._named(asked)
                 said.gone += len(asked) - len(found)
                 yield found
             return
-        async with aclosing(self._look(which)) as look:
+        async with aclosing(self._look(which, ids_alone=ids_alone)) as look:
             async for job, _ in look:
                 part.append(job)
-                if len(part) >= FOUND:
+                if len(part) >= CHANGED:
                     yield part
                     part = []
         if part:
@@ -346,12 +352,12 @@ class QueuedJobs:
         return [self._info(values, errors) for values in found]
 
     async def _look(
-        self, where: JobFilter, after: str = "", *, most: int = FOUND
+        self, where: JobFilter, after: str = "", *, most: int = FOUND, ids_alone: bool = False
     ) -> AsyncGenerator[tuple[JobInfo, str], None]:
         """Give each job that fits, with the place behind it."""
         start: Any
         start, behind = _place(after)
-        wants = "jobs" if where.needs_payload or most != FOUND else "ids"
+        wants = "ids" if ids_alone and not where.needs_payload else "jobs"
         needles = []
         name = name_of(where.task)
         if name and _shows_text(self._codec):

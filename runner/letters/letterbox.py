@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from runner.codec import Codec
     from runner.types import DeadLetter
 
-LOOK, LOOK_BYTES, FOUND = 2_000, 4_000_000, 500
+LOOK, LOOK_BYTES, FOUND = 1_000, 4_000_000, 500
 """What one call to Redis looks at, and brings back, at most: some milliseconds of its time."""
+CHANGED = 200
+"""How many letters one call requeues or removes at most: the same."""
 ANSWERED = 1_000
 """Of how many letters a requeue says why they stay."""
 
@@ -257,7 +259,7 @@ class DeadLetters:
         async for one in found:
             part.append(one)
             size += len(one.letter)
-            if len(part) >= FOUND or size >= LOOK_BYTES:
+            if len(part) >= CHANGED or size >= LOOK_BYTES:
                 yield part
                 part, size = [], 0
         if part:
@@ -273,8 +275,8 @@ class DeadLetters:
 
     async def _named(self, job_ids: Iterable[str], said: Requeued) -> AsyncGenerator[_Found, None]:
         raws = [raw_id(job_id) for job_id in job_ids]
-        for start in range(0, len(raws), FOUND):
-            part = raws[start : start + FOUND]
+        for start in range(0, len(raws), CHANGED):
+            part = raws[start : start + CHANGED]
             async with self._redis.pipeline(transaction=True) as pipe:
                 for raw in part:
                     pipe.zscore(keys.dead(self.queue), raw)

@@ -129,6 +129,8 @@ async def test_pages_bring_each_job_once(client: Client) -> None:
             break
         await client.zrem(QUEUE, page.jobs[-1].job_id)
     assert len(seen) == len(set(seen)) == 6_500
+    assert {job.task for job in (await client.jobs.list(limit=500)).jobs} == {"note"}
+    assert [job.task async for job in client.jobs.find()].count("note") == 4_990
     assert seen[-1] == "tie-1499"
     rare = JobFilter(arguments={0: 4_321})
     assert [job.args async for job in client.jobs.find(rare)] == [(4_321,)]
