@@ -50,8 +50,9 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
         result=result,
         keep_ms=keep_ms if result else 0,
         extra=str(keep_cronjob_progress * 1000) if attempt.is_cron and attempt.context else "",
-        had_errors=attempt.claimed.crashes > 0 or REQUEUED in attempt.record.options,
     )
+    if attempt.claimed.crashes or attempt.record.options:
+        settled.had_errors = attempt.claimed.crashes > 0 or REQUEUED in attempt.record.options
     if done and attempt.unit:
         settled.mode = "submit"
         # The number 0 is kept for this unit: those of `commit` count from 1, in any attempt.
