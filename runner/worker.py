@@ -370,14 +370,14 @@ class Worker(Signalled):
             self._nudge.clear()
             try:
                 await self._poll_iteration()
+                if self.burst and await self._burst_is_over():
+                    return
             except TROUBLE as exc:
                 logger.warning("Redis does not answer (%s); trying again", exc)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, LATEST_BACKOFF_S)
                 continue
             backoff_s = SOONEST_BACKOFF_S
-            if self.burst and await self._burst_is_over():
-                return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._wait_s()):
                     await self._nudge.wait()
@@ -390,9 +390,24 @@ class Worker(Signalled):
     async def _poll_iteration(self) -> None:
         """Claim once, look for aborts, and do what is due: one plain call, which raises."""
         await self.cycles.once()
-        if self.allow_abort_jobs:
-            await self._cancel_aborted_jobs()
-        await self.heart_beat()
+        async with asyncio.timeout(CYCLE_TIMEOUT_S):  # the pool has no limit of its own
+            if self.allow_abort_jobs:
+                await self._cancel_aborted_jobs()
+            await self.heart_beat()
+
+    async def _cancel_aborted_jobs(self) -> None:
+        """Cancel those of our jobs that are to be aborted; an id may be any bytes.
+
+        arq's own also throws away what is asked for by a clock that is ahead of this one.
+        """
+        asked = await self.pool.zrange(keys.ABORT, 0, -1)
+        ids = [raw.decode(errors="surrogateescape") for raw in asked]
+        aborted = [job_id for job_id in ids if job_id in self.job_tasks]
+        for job_id in aborted:
+            self.job_tasks[job_id].cancel()
+        if aborted:
+            self.aborting_tasks.update(aborted)
+            await self.pool.zrem(keys.ABORT, *map(broker.raw_id, aborted))
 
     async def _burst_is_over(self) -> bool:
         if 0 <= self.max_burst_jobs <= self._jobs_started():
@@ -400,7 +415,8 @@ class Worker(Signalled):
             return True
         if self._turns.ready or self.tasks or len(self._leases):
             return False
-        waiting = [await self.pool.zcard(name) for name in self.cycles.names]
+        async with asyncio.timeout(CYCLE_TIMEOUT_S):
+            waiting = [await self.pool.zcard(name) for name in self.cycles.names]
         return not any(waiting)
 
     def _jobs_started(self) -> int:
@@ -529,12 +545,13 @@ class Worker(Signalled):
     def _cancel_lost(self, lease: Claimed) -> None:
         self._leases.remove(lease.token, lease.job_id)
         running = self._turns.waiting(lease)
-        if running is not None and lease.job_id in self.job_tasks:
-            task, attempt = running
-            attempt.lost_lease = True
-            task.cancel()
-            if self.events.wanted:
-                self.events.emit(self._lost(attempt))
+        if running is None or running[1].is_over:
+            return
+        task, attempt = running
+        attempt.lost_lease = True
+        task.cancel()
+        if self.events.wanted:
+            self.events.emit(self._lost(attempt))
 
     def _lost(self, attempt: execution.Attempt) -> LeaseLost:
         return LeaseLost(
@@ -602,9 +619,10 @@ class Worker(Signalled):
         if self.reads is not None:
             await self.reads.close()
         with contextlib.suppress(*TROUBLE):
-            for name in self.cycles.names:
-                await self.pool.zrem(keys.idle(name), self.cycles.worker)
-            await self.pool.delete(self.health_check_key, *self._notes())
+            async with asyncio.timeout(CYCLE_TIMEOUT_S):
+                for name in self.cycles.names:
+                    await self.pool.zrem(keys.idle(name), self.cycles.worker)
+                await self.pool.delete(self.health_check_key, *self._notes())
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
         await self._disconnect()
