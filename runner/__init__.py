@@ -26,14 +26,16 @@ from runner.errors import (
     WriteRejected,
 )
 from runner.execution import Context
+from runner.inspect import JobFilter, JobInfo, JobState
 from runner.job import Job
+from runner.letters import LetterFilter
 from runner.limits import LimitInfo, RateLimit, RunningLimit
-from runner.retry import Backoff, RetryPolicy
+from runner.retry import Backoff, RetryPolicy, Rule, give_up, on
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
 from runner.tasks import Call, Task, task
-from runner.types import Committed, DeadLetter, Outcome, QueueStats, WriterStatus
+from runner.types import AttemptError, Committed, DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.unique import Debounce, Throttle, Unique
 from runner.worker import Worker
 
@@ -41,6 +43,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
+    "AttemptError",
     "Backoff",
     "Call",
     "Cancel",
@@ -53,8 +56,12 @@ __all__ = [
     "DirectUnit",
     "DuplicateJob",
     "Job",
+    "JobFilter",
+    "JobInfo",
     "JobReplaced",
+    "JobState",
     "JobStatus",
+    "LetterFilter",
     "LimitInfo",
     "Outcome",
     "QueueStats",
@@ -64,6 +71,7 @@ __all__ = [
     "ResultTooLarge",
     "Retry",
     "RetryPolicy",
+    "Rule",
     "RunnerError",
     "RunningLimit",
     "Schedule",
@@ -84,6 +92,8 @@ __all__ = [
     "errors",
     "every",
     "func",
+    "give_up",
+    "on",
     "perpetual",
     "task",
 ]

@@ -21,7 +21,7 @@ from runner.errors import (
     RedisUnavailable,
 )
 from runner.scripts import load
-from runner.types import QueueStats
+from runner.types import QueueStats, Retention
 from runner.unique import NO_PLACE, Place
 
 if TYPE_CHECKING:
@@ -82,10 +82,11 @@ class Settlement:
         result: the encoded result; told to those who wait even when it is not kept.
         keep_ms: how long the result is kept: 0 not at all, -1 for ever.
         extra: see ``cycle.lua``: the delay of another try, or a cron job's afterlife.
-        letter: the encoded dead letter, or nothing.
+        letter: the encoded dead letter; for mode "again" the record of the attempt's error.
         unit_id: the id of the unit of writes, for mode "submit".
         operations: the encoded unit.
         header: the job header that the writer needs to settle the job.
+        had_errors: attempts before this one may have left records of their errors.
         slots: the slots of limits that the attempt gives up, packed, or nothing.
         confirmed: called with the status once Redis has settled it, or refused its lease.
     """
@@ -100,6 +101,7 @@ class Settlement:
     unit_id: str = ""
     operations: bytes = b""
     header: bytes = b""
+    had_errors: bool = False
     slots: bytes = b""
     confirmed: Callable[[int], None] | None = None
 
@@ -174,13 +176,23 @@ class Broker:
         lease_ms: how long a claim holds without being renewed.
         keeps: write counters and dead letters; arq's bare Worker leaves no key of its own.
         heeds: claim nothing while too much waits for the writer.
+        retention: how long dead letters are kept, and how many.
     """
 
-    def __init__(self, queue: str, *, lease_ms: int, keeps: bool, heeds: bool = False) -> None:
+    def __init__(
+        self,
+        queue: str,
+        *,
+        lease_ms: int,
+        keeps: bool,
+        heeds: bool = False,
+        retention: Retention | None = None,
+    ) -> None:
         self.queue = queue
         self.lease_ms = lease_ms
         self.keeps = keeps
         self.heeds = heeds
+        self.retention = retention or Retention()
         self._cycle = load("cycle")
         self._keys = [
             queue,
@@ -228,6 +240,8 @@ class Broker:
             idle_ms,
             int(self.keeps),
             int(self.heeds),
+            self.retention.keep_ms,
+            self.retention.most,
             batch,
             len(settlements),
         ]
@@ -276,6 +290,7 @@ def _settlement_fields(settlement: Settlement) -> tuple[Any, ...]:
         and settlement.counter == "succeeded"
         and not settlement.extra
         and not settlement.letter
+        and not settlement.had_errors
         and not settlement.slots
     ):
         ends = (settlement.result, settlement.keep_ms)

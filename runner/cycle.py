@@ -192,7 +192,7 @@ class Cycles:
         """Take names that no other has; what was made before a fork would share its own."""
         name = secrets.token_hex(6)
         self._process = os.getpid()
-        self._prefix = f"r:{name}"
+        self._prefix = f"r:{self.worker}:{name}"
         self._numbers = itertools.count(1)
         self.lanes = [f"{name}:{number}" for number in range(lanes)]
         self._free_lanes = list(self.lanes)

@@ -19,7 +19,11 @@
     ├── ScheduleError             a schedule makes no sense
     │   ├── ScheduleNotFound      there is no schedule of that name
     │   └── ScheduleConflict      the name belongs to another, or to settings.py
+    ├── LetterError               a dead letter cannot be requeued as asked
+    │   └── LetterNotFound        there is no dead letter of that id
+    ├── JobNotFound               there is no job of that id in the queue
     ├── JobFailed                 the job ended without a result
+    │   ├── JobCancelled          somebody took the job out of its queue before it ran
     │   ├── RemoteError           the task raised; carries the remote traceback
     │   ├── JobReplaced           another job took its place while it waited
     │   ├── JobExpired            the job's time to start, or its payload, ran out
@@ -63,10 +67,14 @@ __all__ = [
     "DuplicateJob",
     "EncodeError",
     "EnqueueError",
+    "JobCancelled",
     "JobExpired",
     "JobFailed",
+    "JobNotFound",
     "JobReplaced",
     "LeaseLost",
+    "LetterError",
+    "LetterNotFound",
     "LimitError",
     "LimitNotFound",
     "LimitUnavailable",
@@ -280,6 +288,34 @@ class ScheduleConflict(ScheduleError):
         self.source = source
 
 
+class LetterError(RunnerError):
+    """Raised when a dead letter cannot be requeued as asked; the letter stays.
+
+    Attributes:
+        job_id: whose letter it is.
+    """
+
+    def __init__(self, message: str = "", *, job_id: str = "") -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
+class LetterNotFound(LetterError):
+    """Raised when there is no dead letter of that id, or there is none any more."""
+
+
+class JobNotFound(RunnerError):
+    """Raised when there is no job of that id in the queue.
+
+    Attributes:
+        job_id: the id.
+    """
+
+    def __init__(self, message: str = "", *, job_id: str = "") -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
 class JobFailed(RunnerError):
     """Raised when a job ended without a result."""
 
@@ -300,6 +336,10 @@ class RemoteError(JobFailed):
 
     def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str, str]]:
         return (type(self), (self.type_name, self.message, self.remote_traceback))
+
+
+class JobCancelled(JobFailed, ArqCompatible):
+    """Raised at those who wait for a job that was taken out of its queue before it ran."""
 
 
 class JobReplaced(JobFailed):

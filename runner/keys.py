@@ -22,8 +22,11 @@ runner:settled:<lane>           STRING   the last batch that a lane of a worker 
 runner:waiters:<id>             SET      reply channels that wait for the result; a minute, renewed
 runner:replaced:<id>            STRING   the job that took its place while it waited; a minute
 runner:counters:<queue>         HASH     counts by outcome; 30 days after the last
-runner:dead:<queue>             ZSET     job id → time of death in ms; 30 days after the last
-runner:dead-letter:<id>         STRING   the letter; 30 days
+runner:dead:<queue>             ZSET     job id → time of death in ms; as the last letter
+runner:dead-letter:<id>         STRING   the letter; ``dead_letters_keep``, 30 days
+runner:dead-errors:<id>         LIST     the errors of its earlier attempts; as the letter
+runner:errors:<id>              LIST     errors of a job that will be tried again: the first and
+                                         the last twenty; until it ends, 30 days at most
 runner:unique:<queue>           HASH     places of unique jobs: digest → "since over id"; an hour
                                          more than the longest place since may be needed
 runner:units                    STREAM   units not yet committed, and a tail; lasting
@@ -91,6 +94,8 @@ RETRY = retry_key_prefix
 RESULT = result_key_prefix
 WAITERS = "runner:waiters:"
 DEAD_LETTER = "runner:dead-letter:"
+DEAD_ERRORS = "runner:dead-errors:"
+ERRORS = "runner:errors:"
 FAILED_UNIT = "runner:failed:"
 ANSWER = "runner:answer:"
 MOVED_UNIT = "runner:moved:"
@@ -164,6 +169,16 @@ def waiters(job_id: str) -> str:
 def dead_letter(job_id: str) -> str:
     """STRING: one dead letter."""
     return DEAD_LETTER + job_id
+
+
+def dead_errors(job_id: str) -> str:
+    """LIST: the errors of the earlier attempts of a job that is dead."""
+    return DEAD_ERRORS + job_id
+
+
+def errors(job_id: str) -> str:
+    """LIST: the errors of the earlier attempts of a job that goes on."""
+    return ERRORS + job_id
 
 
 def commits(job_id: str) -> str:

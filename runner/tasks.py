@@ -44,9 +44,9 @@ class TaskOptions:
 
     Attributes:
         name: the name under which jobs travel; the function's qualified name by default.
-        retries: how often a job that raises is run again; None: only `Retry` runs it again,
-            as in arq, up to the worker's `max_tries`.
-        policy: how long to wait between tries.
+        retries: how often a job that raises is run again at most; None: only `Retry` and rules
+            of the policy run it again, up to the worker's `max_tries`.
+        policy: which errors are tried again, and how long to wait between tries.
         timeout: seconds an attempt may take.
         keep_result: seconds to keep a result; 0 keeps none.
         keep_result_forever: keep results without end.
@@ -373,14 +373,15 @@ def task(
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
         called = getattr(function, "__qualname__", repr(function))
         _check(called, given)
+        policy = _policy(called, retries, backoff)
         try:
             rule = rule_of(unique, debounce, throttle)
         except SettingsError as exc:
             raise SettingsError(f"task {called!r}: {exc}") from None
         options = TaskOptions(
             name=function.__qualname__ if name is None else name,
-            retries=retries,
-            policy=RetryPolicy() if backoff is None else backoff,
+            retries=policy.most_retries,
+            policy=policy,
             timeout=seconds(timeout),
             keep_result=seconds(keep_result),
             keep_result_forever=keep_result_forever,
@@ -406,6 +407,19 @@ def task(
         return Task(function, options)
 
     return declare if function is None else declare(function)
+
+
+def _policy(function: str, retries: int | None, backoff: RetryPolicy | None) -> RetryPolicy:
+    """Return the policy of a task, with its number of retries in it."""
+    policy = RetryPolicy() if backoff is None else backoff
+    if retries is None or retries == policy.retries:
+        return policy
+    if policy.retries is not None:
+        raise SettingsError(
+            f"task {function!r}: retries is {retries}, and {policy.retries} in its backoff: "
+            "leave one out",
+        )
+    return replace(policy, retries=retries)
 
 
 def _whole(value: Any) -> bool:

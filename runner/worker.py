@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -41,7 +42,7 @@ from runner.signals import Signalled
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
 from runner.turns import Turns
-from runner.types import Outcome
+from runner.types import Outcome, Retention
 from runner.wake import Waker
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ logger = logging.getLogger("arq.worker")
 
 LEASE_S = 15.0
 MAX_CRASHES = 3
+KEEP_LETTERS_S = 30 * 24 * 3600.0
+MOST_LETTERS = 100_000
 LEAST_WAIT_S = 0.01
 SOONEST_BACKOFF_S, LATEST_BACKOFF_S = 0.1, 5.0
 LEAST_LEASE_S = 0.1
@@ -96,6 +99,8 @@ class Worker(Signalled):
         cron_jobs: schedules, as `runner.cron` makes them, beside arq's cron jobs; with
             `history` both are kept in Redis, and each due time is run once in the fleet.
         subscribers: plain functions that get each event of `runner.events`.
+        dead_letters_keep: seconds for which a dead letter is kept.
+        dead_letters_max: how many dead letters a queue has at most; the oldest go first.
 
     Every other parameter is arq's own; its documentation holds.
     """
@@ -148,6 +153,8 @@ class Worker(Signalled):
         use_uvloop: bool = False,
         queues: Sequence[str] | Mapping[str, int] = (),
         subscribers: Sequence[Subscriber] = (),
+        dead_letters_keep: SecondsTimedelta = KEEP_LETTERS_S,
+        dead_letters_max: int = MOST_LETTERS,
     ) -> None:
         self.events = Bus(subscribers)
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
@@ -193,6 +200,7 @@ class Worker(Signalled):
         self.max_crashes = max_crashes
         self.history = history
         self.database_url = database_url
+        self._retention = Retention(int(seconds(dead_letters_keep) * 1000), dead_letters_max)
         self._bounds = writers.Bounds(writer_backlog_entries, writer_backlog_bytes)
         self._offers_writer = writer and database_url is not None
         self.reads = (
@@ -207,12 +215,17 @@ class Worker(Signalled):
         self._nudge = asyncio.Event()
         self._leases = Leases(self.lease_s, self._lease_lost)
         self.settler = Settler(self, self._leases, over=self._attempt_over)
-        lease_ms = int(self.lease_s * 1000)
         names, weights = named(self.queue_name, queues, default=default_queue_name)
-        # A claim cannot tell which task it will bring.
-        heeds = database_url is not None and any(map(_may_write, self.functions.values()))
+        new_broker = functools.partial(
+            Broker,
+            lease_ms=int(self.lease_s * 1000),
+            keeps=history,
+            # A claim cannot tell which task it will bring.
+            heeds=database_url is not None and any(map(_may_write, self.functions.values())),
+            retention=self._retention,
+        )
         self.cycles = self.settler.cycles = Queues(
-            [Broker(name, lease_ms=lease_ms, keeps=history, heeds=heeds) for name in names],
+            [new_broker(name) for name in names],
             self._engines_redis,
             weights=weights,
             start=self._start_job,
@@ -221,7 +234,7 @@ class Worker(Signalled):
             free=self._free,
             capacity=max_jobs,
             lanes=lanes,
-            worker=f"{id(self):x}-{time.time_ns():x}",
+            worker=self.name,
         )
         self._closing = False
         self._loop_ended = asyncio.Event()
@@ -350,6 +363,7 @@ class Worker(Signalled):
                 database_url=self.database_url,
                 codec=self.codec,
                 bounds=self._bounds,
+                retention=self._retention,
             )
             await self.candidate.start()
 

@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from arq.jobs import DeserializationError
 from arq.utils import ms_to_datetime
-from arq.worker import RetryJob
 
 from runner import codec, errors, logs
 from runner.codec import JobRecord
-from runner.errors import Cancel, DecodeError, Retry, Snooze
+from runner.errors import DecodeError
 from runner.execution.context import Context
 from runner.execution.gate import limits_of, pass_gate
 from runner.execution.lines import log, log_start
@@ -35,7 +34,7 @@ from runner.execution.records import (
     Attempt,
     Ending,
     Host,
-    delay_after_refusal,
+    decision_on_refusal,
     max_tries_of,
     now_ms,
     timeout_of,
@@ -43,8 +42,9 @@ from runner.execution.records import (
 from runner.execution.report import started
 from runner.execution.settlement import settlement
 from runner.execution.steps import as_coroutine, go_on
+from runner.retry import Decision, Verdict, decide
 from runner.schedule import CRON_OPTION, ScheduledRun
-from runner.tasks import Task, seconds
+from runner.tasks import Task
 from runner.types import Outcome
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def arguments(attempt: Attempt) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return attempt.task.signature.convert(record.args, record.kwargs)
 
 
-def classify(  # noqa: C901, PLR0911  a list of rules, the first that fits decides
+def classify(  # noqa: PLR0911  a list of rules, the first that fits decides
     host: Host,
     attempt: Attempt,
     exc: BaseException,
@@ -255,37 +255,28 @@ def classify(  # noqa: C901, PLR0911  a list of rules, the first that fits decid
     cancelled = isinstance(exc, asyncio.CancelledError)
     if attempt.lost_lease or isinstance(exc, errors.LeaseLost):
         return Ending(Outcome.LOST_LEASE, exc)
-    if attempt.timed_out and (cancelled or isinstance(exc, TimeoutError)):
+    overran = attempt.timed_out and (cancelled or isinstance(exc, TimeoutError))
+    if overran:
         timeout = TimeoutError()
         timeout.__cause__ = exc
-        return Ending(Outcome.TIMED_OUT, timeout)
-    if attempt.claimed.job_id in host.aborting_tasks and cancelled:
+        exc = timeout
+    elif cancelled and attempt.claimed.job_id in host.aborting_tasks:
         return Ending(Outcome.ABORTED, exc)
-    if isinstance(exc, Snooze):
-        return snoozed(exc)
-    if isinstance(exc, Cancel):
-        return Ending(Outcome.CANCELLED, exc)
-    if host.retry_jobs:
-        if isinstance(exc, Retry):
-            return Ending(Outcome.RETRIED, exc, (exc.defer_score or 0) / 1000 or None)
-        if cancelled and host.stopping:
-            return Ending(Outcome.HANDED_BACK, exc)
-        if cancelled or isinstance(exc, RetryJob):
-            return Ending(Outcome.RETRIED, exc)
-        again_s = retry_delay(host, attempt, exc)
-        if again_s is not None:
-            return Ending(Outcome.RETRIED, exc, again_s)
-    return Ending(Outcome.FAILED, exc, extra=extra_of(exc))
-
-
-def snoozed(exc: Snooze) -> Ending:
-    """Return how a snoozing attempt ends: a time that is none is the task's own fault."""
-    delay_s: Any = seconds(exc.defer)
-    if isinstance(delay_s, int | float) and math.isfinite(delay_s):
-        return Ending(Outcome.SNOOZED, exc, delay_s)
-    fault = errors.TaskError(f"Snooze takes seconds or a timedelta, not {exc.defer!r}")
-    fault.__cause__ = exc
-    return Ending(Outcome.FAILED, fault)
+    elif cancelled and host.retry_jobs:
+        return Ending(Outcome.HANDED_BACK if host.stopping else Outcome.RETRIED, exc)
+    decision = decision_on(host, attempt, exc, overran=overran)
+    match decision.verdict:
+        case Verdict.AGAIN if host.retry_jobs:
+            return Ending(Outcome.RETRIED, exc, decision.delay_s)
+        case Verdict.SNOOZE:
+            return Ending(Outcome.SNOOZED, exc, decision.delay_s)
+        case Verdict.CANCEL:
+            return Ending(Outcome.CANCELLED, exc)
+        case _ if overran:
+            return Ending(Outcome.TIMED_OUT, exc)
+        case _:
+            final = decision.fault or exc
+            return Ending(Outcome.FAILED, final, extra=extra_of(final))
 
 
 def extra_of(exc: BaseException) -> Any:
@@ -297,20 +288,19 @@ def extra_of(exc: BaseException) -> Any:
         return f"<extra raised {type(broken).__name__}>"
 
 
-def retry_delay(host: Host, attempt: Attempt, exc: BaseException) -> float | None:
-    """Return the seconds until a task with `retries` is tried again, None to give it up."""
-    if attempt.context is not None and attempt.context.refused(exc):
-        return delay_after_refusal(host, attempt)
-    if attempt.task is None or attempt.task.task_options.retries is None:
-        return None
-    if isinstance(
-        exc, errors.ArgumentsError | errors.CodecError | errors.UnitError | errors.UnitChanged
-    ):
-        return None  # the same bytes will not fit the next time either
-    options = attempt.task.task_options
-    if attempt.number > (options.retries or 0):
-        return None
-    return options.policy.delay(attempt=attempt.number, random=random.random())  # noqa: S311  jitter
+def decision_on(host: Host, attempt: Attempt, exc: BaseException, *, overran: bool) -> Decision:
+    """Ask the task's policy what follows an exception."""
+    policy = attempt.task.task_options.policy if attempt.task else None
+    if policy is not None and attempt.context is not None and attempt.context.refused(exc):
+        return decision_on_refusal(host, attempt, exc)
+    return decide(
+        exc,
+        attempt=attempt.number,
+        policy=policy,
+        max_tries=max_tries_of(host, attempt),
+        random=random.random(),  # noqa: S311  jitter
+        overran=overran,
+    )
 
 
 def count(host: Host, ending: Ending) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from runner.errors import WriteRejected
+from runner.retry import Decision, Verdict, decide
 from runner.types import Outcome
 
 if TYPE_CHECKING:
@@ -199,11 +201,25 @@ def timeout_of(host: Host, attempt: Attempt) -> float | None:
     return timeout
 
 
-def delay_after_refusal(host: Host, attempt: Attempt) -> float | None:
-    """Return the seconds until a job is tried again whose unit was refused, None to give it up."""
-    if attempt.task is None or not host.retry_jobs:
-        return None
-    options = attempt.task.task_options
-    if options.on_write_error != "retry" or attempt.number >= max_tries_of(host, attempt):
-        return None
-    return options.policy.delay(attempt=attempt.number, random=random.random())  # noqa: S311  jitter
+def decision_on_refusal(host: Host, attempt: Attempt, exc: BaseException | None = None) -> Decision:
+    """Decide what follows when Postgres refuses the unit of a job.
+
+    Args:
+        host: the worker.
+        attempt: the attempt whose unit it is.
+        exc: the refusal, None before it is known: its class alone decides then.
+    """
+    options = attempt.task.task_options if attempt.task else None
+    if options is None or not host.retry_jobs or options.on_write_error != "retry":
+        return Decision(Verdict.GIVE_UP)
+    policy = options.policy
+    max_tries = max_tries_of(host, attempt)
+    if policy.retries is None:
+        policy = replace(policy, retries=max_tries - 1)
+    return decide(
+        WriteRejected("") if exc is None else exc,
+        attempt=attempt.number,
+        policy=policy,
+        max_tries=max_tries,
+        random=random.random(),  # noqa: S311  jitter
+    )

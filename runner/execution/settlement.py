@@ -18,10 +18,11 @@ from runner.execution.records import (
     Attempt,
     Ending,
     Host,
-    delay_after_refusal,
+    decision_on_refusal,
     now_ms,
 )
-from runner.letters import encode_letter
+from runner.letters import REQUEUED, encode_letter, error_of, requeues
+from runner.retry import Verdict
 from runner.tasks import MOST_KEPT_S
 from runner.types import DeadLetter, Outcome
 
@@ -32,11 +33,13 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
     """Turn an ending into what happens in Redis. The only place that does."""
     done = ending.outcome is Outcome.SUCCEEDED
     if not done and ending.outcome in AGAIN:
+        gives_back = ending.outcome in GIVEN_BACK
         return Settlement(
             claimed=attempt.claimed,
-            mode="back" if ending.outcome in GIVEN_BACK else "again",
-            counter="" if ending.outcome in GIVEN_BACK else "retried",
+            mode="back" if gives_back else "again",
+            counter="" if gives_back else "retried",
             extra="" if ending.delay_s is None else str(int(ending.delay_s * 1000)),
+            letter=error_record(host, attempt, ending) if host.history and not gives_back else b"",
             slots=attempt.slots,
         )
     keep_ms = keep_ms_of(host, attempt)
@@ -49,6 +52,8 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
         keep_ms=keep_ms if result else 0,
         extra=str(keep_cronjob_progress * 1000) if attempt.is_cron and attempt.context else "",
     )
+    if attempt.claimed.crashes or attempt.record.options:
+        settled.had_errors = attempt.claimed.crashes > 0 or REQUEUED in attempt.record.options
     if attempt.limited is not None:
         settled.slots = attempt.slots
     if done and attempt.unit:
@@ -56,9 +61,10 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
         # The number 0 is kept for this unit: those of `commit` count from 1, in any attempt.
         settled.unit_id = f"{attempt.claimed.job_id}:{attempt.record.enqueued_ms}:0"
         settled.operations = attempt.unit
-        settled.header = header(host, attempt, keep_ms)
+        had_errors = settled.had_errors or attempt.number > 1
+        settled.header = header(host, attempt, keep_ms, had_errors=had_errors)
     elif not done and host.history and ending.outcome not in NO_LETTER:
-        settled.letter = letter(attempt, ending)
+        settled.letter = letter(host, attempt, ending)
     return settled
 
 
@@ -110,9 +116,10 @@ def without_value(result: ResultRecord, size: int) -> ResultRecord:
     return msgspec.structs.replace(result, success=False, result=why, args=(), kwargs={})
 
 
-def header(host: Host, attempt: Attempt, keep_ms: int) -> bytes:
+def header(host: Host, attempt: Attempt, keep_ms: int, *, had_errors: bool) -> bytes:
     """Return what the writer needs to settle the job when its unit is committed, or refused."""
-    again_s = delay_after_refusal(host, attempt)
+    decision = decision_on_refusal(host, attempt)
+    again_s = (decision.delay_s or 0) if decision.verdict is Verdict.AGAIN else None
     fields = (
         attempt.claimed.job_id,
         attempt.claimed.queue,
@@ -122,11 +129,26 @@ def header(host: Host, attempt: Attempt, keep_ms: int) -> bytes:
         keep_ms,
         keep_cronjob_progress * 1000 if attempt.is_cron else 0,
         -1 if again_s is None else int(again_s * 1000),
+        host.name,
+        had_errors,
     )
     return msgspec.msgpack.encode(fields)
 
 
-def letter(attempt: Attempt, ending: Ending) -> bytes:
+def error_record(host: Host, attempt: Attempt, ending: Ending) -> bytes:
+    """Encode the error of an attempt that is followed by another."""
+    return error_of(
+        ending.result,
+        attempt=attempt.number,
+        outcome=ending.outcome.value,
+        started_ms=attempt.started_ms,
+        ended_ms=now_ms(),
+        worker=host.name,
+        enqueued_ms=attempt.record.enqueued_ms,
+    )
+
+
+def letter(host: Host, attempt: Attempt, ending: Ending) -> bytes:
     """Encode the dead letter of a job that ended for good without success."""
     described = codec.describe(ending.result)
     record = attempt.record
@@ -145,5 +167,8 @@ def letter(attempt: Attempt, ending: Ending) -> bytes:
             enqueued_ms=record.enqueued_ms,
             died_ms=now_ms(),
             payload=attempt.claimed.payload or b"",
+            started_ms=attempt.started_ms,
+            worker=host.name,
+            requeued=requeues(record.options),
         ),
     )

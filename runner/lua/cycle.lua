@@ -1,7 +1,7 @@
 -- Settle attempts that have ended, then claim due jobs: one round trip of the engine.
 -- KEYS: queue held clock_key idle wake counters dead units writer note paused gated
--- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int heeds:int batch settling:int entries...
--- Uses: clock grace wake tell bury fence backlog again limits
+-- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int heeds:int dead_ms:int dead_max:int batch settling:int entries...
+-- Uses: clock grace wake tell bury errors fence backlog again limits
 -- Returns: {now, next due or '', more, statuses, claimed}, and sixth what is gated, where it is set
 --
 -- Settled first: `settling` entries. An entry begins with id, token of its claim, attempt, mode.
@@ -11,7 +11,8 @@
 --   back    the same, and it costs no try (refused, snoozed, handed back)
 --   submit  the job is over when its unit of writes is committed; the writer settles it
 -- All but `ok` have counter, result, keep_ms, extra, letter, unit id; and `submit` has two more:
--- operations, job header. The last is always the slots that the attempt gives up, or ''.
+-- operations, job header. The letter of `again` is the record of the attempt's error. The last is
+-- always the slots that the attempt gives up, or ''.
 -- A status is 1 (settled), 2 (settled by an earlier sending of this batch), 0 (the lease is lost:
 -- nothing was done) or an error text. `batch` names the entries: the token of the call that carried
 -- them first, or '' when they are never sent again. `note` remembers the last batch of its lane, so
@@ -21,8 +22,9 @@
 -- or false, attempt, crashes. The id's score becomes the end of the lease, so that running jobs
 -- leave the head of the set. `next due` is '' when due jobs are left (`more`). `worker` registers as
 -- idle when slots stay free ('' never does). `keeps` 1 writes counters and dead letters; arq's bare
--- Worker leaves no key of its own. With `heeds` 1 nothing is claimed, and nothing said to be left,
--- while too much waits for the writer. Nothing is claimed from a queue that is `paused`.
+-- Worker leaves no key of its own. Letters live for `dead_ms`, and there are `dead_max` of them at
+-- most. With `heeds` 1 nothing is claimed, and nothing said to be left, while too much waits for the
+-- writer. Nothing is claimed from a queue that is `paused`.
 --
 -- `arq:retry` counts the tries that have ended: it is written when a job is to be tried again, and
 -- an attempt that goes on is the one after them.
@@ -35,6 +37,7 @@ local COUNTERS_MS = 2592000000
 local NOTE_MS = 3600000
 local LOOK_AHEAD = 5000
 local counts = {}
+local buried = false
 
 local function run_again(id, attempt, extra, costs_a_try)
   put_back(id, extra ~= '' and now_exact + tonumber(extra) or nil)
@@ -54,7 +57,14 @@ local function submit(id, result, unit, operations, header)
   redis.call('SET', 'arq:in-progress:' .. id, 'committing:' .. entry)
   redis.call('PERSIST', 'arq:job:' .. id)
   redis.call('ZADD', queue, 'XX', FAR_OFF_MS, id)
-  redis.call('HDEL', held, id)
+  -- Its crashes are kept: a job whose unit is refused may run again.
+  local value = redis.call('HGET', held, id)
+  local _, crashes, score = held_parts(value or '- 0 0')
+  if not crashes or crashes == '0' then
+    redis.call('HDEL', held, id)
+  else
+    redis.call('HSET', held, id, WAITS .. ' ' .. crashes .. ' ' .. score)
+  end
   note_added(#operations + #result)
   return 1
 end
@@ -73,16 +83,19 @@ local function keep_result(id, result, keep_ms)
   return stored.err or 1
 end
 
-local function finish(id, result, keep_ms, extra)
+local function finish(id, result, keep_ms, extra, letter)
   redis.call('ZREM', queue, id)
   redis.call('HDEL', held, id)
+  local names = {'arq:job:' .. id, 'arq:retry:' .. id, 'runner:commits:' .. id}
   if extra == '' then
-    redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id, 'arq:in-progress:' .. id,
-      'runner:commits:' .. id)
+    names[#names + 1] = 'arq:in-progress:' .. id
   else
-    redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id, 'runner:commits:' .. id)
     redis.call('PEXPIRE', 'arq:in-progress:' .. id, extra)
   end
+  if letter == '' then
+    names[#names + 1] = 'runner:errors:' .. id
+  end
+  redis.call('DEL', unpack(names))
   -- An abort that came too late is not meant for the next job of this id.
   redis.pcall('ZREM', 'arq:abort', id)
   local status = keep_result(id, result, keep_ms)
@@ -118,19 +131,22 @@ local function settle(at, holder)
   local status
   local counter, letter = 'succeeded', ''
   if mode == 'ok' then
-    status = finish(id, ARGV[at], ARGV[at + 1], '')
+    status = finish(id, ARGV[at], ARGV[at + 1], '', '')
   else
     counter, letter = ARGV[at], ARGV[at + 4]
     if mode == 'done' then
-      status = finish(id, ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
+      status = finish(id, ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], letter)
     else
       status = run_again(id, attempt, ARGV[at + 3], mode == 'again')
     end
     give_up(id, ARGV[at + 6])
   end
   if keeps == 1 then
-    if letter ~= '' then
-      bury(dead, id, letter)
+    if letter ~= '' and mode == 'again' then
+      note_error(id, letter)
+    elseif letter ~= '' then
+      bury(dead, id, letter, dead_ms)
+      buried = true
     end
     if counter ~= '' then
       counts[counter] = (counts[counter] or 0) + 1
@@ -162,6 +178,7 @@ local function settle_plain(ats, holders)
       names[#names + 1] = 'arq:job:' .. id
       if ARGV[at + 2] ~= '1' then
         names[#names + 1] = 'arq:retry:' .. id
+        names[#names + 1] = 'runner:errors:' .. id
       end
       if may_have_committed then
         names[#names + 1] = 'runner:commits:' .. id
@@ -233,6 +250,9 @@ local function settle_all()
 end
 
 local statuses = settling > 0 and settle_all() or {}
+if buried then
+  trim_dead(dead, dead_ms, dead_max)
+end
 
 -- Due ids that somebody holds. A token of ours with a due score was put there by a stock abort, or
 -- its lease is in its last millisecond: the score becomes the lease's end again, which lies beyond
@@ -274,6 +294,16 @@ local function hold(ids, marks)
   end
 end
 
+-- An attempt that took its worker with it, or was taken from it, can say nothing itself.
+local function note_crash(id, attempt, holder)
+  if keeps == 1 then
+    pcall(note_error, id, cmsgpack.pack({
+      attempt = attempt, outcome = 'crashed', error = 'the job lost its worker', ended_ms = now,
+      worker = string.match(holder, '^r:(.+):%x+:%d+$') or holder,
+    }))
+  end
+end
+
 -- Take one page of due ids; return how many it held.
 local function claim_page(count)
   local page = redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'WITHSCORES',
@@ -306,6 +336,7 @@ local function claim_page(count)
       redis.pcall('ZREM', 'arq:abort', id)
     else
       local mark, crashes = no_crash, 0
+      local attempt = (tonumber(values[2 * size + index]) or 0) + 1
       local holder, counted, kept = held_parts(leftover or '')
       if holder and tonumber(kept) then  -- what else stands there is none of ours
         crashes = tonumber(counted)
@@ -313,6 +344,7 @@ local function claim_page(count)
           crashes = crashes + 1
           score = kept
           counts.crashed = (counts.crashed or 0) + 1
+          note_crash(id, attempt, holder)
         end
         mark = token .. ' ' .. crashes .. ' '
       end
@@ -323,7 +355,7 @@ local function claim_page(count)
       claimed[found + 1] = id
       claimed[found + 2] = score
       claimed[found + 3] = payload
-      claimed[found + 4] = (tonumber(values[2 * size + index]) or 0) + 1
+      claimed[found + 4] = attempt
       claimed[found + 5] = crashes
       found = found + 5
     end
