@@ -29,6 +29,7 @@ from runner.execution import Context
 from runner.inspect import JobFilter, JobInfo, JobState
 from runner.job import Job
 from runner.letters import LetterFilter
+from runner.limits import LimitInfo, RateLimit, RunningLimit
 from runner.retry import Backoff, RetryPolicy, Rule, give_up, on
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
@@ -61,8 +62,10 @@ __all__ = [
     "JobState",
     "JobStatus",
     "LetterFilter",
+    "LimitInfo",
     "Outcome",
     "QueueStats",
+    "RateLimit",
     "RedisSettings",
     "ResultNotFound",
     "ResultTooLarge",
@@ -70,6 +73,7 @@ __all__ = [
     "RetryPolicy",
     "Rule",
     "RunnerError",
+    "RunningLimit",
     "Schedule",
     "ScheduleInfo",
     "SignedCodec",

@@ -27,6 +27,7 @@ from runner.errors import (
 from runner.inspect import QueuedJobs
 from runner.job import Job, Results
 from runner.letters import DeadLetters
+from runner.limits import Limits, Paused, Pauses
 from runner.outbox import Outbox, Until
 from runner.pipe import Pipe
 from runner.schedule import Book, Schedules
@@ -252,6 +253,30 @@ class Client(ArqRedis):
         """The schedules of this client's queue: list, add, change, pause, run, remove."""
         queue = self.default_queue_name
         return Schedules(Book(self, self.codec, queue, lifetime_ms=self.expires_extra_ms))
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of the whole fleet: list, set, clear."""
+        return Limits(self)
+
+    async def pause(self, *, queue: str | None = None, task: str | None = None) -> bool:
+        """Pause a queue or a task, at once in all workers; what runs goes on.
+
+        From a paused queue nothing is claimed. Jobs of a paused task are parked, and come back in
+        order. Stock arq workers know no pause.
+
+        Returns:
+            False when it was paused already.
+        """
+        return await Pauses(self).change(queue=queue, task=task, paused=True)
+
+    async def resume(self, *, queue: str | None = None, task: str | None = None) -> bool:
+        """Let a queue or a task go on; return False when it was not paused."""
+        return await Pauses(self).change(queue=queue, task=task, paused=False)
+
+    async def paused(self) -> Paused:
+        """Return the queues and tasks that are paused."""
+        return await Pauses(self).paused()
 
     async def queue_stats(self, queue: str | None = None) -> QueueStats:
         """Read one queue's counts."""

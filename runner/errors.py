@@ -2,6 +2,8 @@
 
     RunnerError
     ├── SettingsError             a setting is unknown, mistyped or contradicts another
+    │   └── LimitError            what is said of a limit makes no sense
+    │       └── LimitNotFound     there is no limit of that name
     ├── TaskError
     │   ├── TaskNotFound          no task of that name in this worker
     │   └── ArgumentsError        the arguments do not fit the task
@@ -37,6 +39,7 @@
     │   ├── WriterBacklogFull     too much waits for the writer; nothing was submitted
     │   ├── WriterUnavailable     no database is configured, or it cannot be the writer's
     │   └── StoreWentBack         Redis or Postgres lost what the other still knows
+    ├── LimitUnavailable          Redis refused to decide whether a job may run
     └── ScriptError               a call does not fit a Lua script's contract
 
 A job that overran its hard time limit raises Python's own `TimeoutError`, as in arq.
@@ -72,6 +75,9 @@ __all__ = [
     "LeaseLost",
     "LetterError",
     "LetterNotFound",
+    "LimitError",
+    "LimitNotFound",
+    "LimitUnavailable",
     "PayloadTooLarge",
     "QueueFull",
     "RedisOutOfMemory",
@@ -482,6 +488,26 @@ class WriterUnavailable(WriterError):
 
 class StoreWentBack(WriterError):
     """Raised when Redis or Postgres has lost what the other store still knows."""
+
+
+class LimitError(SettingsError):
+    """Raised when a limit makes no sense, such as a rate that cannot be read."""
+
+
+class LimitNotFound(LimitError):
+    """Raised when there is no limit of that name.
+
+    Attributes:
+        name: the name.
+    """
+
+    def __init__(self, message: str = "", *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class LimitUnavailable(RunnerError):
+    """Raised in a worker when Redis refused to decide whether a job may run; it is asked again."""
 
 
 class ScriptError(RunnerError):

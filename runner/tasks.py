@@ -22,11 +22,13 @@ from typing import (
 
 from runner.arguments import Signature
 from runner.errors import ArgumentsError, SettingsError
+from runner.limits import Limit
+from runner.limits import declared as declared_limits
 from runner.retry import RetryPolicy
 from runner.unique import Debounce, Rule, Throttle, Unique, check_parameters, rule_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,6 +59,8 @@ class TaskOptions:
         writes: whether it may write by ``ctx.db``: a worker whose tasks all do not claims jobs
             also while too much waits for the writer.
         unique: which jobs of it may not stand beside each other.
+        limits: its own, and those it shares.
+        weight: what one of its jobs counts for its rates.
     """
 
     name: str
@@ -72,6 +76,9 @@ class TaskOptions:
     writes: bool = True
     # Uniqueness.
     unique: Rule | None = None
+    # Limits, in the whole fleet: see runner.limits.
+    limits: tuple[Limit, ...] = ()
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +306,14 @@ def task(
     unique: bool | Unique | None = None,
     debounce: float | timedelta | Debounce | None = None,
     throttle: float | timedelta | Throttle | None = None,
+    # Limits, in the whole fleet: see runner.limits.
+    rate: str | None = None,
+    burst: int | None = None,
+    weight: int | None = None,
+    rate_key: str | None = None,
+    max_running: int | None = None,
+    max_running_key: str | None = None,
+    limits: Sequence[Limit] = (),
 ) -> Callable[[Callable[Concatenate[C, P], Awaitable[R]]], Task[P, R]]: ...
 
 
@@ -321,6 +336,14 @@ def task(
     unique: bool | Unique | None = None,
     debounce: float | timedelta | Debounce | None = None,
     throttle: float | timedelta | Throttle | None = None,
+    # Limits, in the whole fleet: see runner.limits.
+    rate: str | None = None,
+    burst: int | None = None,
+    weight: int | None = None,
+    rate_key: str | None = None,
+    max_running: int | None = None,
+    max_running_key: str | None = None,
+    limits: Sequence[Limit] = (),
 ) -> Any:
     """Declare an async function whose first parameter is the context as a task.
 
@@ -368,6 +391,18 @@ def task(
             on_write_error=on_write_error or "fail",
             writes=writes,
             unique=rule or None,
+            limits=declared_limits(
+                function.__qualname__ if name is None else name,
+                function,
+                rate=rate,
+                burst=burst,
+                weight=weight,
+                rate_key=rate_key,
+                max_running=max_running,
+                max_running_key=max_running_key,
+                limits=limits,
+            ),
+            weight=1 if weight is None else weight,
         )
         return Task(function, options)
 
@@ -434,7 +469,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 # Options without a rule here, and who checks them.
-_NO_RULE = dict.fromkeys(("unique", "debounce", "throttle"), "runner.unique.rule_of")
+_NO_RULE = {
+    **dict.fromkeys(("unique", "debounce", "throttle"), "runner.unique.rule_of"),
+    **dict.fromkeys(
+        ("rate", "burst", "weight", "rate_key", "max_running", "max_running_key", "limits"),
+        "runner.limits.declared",
+    ),
+}
 
 
 def _check(function: str, given: dict[str, Any]) -> None:

@@ -26,6 +26,8 @@ class Outcome(enum.Enum):
     TOO_MANY_CRASHES = "too_many_crashes"
     LOST_LEASE = "lost_lease"
     HANDED_BACK = "handed_back"
+    DELAYED = "delayed"
+    PARKED = "parked"
 
 
 class AttemptError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -122,6 +124,7 @@ class QueueStats:
         retried: attempts that will be followed by another.
         crashed: leases that were lost: a worker was killed, stopped, or blocked too long.
         dead: letters in the dead-letter store.
+        parked: jobs of `queued` that wait for a slot of a limit, or for a paused task.
     """
 
     queued: int
@@ -131,6 +134,7 @@ class QueueStats:
     retried: int
     crashed: int
     dead: int
+    parked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

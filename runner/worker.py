@@ -33,6 +33,7 @@ from runner.errors import SettingsError
 from runner.events import Bus, LeaseLost, Subscriber, WorkerStarted, WorkerStopped
 from runner.execution import Ending
 from runner.leases import Leases
+from runner.limits import Gate
 from runner.pipe import PlainPipe
 from runner.queues import Queues, named
 from runner.schedule import Book, Schedule, Tickers, check_for_worker, functions_of, split
@@ -45,7 +46,7 @@ from runner.types import Outcome, Retention
 from runner.wake import Waker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
     from datetime import timezone as TimeZone  # noqa: N812  the parameter is called timezone
 
     from arq.connections import RedisSettings
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from runner.broker import Claimed, CycleReply
+    from runner.limits import Limit
     from runner.scripts import Executes
 
 logger = logging.getLogger("arq.worker")
@@ -239,6 +241,7 @@ class Worker(Signalled):
         self._loop_ended.set()
         self._due: dict[str, float] = {}  # by queue, by time.monotonic
         self._pipe: PlainPipe | None = None
+        self.gate = Gate(self._engines_redis, _limits_of(self.functions))
         self._waker = Waker(self.cycles.names, self._woken)
         # Without history arq's own cron jobs stay arq's: a bare worker leaves no key behind.
         self.cron_jobs, schedules = split(cron_jobs or (), self.timezone, keeps=history)
@@ -266,6 +269,7 @@ class Worker(Signalled):
         if self.on_startup:
             await self.on_startup(self.ctx)
         self._turns.adopt_context()
+        await self.gate.declare(self.pool)
         self._leases.start(self.pool.connection_pool)
         await self._start_candidate()
         if self.history or self._tickers.schedules:
@@ -393,6 +397,7 @@ class Worker(Signalled):
         async with asyncio.timeout(CYCLE_TIMEOUT_S):  # the pool has no limit of its own
             if self.allow_abort_jobs:
                 await self._cancel_aborted_jobs()
+            await self.gate.look(self.pool)
             await self.heart_beat()
 
     async def _cancel_aborted_jobs(self) -> None:
@@ -416,7 +421,7 @@ class Worker(Signalled):
         if self._turns.ready or self.tasks or len(self._leases):
             return False
         async with asyncio.timeout(CYCLE_TIMEOUT_S):
-            waiting = [await self.pool.zcard(name) for name in self.cycles.names]
+            waiting = [await broker.runnable(self.pool, name) for name in self.cycles.names]
         return not any(waiting)
 
     def _jobs_started(self) -> int:
@@ -503,13 +508,15 @@ class Worker(Signalled):
         claimed = attempt.claimed
         if isinstance(exc, asyncio.CancelledError):
             if not attempt.released and not attempt.lost_lease:
-                # Cancelled while its abort was looked up.
-                back = Settlement(claimed=claimed, mode="back")
+                # Cancelled while its abort was looked up, or its limits.
+                back = Settlement(claimed=claimed, mode="back", slots=attempt.slots)
                 self.settler.pass_in(back, attempt, Ending(Outcome.HANDED_BACK))
         elif exc is not None:
             # Its lease runs out: a crash, so that it ends as a dead letter if it goes on so.
             logger.error("job %s could not be settled", claimed.job_id, exc_info=exc)
         if not attempt.passed_in:
+            if not attempt.released:  # a limit refused it, or its lease is lost
+                self.cycles.freed(self._woken)
             self.settler.release(attempt)
             self._leases.remove(claimed.token, claimed.job_id)
         self._attempt_over()
@@ -606,6 +613,7 @@ class Worker(Signalled):
         await self._tickers.stop()
         await self._waker.stop()
         await self._end_jobs()
+        await self.gate.drain()
         if self.candidate is not None:
             await self.candidate.stop()
             self.candidate = None
@@ -635,6 +643,13 @@ def _lease(given: SecondsTimedelta) -> float:
     if not LEAST_LEASE_S <= lease_s < math.inf:
         raise SettingsError(f"lease is {given!r}, but must be at least {LEAST_LEASE_S} s")
     return lease_s
+
+
+def _limits_of(functions: Mapping[str, Any]) -> Iterator[tuple[str, Limit]]:
+    for name, function in functions.items():
+        if isinstance(function.coroutine, Task):
+            for limit in function.coroutine.task_options.limits:
+                yield name, limit
 
 
 def _may_write(function: Any) -> bool:

@@ -26,9 +26,11 @@ from runner import codec, errors, logs
 from runner.codec import JobRecord
 from runner.errors import DecodeError
 from runner.execution.context import Context
+from runner.execution.gate import limits_of, pass_gate
 from runner.execution.lines import log, log_start
 from runner.execution.records import (
     AGAIN,
+    LIMITED,
     Attempt,
     Ending,
     Host,
@@ -61,6 +63,8 @@ async def run(host: Host, attempt: Attempt) -> None:
     """Run one attempt from its claim to its settlement."""
     try:
         ending = load(host, attempt) or await admit(host, attempt)
+        if ending is None and attempt.limited is not None:
+            ending = await pass_gate(host, attempt)
         if ending is None:
             ending = await perform(host, attempt)
     except Exception as exc:  # noqa: BLE001  whatever it is, the job must end
@@ -68,6 +72,10 @@ async def run(host: Host, attempt: Attempt) -> None:
     if host.events.wanted:
         attempt.ended_ms = now_ms()
     log(host, attempt, ending)
+    if attempt.limited is not None and ending.outcome in LIMITED:
+        # It is back already, or parked: it never began, and no hook hears of it.
+        host.settler.report(attempt, ending, None)
+        return
     count(host, ending)
     await end(host, attempt, ending)
 
@@ -101,6 +109,9 @@ def load(host: Host, attempt: Attempt) -> Ending | None:
     function = attempt.function = host.functions.get(attempt.record.task)
     if function is not None and isinstance(function.coroutine, Task):
         attempt.task = function.coroutine
+    task = attempt.task
+    if attempt.claimed.gates or (task is not None and task.task_options.limits):
+        attempt.limited = limits_of(host, attempt)
     return None
 
 

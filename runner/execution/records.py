@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from runner.codec import Codec, JobRecord
     from runner.events import Bus
     from runner.execution.context import Context
+    from runner.limits import Gate, Limited
     from runner.tasks import Task
     from runner.writer import JobCommits, ReadPool
 
@@ -81,6 +82,11 @@ class Host(Protocol):
     job_counter: int
 
     @property
+    def gate(self) -> Gate:
+        """Where limited tasks ask whether they may run."""
+        ...
+
+    @property
     def settler(self) -> Settles:
         """Where attempts end."""
         ...
@@ -111,6 +117,7 @@ class Attempt:
         is_over: it was decided how it ended; what follows are hooks and the settlement.
         released: its slot is free again.
         passed_in: its settlement is under way, and nobody waits for it.
+        limited: its limits, None when it has none.
     """
 
     claimed: Claimed
@@ -127,11 +134,17 @@ class Attempt:
     is_over: bool = False
     released: bool = False
     passed_in: bool = False
+    limited: Limited | None = None
 
     @property
     def is_cron(self) -> bool:
         """Whether a schedule made it: arq keeps its in-progress key for a while."""
         return hasattr(self.function, "next_run")
+
+    @property
+    def slots(self) -> bytes:
+        """What it gives up when it ends: the slots of its limits."""
+        return b"" if self.limited is None else self.limited.slots
 
     @property
     def ref(self) -> str:
@@ -146,19 +159,24 @@ class Ending(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         result: the value, or the exception.
-        delay_s: until the next try; None: the job takes its old place in the queue.
+        delay_s: until the next try; None: the job takes its old place in the queue, or is parked.
+        limit: the limit that refused it.
     """
 
     outcome: Outcome
     result: Any = None
     delay_s: float | None = None
     extra: Any = None
+    limit: str = ""
 
 
-AGAIN = frozenset({Outcome.RETRIED, Outcome.SNOOZED, Outcome.HANDED_BACK})
+LIMITED = frozenset({Outcome.DELAYED, Outcome.PARKED})
+"""Endings before the start, already acted on by the script that refused the attempt."""
+
+AGAIN = frozenset({Outcome.RETRIED, Outcome.SNOOZED, Outcome.HANDED_BACK, *LIMITED})
 """Endings that are followed by another attempt."""
 
-GIVEN_BACK = frozenset({Outcome.SNOOZED, Outcome.HANDED_BACK})
+GIVEN_BACK = frozenset({Outcome.SNOOZED, Outcome.HANDED_BACK, *LIMITED})
 """Endings that cost no try."""
 
 NO_LETTER = frozenset({Outcome.SUCCEEDED, Outcome.ABORTED, Outcome.LOST_LEASE, *AGAIN})

@@ -40,6 +40,7 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
             counter="" if gives_back else "retried",
             extra="" if ending.delay_s is None else str(int(ending.delay_s * 1000)),
             letter=error_record(host, attempt, ending) if host.history and not gives_back else b"",
+            slots=attempt.slots,
         )
     keep_ms = keep_ms_of(host, attempt)
     result = encode(host, attempt, ending) if keep_ms else b""
@@ -53,6 +54,8 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
     )
     if attempt.claimed.crashes or attempt.record.options:
         settled.had_errors = attempt.claimed.crashes > 0 or REQUEUED in attempt.record.options
+    if attempt.limited is not None:
+        settled.slots = attempt.slots
     if done and attempt.unit:
         settled.mode = "submit"
         # The number 0 is kept for this unit: those of `commit` count from 1, in any attempt.

@@ -24,9 +24,28 @@ PREFIXES = {
     keys.MOVED_UNIT,
     keys.UNIT,
     keys.COMMITS,
+    keys.IDLE,
+    keys.WAKE,
+    keys.LIMIT_BUCKETS,
+    keys.WINDOW,
+    keys.BUCKET,
+    keys.RESERVED,
+    keys.LATE,
+    keys.RUNNING,
+    keys.PARKED,
+    keys.PARKED_TASK,
     keys.REPLACED,
 }
-NAMES = PREFIXES | {keys.ABORT, keys.UNITS, keys.WRITER, keys.LEADER}
+NAMES = PREFIXES | {
+    keys.ABORT,
+    keys.UNITS,
+    keys.WRITER,
+    keys.LEADER,
+    keys.LIMITS,
+    keys.LIMITS_DECLARED,
+    keys.PAUSED_TASKS,
+    keys.PARKED_TASKS,
+}
 
 
 def scripts() -> dict[str, str]:
