@@ -16,10 +16,12 @@ from runner.connection import connect
 from runner.database import Answer, Database, DirectUnit, database
 from runner.errors import (
     Cancel,
+    ProcessDied,
     ResultTooLarge,
     Retry,
     RunnerError,
     Snooze,
+    SoftTimeLimit,
     UnitChanged,
     WriteRejected,
 )
@@ -29,7 +31,7 @@ from runner.retry import Backoff, RetryPolicy
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
-from runner.tasks import Call, Task, task
+from runner.tasks import Call, SyncTask, Task, task
 from runner.types import Committed, DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.worker import Worker
 
@@ -49,6 +51,7 @@ __all__ = [
     "Job",
     "JobStatus",
     "Outcome",
+    "ProcessDied",
     "QueueStats",
     "RedisSettings",
     "ResultNotFound",
@@ -60,6 +63,8 @@ __all__ = [
     "ScheduleInfo",
     "SignedCodec",
     "Snooze",
+    "SoftTimeLimit",
+    "SyncTask",
     "Task",
     "UnitChanged",
     "Worker",

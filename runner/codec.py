@@ -442,6 +442,7 @@ def _restored_classes() -> dict[str, type[BaseException]]:
         errors.JobExpired,
         errors.TooManyTries,
         errors.TooManyCrashes,
+        errors.ProcessDied,
         errors.TaskNotFound,
         errors.ArgumentsError,
         errors.EncodeError,
