@@ -27,6 +27,7 @@ from runner import codec, errors, logs
 from runner.codec import JobRecord
 from runner.errors import Cancel, DecodeError, Retry, Snooze
 from runner.execution.context import Context
+from runner.execution.limits import LoopLimits, is_soft_limit
 from runner.execution.lines import log, log_start
 from runner.execution.records import (
     AGAIN,
@@ -46,15 +47,11 @@ from runner.tasks import Task, seconds
 from runner.types import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Coroutine
 
     from runner.broker import Claimed
 
 logger = logging.getLogger("arq.worker")
-
-LOOK_S = 0.1
-LOOKS_AFTER_A_GAP = 50
-"""For how long a time limit waits for the lease thread after the process was stopped: 5 s."""
 
 
 async def run(host: Host, attempt: Attempt) -> None:
@@ -65,6 +62,18 @@ async def run(host: Host, attempt: Attempt) -> None:
             ending = await perform(host, attempt)
     except Exception as exc:  # noqa: BLE001  whatever it is, the job must end
         ending = Ending(Outcome.FAILED, exc)
+    if not attempt.is_abandoned and not attempt.is_left:
+        await finish(host, attempt, ending)
+
+
+async def abandon(host: Host, attempt: Attempt) -> None:
+    """Settle an attempt whose function does not heed its cancellation, without it."""
+    logs.bind(attempt.claimed.job_id, attempt.record.task, attempt.number)
+    await finish(host, attempt, classify(host, attempt, asyncio.CancelledError()))
+
+
+async def finish(host: Host, attempt: Attempt, ending: Ending) -> None:
+    """Log, count and settle an attempt that has ended."""
     if host.events.wanted:
         attempt.ended_ms = now_ms()
     log(host, attempt, ending)
@@ -113,9 +122,8 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
         hint = errors.did_you_mean(record.task, host.functions)
         message = f"function {record.task!r} not found{hint}"
         return Ending(Outcome.UNKNOWN_TASK, errors.TaskNotFound(message))
-    expires_ms = record.options.get("exp")
-    if expires_ms is not None and attempt.started_ms > expires_ms:
-        return Ending(Outcome.EXPIRED, errors.JobExpired("job expired before it could start"))
+    if "exp" in record.options and has_expired(attempt, attempt.started_ms):
+        return expired()
     most = attempt.task.task_options.max_crashes if attempt.task else None
     most = host.max_crashes if most is None else most
     if claimed.crashes >= max(most, 1):
@@ -131,6 +139,30 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
     return None
 
 
+def has_expired(attempt: Attempt, at_ms: int) -> bool:
+    """Say whether a job that has not started before may not start any more.
+
+    A job that was tried, or whose worker was lost, has started: its other tries do not expire.
+    """
+    expires_ms = attempt.record.options.get("exp")
+    if expires_ms is None or attempt.claimed.attempt > 1 or attempt.claimed.crashes:
+        return False
+    return bool(at_ms > expires_ms)
+
+
+def expired() -> Ending:
+    """Return the end of a job that could not start in time."""
+    return Ending(Outcome.EXPIRED, errors.JobExpired("job expired before it could start"))
+
+
+class NotStarted(Exception):  # noqa: N818  it says what became of the job
+    """Raised in the place of a function's start, when its job ends without it."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending)
+        self.ending = ending
+
+
 async def perform(host: Host, attempt: Attempt) -> Ending:
     """Call the function under its time limit, and classify how it ended."""
     context = attempt.context = make_context(host, attempt)
@@ -139,58 +171,89 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
         if host.on_job_start:
             await host.on_job_start(context)
         args, kwargs = arguments(attempt)
-        log_start(attempt)
-        if host.events.wanted:
-            host.events.emit(started(host, attempt))
-        timeout_s = timeout_of(host, attempt)
-        if timeout_s is not None:
-            host.limit_lease(attempt, timeout_s)
-        assert attempt.function is not None
-        coroutine = as_coroutine(attempt.function.coroutine(context, *args, **kwargs))
-        try:
-            waits_for = coroutine.send(None)
-        except StopIteration as stop:  # it is over, and has never waited
-            value = stop.value
+        if attempt.task is not None and attempt.task.runs_in != "loop":
+            value = await run_elsewhere(host, attempt, args, kwargs)
         else:
-            value = await wait_out(host, attempt, go_on(coroutine, waits_for), timeout_s)
-        attempt.unit = context.unit()
+            timeout_s = starts(host, attempt)
+            assert attempt.function is not None
+            coroutine = as_coroutine(attempt.function.coroutine(context, *args, **kwargs))
+            try:
+                waits_for = coroutine.send(None)
+            except StopIteration as stop:  # it is over, and has never waited
+                value = stop.value
+            else:
+                value = await wait_out(host, attempt, coroutine, waits_for, timeout_s)
+            attempt.unit = context.unit()
+    except NotStarted as exc:
+        return exc.ending
     except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  every end is classified
-        if isinstance(exc, asyncio.CancelledError):
+        if isinstance(exc, asyncio.CancelledError) and not isinstance(exc, errors.SoftTimeLimit):
             # The cancellation ends here: what follows is the settlement.
             current_task().uncancel()
         return classify(host, attempt, exc)
+    except BaseExceptionGroup as exc:  # as a TaskGroup wraps what is no `Exception`
+        if not is_soft_limit(exc):
+            raise
+        return classify(host, attempt, exc)
     return Ending(Outcome.SUCCEEDED, value)
+
+
+def starts(host: Host, attempt: Attempt) -> float | None:
+    """Say that the function is about to be called; return the seconds it may take."""
+    log_start(attempt)
+    if host.events.wanted:
+        host.events.emit(started(host, attempt))
+    timeout_s = timeout_of(host, attempt)
+    if timeout_s is not None:
+        host.limit_lease(attempt, timeout_s)
+    return timeout_s
 
 
 async def wait_out(
     host: Host,
     attempt: Attempt,
-    function: Awaitable[Any],
+    coroutine: Coroutine[Any, Any, Any],
+    waits_for: Any,
     timeout_s: float | None,
 ) -> Any:
     """Let a function that waits go on to its end, or its time limit; others may cancel it."""
     this_task = current_task()
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle | None = None
-
-    def overrun(patience: int = LOOKS_AFTER_A_GAP) -> None:
-        nonlocal timer
-        if patience and host.leases_are_overdue():
-            # The process was stopped for a while. First the leases: the job may be lost.
-            timer = loop.call_later(LOOK_S, overrun, patience - 1)
-            return
-        attempt.timed_out = True
-        this_task.cancel()
-
+    limits = attempt.limits = LoopLimits(host, attempt, this_task, coroutine)
     host.job_tasks[attempt.claimed.job_id] = this_task
-    if timeout_s is not None:
-        timer = loop.call_later(timeout_s, overrun)
+    limits.start(timeout_s)
     try:
-        return await function
+        return await go_on(coroutine, waits_for, watch=limits)
     finally:
-        if timer is not None:
-            timer.cancel()
-        host.job_tasks.pop(attempt.claimed.job_id, None)
+        limits.stop()
+        attempt.limits = None
+        forget_task(host, attempt, this_task)
+
+
+async def run_elsewhere(
+    host: Host,
+    attempt: Attempt,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Let a function run in a thread or a process; it may wait for its turn there."""
+
+    def start() -> float | None:
+        if has_expired(attempt, now_ms()):
+            raise NotStarted(expired())
+        return starts(host, attempt)
+
+    this_task = current_task()
+    host.job_tasks[attempt.claimed.job_id] = this_task
+    try:
+        return await host.executors.run(attempt, args, kwargs, start)
+    finally:
+        forget_task(host, attempt, this_task)
+
+
+def forget_task(host: Host, attempt: Attempt, task: asyncio.Task[Any]) -> None:
+    """Let nobody cancel a function that is over; a later attempt may be in its place."""
+    if host.job_tasks.get(attempt.claimed.job_id) is task:
+        del host.job_tasks[attempt.claimed.job_id]
 
 
 def current_task() -> asyncio.Task[Any]:
@@ -235,12 +298,12 @@ def classify(  # noqa: C901, PLR0911  a list of rules, the first that fits decid
     cancelled = isinstance(exc, asyncio.CancelledError)
     if attempt.lost_lease or isinstance(exc, errors.LeaseLost):
         return Ending(Outcome.LOST_LEASE, exc)
-    if attempt.timed_out and (cancelled or isinstance(exc, TimeoutError)):
-        timeout = TimeoutError()
-        timeout.__cause__ = exc
-        return Ending(Outcome.TIMED_OUT, timeout)
+    if is_soft_limit(exc) or (attempt.timed_out and (cancelled or isinstance(exc, TimeoutError))):
+        return timed_out(attempt, exc)
     if attempt.claimed.job_id in host.aborting_tasks and cancelled:
         return Ending(Outcome.ABORTED, exc)
+    if attempt.softened and cancelled and not host.stopping:
+        return timed_out(attempt, exc)  # on its way out somebody made another of it
     if isinstance(exc, Snooze):
         return snoozed(exc)
     if isinstance(exc, Cancel):
@@ -256,6 +319,18 @@ def classify(  # noqa: C901, PLR0911  a list of rules, the first that fits decid
         if again_s is not None:
             return Ending(Outcome.RETRIED, exc, again_s)
     return Ending(Outcome.FAILED, exc, extra=extra_of(exc))
+
+
+def timed_out(attempt: Attempt, exc: BaseException) -> Ending:
+    """Decide about an attempt that reached a time limit. The only place that does.
+
+    Where its function goes on (`Attempt.goes_on`), another try would run beside it.
+    """
+    limit_s = attempt.task.task_options.soft_timeout if attempt.task else None
+    soft = f"the soft time limit of {limit_s:g} s" if limit_s and not attempt.timed_out else ""
+    timeout = TimeoutError(soft) if soft else TimeoutError()
+    timeout.__cause__ = exc
+    return Ending(Outcome.TIMED_OUT, timeout)
 
 
 def snoozed(exc: Snooze) -> Ending:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import asyncpg
 
-from runner.errors import CommitTimeout, LeaseLost, UnitChanged, WriteRejected, WriterUnavailable
+from runner.errors import (
+    AttemptOver,
+    CommitTimeout,
+    LeaseLost,
+    UnitChanged,
+    WriteRejected,
+    WriterUnavailable,
+)
 from runner.tasks import seconds
 from runner.types import Committed
 from runner.writer.tally import read_tally
@@ -82,6 +89,22 @@ class ReadPool:
             raise WriterUnavailable(f"cannot read from the database: {exc}") from exc
 
 
+class _Ended(list[bytes]):
+    """The operations of a job that has ended: takes none, so that the others pay no look."""
+
+    def append(self, _operation: bytes) -> NoReturn:
+        raise AttemptOver(_OVER)
+
+    def extend(self, _operations: object) -> NoReturn:
+        raise AttemptOver(_OVER)
+
+
+_OVER = (
+    "this job has ended, at its time limit or by an abort, while its function goes on: nothing "
+    "that it writes can be committed. Let it end at a cancellation"
+)
+
+
 class JobDatabase(UnitBuilder):
     """The database as a job sees it: collect writes, read at once.
 
@@ -100,6 +123,11 @@ class JobDatabase(UnitBuilder):
         self._unsure = 0
         self.refused: WriteRejected | None = None
         """The refusal that `commit` raised last."""
+
+    def end(self) -> None:
+        """Forget what was collected, and raise `AttemptOver` for what comes."""
+        self.clear()
+        self._parts = _Ended()
 
     async def commit(
         self,
@@ -138,7 +166,10 @@ class JobDatabase(UnitBuilder):
                 should it be refused later, only the writer's log tells.
             StoreWentBack: Redis lost the unit before it was applied, or what it did.
             LeaseLost: the job runs elsewhere.
+            AttemptOver: the job has ended without this function.
         """
+        if isinstance(self._parts, _Ended):
+            raise AttemptOver(_OVER)
         self.check_submitted()
         if not len(self):
             return Committed()
