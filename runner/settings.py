@@ -17,10 +17,11 @@ from runner import keys, logs
 from runner.codec import Codec, codec_named
 from runner.errors import SettingsError, did_you_mean
 from runner.events import Subscriber, is_subscriber
+from runner.executors import MAX_THREADS
 from runner.schedule import Schedule, check_names
 from runner.signing import KeyRing, SigningKeys
-from runner.tasks import KEPT_RULE, MOST_KEPT_S, seconds
-from runner.worker import Worker
+from runner.tasks import KEPT_RULE, MOST_KEPT_S, Task, seconds
+from runner.worker import CANCEL_GRACE_S, Worker
 from runner.writer import BOUND_ENTRIES
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ class WorkerSettings:
     use_uvloop: ClassVar[bool] = True
     queues: ClassVar[Sequence[str]] = ()
     subscribers: ClassVar[Sequence[Subscriber]] = ()
+    max_threads: ClassVar[int] = MAX_THREADS
+    max_processes: ClassVar[int | None] = None
+    calls_per_process: ClassVar[int | None] = None
+    cancel_grace: ClassVar[float | timedelta] = CANCEL_GRACE_S
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -167,7 +172,7 @@ def _function(value: Any) -> bool:
     if isinstance(value, str):
         module, _, name = value.strip(" ").rpartition(".")
         return all(part.isidentifier() for part in (*module.split("."), name))
-    return isinstance(value, Function) or inspect.iscoroutinefunction(value)
+    return isinstance(value, Function | Task) or inspect.iscoroutinefunction(value)
 
 
 def _functions(value: Any) -> bool:
@@ -194,7 +199,14 @@ def _codec(value: Any) -> bool:
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
-        ("job_timeout", "keep_result", "poll_delay", "health_check_interval", "lease"),
+        (
+            "job_timeout",
+            "keep_result",
+            "poll_delay",
+            "health_check_interval",
+            "lease",
+            "cancel_grace",
+        ),
         (_number, "a number of seconds, 0 or more, or a timedelta"),
     ),
     **dict.fromkeys(
@@ -207,6 +219,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "expires_extra_ms",
             "max_burst_jobs",
             "writer_backlog_entries",
+            "max_threads",
         ),
         (_whole, "a whole number"),
     ),
@@ -250,6 +263,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (_whole(value) and value > 0),
         "a whole number of bytes, or None",
     ),
+    **dict.fromkeys(
+        ("max_processes", "calls_per_process"),
+        (
+            lambda value: value is None or (_whole(value) and value > 0),
+            "a whole number, more than 0, or None",
+        ),
+    ),
     "health_check_key": (
         lambda value: value is None or _text(value),
         "the name of a key of Redis, or None",
@@ -287,6 +307,7 @@ _LEAST = {
     "max_tries": 1,
     "lanes": 1,
     "max_crashes": 1,
+    "max_threads": 1,
     "read_pool_size": 0,
     "writer_backlog_entries": 1,
     "expires_extra_ms": 0,
