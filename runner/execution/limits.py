@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from runner.execution.records import Attempt, Host
 
-_ASYNCIO = os.path.dirname(asyncio.__file__) + os.sep  # noqa: PTH120  compared as texts
+_STANDARD = os.path.dirname(asyncio.__file__).removesuffix("asyncio")  # noqa: PTH120  compared as texts
 LOOK_S = 0.1
 LOOKS_AFTER_A_GAP = 50
 """For how long a time limit waits for the lease thread after the process was stopped: 5 s."""
@@ -187,9 +187,13 @@ def shown(frames: list[tuple[FrameType, int]]) -> tuple[str, str]:
     if not stack:
         return "", ""
     # Where it waits in the standard library's own code says less than who waits there.
-    own = [frame for frame in stack if not frame.filename.startswith(_ASYNCIO)]
+    own = [frame for frame in stack if not _is_standard(frame.filename)]
     last = own[-1] if own else stack[-1]
     return f"{last.filename}:{last.lineno} in {last.name}", "".join(stack.format())
+
+
+def _is_standard(path: str) -> bool:
+    return path.startswith(_STANDARD) and "site-packages" not in path
 
 
 def is_soft_limit(exc: BaseException) -> bool:

@@ -132,10 +132,13 @@ class Call:
         if threading.get_ident() != self._thread_id:
             coroutine.close()
             raise TaskError("ctx.run is for the thread of the job itself")
+        if self._is_cancelled():
+            coroutine.close()
+            raise asyncio.CancelledError
         awaits = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         self._awaits = awaits
         try:
-            if self.cancelled:
+            if self._is_cancelled():  # in between
                 awaits.cancel()
             return awaits.result()
         except concurrent.futures.CancelledError:
@@ -143,6 +146,9 @@ class Call:
         finally:
             self._awaits = None
             awaits.cancel()  # also when the soft limit was raised here
+
+    def _is_cancelled(self) -> bool:
+        return self.cancelled
 
     def frames(self) -> Any:
         """Return where the thread is, None when it is not known."""
@@ -258,7 +264,9 @@ class Threads:
             try:
                 await asyncio.wait([call.done])
             except asyncio.CancelledError:
-                self._leave_if_over(call)
+                if self._is_over(call):
+                    self._leave(call)
+                    raise
                 _uncancel()
                 if self._host.stopping:
                     await self._wait_at_stop(call)
@@ -269,7 +277,9 @@ class Threads:
         try:
             await asyncio.wait([call.done], timeout=self._host.cancel_grace_s)
         except asyncio.CancelledError:
-            self._leave_if_over(call)
+            if self._is_over(call):
+                self._leave(call)
+                raise
             _uncancel()
         if not call.done.done():
             call.attempt.is_left = True
@@ -277,13 +287,11 @@ class Threads:
             self._leases.keep(call.attempt.claimed)
             raise asyncio.CancelledError
 
-    def _leave_if_over(self, call: Call) -> None:
-        """End the job now, without its function, if it has to."""
+    def _is_over(self, call: Call) -> bool:
+        """Say whether the job has to end now, with its function or without."""
         attempt = call.attempt
         aborted = attempt.claimed.job_id in self._host.aborting_tasks
-        if attempt.timed_out or attempt.lost_lease or aborted:
-            self._leave(call)
-            raise asyncio.CancelledError
+        return attempt.timed_out or attempt.lost_lease or aborted
 
     def _leave(self, call: Call) -> None:
         """Go on without a function that cannot be stopped."""
