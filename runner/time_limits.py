@@ -38,7 +38,7 @@ def place_of(name: str, function: Callable[..., Any], runs_in: RunsIn | None) ->
             f"task {name!r} is not async and would block the event loop: "
             f'leave runs_in out for a thread, or say "process"',
         )
-    if runs_in == "process" and "<locals>" in function.__qualname__:
+    if runs_in == "process" and "<" in function.__qualname__:
         raise SettingsError(
             f"task {name!r} is to run in a process, which finds it by its module and name: "
             f"declare it at the top of a module",

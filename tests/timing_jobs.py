@@ -1,4 +1,4 @@
-"""Tasks for the tests of threads, processes and time limits: other processes import them by name."""
+"""Tasks for the tests of processes and their time limits: other processes import them."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def spin(_ctx: Context, note: str) -> None:
         try:
             while True:
                 pass
-        except BaseException:  # noqa: BLE001, S110  what it does not heed is the point
+        except BaseException:  # noqa: BLE001  what it does not heed is the point
             pass
 
 

@@ -163,7 +163,7 @@ async def test_soft_limit_that_escapes_ends_the_job_as_timed_out(
 ) -> None:
     async with serving(redis_url, jobs.IN_PROCESSES):
         job = await client.enqueue(jobs.late_in_process)
-        with pytest.raises(TimeoutError, match="soft time limit of 0.3 s"):
+        with pytest.raises(TimeoutError, match=r"soft time limit of 0\.3 s"):
             await job.result(timeout=20)
 
 
