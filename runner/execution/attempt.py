@@ -54,31 +54,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger("arq.worker")
 
 
-async def run(host: Host, attempt: Attempt) -> None:
-    """Run one attempt from its claim to its settlement."""
-    try:
-        ending = load(host, attempt) or await admit(host, attempt)
-        if ending is None:
-            ending = await perform(host, attempt)
-    except Exception as exc:  # noqa: BLE001  whatever it is, the job must end
-        ending = Ending(Outcome.FAILED, exc)
-    if not attempt.is_abandoned and not attempt.is_left:
-        await finish(host, attempt, ending)
-
-
-async def abandon(host: Host, attempt: Attempt) -> None:
-    """Settle an attempt whose function does not heed its cancellation, without it."""
-    logs.bind(attempt.claimed.job_id, attempt.record.task, attempt.number)
-    await finish(host, attempt, classify(host, attempt, asyncio.CancelledError()))
-
-
-async def finish(host: Host, attempt: Attempt, ending: Ending) -> None:
-    """Log, count and settle an attempt that has ended."""
+async def run(host: Host, attempt: Attempt, ending: Ending | None = None) -> None:
+    """Run one attempt from its claim to its settlement, or only settle what has ended so."""
+    if ending is None:
+        try:
+            ending = load(host, attempt) or await admit(host, attempt)
+            if ending is None:
+                ending = await perform(host, attempt)
+        except Exception as exc:  # noqa: BLE001  whatever it is, the job must end
+            ending = Ending(Outcome.FAILED, exc)
+        if attempt.is_abandoned or attempt.is_left:
+            return  # others have seen to it
     if host.events.wanted:
         attempt.ended_ms = now_ms()
     log(host, attempt, ending)
     count(host, ending)
     await end(host, attempt, ending)
+
+
+async def abandon(host: Host, attempt: Attempt) -> None:
+    """Settle an attempt whose function does not heed its cancellation, without it."""
+    logs.bind(attempt.claimed.job_id, attempt.record.task, attempt.number)
+    await run(host, attempt, classify(host, attempt, asyncio.CancelledError()))
 
 
 _UNKNOWN = JobRecord(
