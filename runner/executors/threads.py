@@ -77,16 +77,14 @@ class Call:
 
     def perform(self) -> None:
         """Call the function, in this thread."""
-        self._thread_id = threading.get_ident()
-        self.error = SoftTimeLimit()  # should that come before the first line
-        with contextlib.suppress(SoftTimeLimit):
+        self.error = SoftTimeLimit()  # should that come before the first line, or with the last
+        try:
+            self._thread_id = threading.get_ident()
             self._call()
-        while True:
-            try:
-                self._refuse_soft_limit()
-            except SoftTimeLimit:  # it came when the function was over
-                continue
-            break
+            self._refuse_soft_limit()
+        except SoftTimeLimit:
+            # It may come between any two steps of the above, but only once.
+            self._refuse_soft_limit()
         with contextlib.suppress(RuntimeError):  # the loop is closed: so is the worker
             self.loop.call_soon_threadsafe(self._returned, self)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
 import runner
-from runner import Outcome, ProcessDied, keys
-from runner.errors import RemoteError
+from runner import Outcome, ProcessDied, RedisSettings, keys
+from runner.errors import RemoteError, TaskError
 from runner.events import JobEnded
 from tests import timing_jobs as jobs
 from tests.engine import serving
@@ -18,7 +19,6 @@ from tests.support import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -134,6 +134,54 @@ async def test_idle_process_that_was_killed_is_replaced_unseen(
         pid = await (await client.enqueue(jobs.pid)).result(timeout=20)
         os.kill(pid, 9)
         assert await (await client.enqueue(jobs.pid)).result(timeout=20) != pid
+
+
+def children_of(pid: int) -> list[int]:
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for children in threads for child in children.read_text().split()]
+
+
+def forkers() -> list[int]:
+    """Return the processes that make processes, of this test's worker."""
+    pids = children_of(os.getpid())
+    return [p for p in pids if b"executors.forker" in Path(f"/proc/{p}/cmdline").read_bytes()]
+
+
+async def test_dead_processes_are_not_left_as_zombies(
+    redis_url: str, client: runner.Client
+) -> None:
+    async with serving(redis_url, jobs.IN_PROCESSES, max_processes=1):
+        job = await client.enqueue(jobs.exit_at_once, 3)
+        with pytest.raises(ProcessDied):
+            await job.result(timeout=20)
+        (forker,) = forkers()
+        assert children_of(forker) == []
+    assert forkers() == []
+
+
+async def test_process_that_makes_the_others_is_replaced(
+    redis_url: str, client: runner.Client, tmp_path: Path
+) -> None:
+    async with serving(redis_url, jobs.IN_PROCESSES, max_processes=2):
+        running = await client.enqueue(jobs.wait_in_process, str(tmp_path / "note"))
+        await noted_pid(tmp_path / "note")
+        (forker,) = forkers()
+        os.kill(forker, 9)
+        with pytest.raises(ProcessDied, match="was lost"):
+            await running.result(timeout=20)
+        assert await (await client.enqueue(jobs.add, 1)).result(timeout=20) == 1
+
+
+async def test_worker_whose_task_cannot_be_imported_elsewhere_says_so(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.add.function, "__module__", "nowhere.to_be_found")
+    worker = runner.Worker(
+        [jobs.add], redis_settings=RedisSettings.from_dsn(redis_url), handle_signals=False
+    )
+    with pytest.raises(TaskError, match=r"nowhere\.to_be_found cannot be imported"):
+        await worker.main()
+    await worker.close()
 
 
 async def test_hard_limit_kills_what_heeds_nothing(

@@ -213,6 +213,20 @@ async def test_writes_of_a_thread_are_committed_with_its_job(
         await database.close()
 
 
+@pytest.mark.lasting_keys("runner:schedule*")
+async def test_schedules_of_both_forms_run_in_threads(
+    redis_url: str, client: runner.Client, bolt: Bolt
+) -> None:
+    bolt.opens.set()
+    schedules: list[Any] = [
+        runner.cron(bolted, runner.every(1), run_at_startup=True),
+        runner.cron(bolted, hour=3, run_at_startup=True, job_id="arqs", keep_result=60),
+    ]
+    async with serving(redis_url, TASKS, cron_jobs=schedules, ctx={"bolt": bolt}):
+        await wait_until(lambda: len(bolt.said) > 1, description="both have run")
+        assert await client.job("arqs").result(timeout=10) == "passed"
+
+
 async def test_many_jobs_share_few_threads(redis_url: str, client: runner.Client) -> None:
     async with serving(redis_url, TASKS, max_threads=8, max_jobs=300):
         jobs = await client.enqueue_many([where.call() for _ in range(200)])
