@@ -156,6 +156,15 @@ def late_in_process(_ctx: Context) -> None:
     time.sleep(FOREVER_S)
 
 
+@task(runs_in="process", timeout=30, soft_timeout=0.02)
+def close_to_its_limit(_ctx: Context, number: int) -> int:
+    """End at about the time of the soft limit: before it, with it, or behind it."""
+    until = time.monotonic() + 0.02
+    while time.monotonic() < until:
+        pass
+    return number
+
+
 @task(runs_in="process")
 def compute(_ctx: Context, seconds: float) -> int:
     """Hold the interpreter of the process for so long."""
@@ -197,5 +206,6 @@ IN_PROCESSES: list[Any] = [
     tidy_in_process,
     tidy_in_process_async,
     late_in_process,
+    close_to_its_limit,
     compute,
 ]

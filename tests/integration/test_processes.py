@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,6 +214,18 @@ async def test_soft_limit_that_escapes_ends_the_job_as_timed_out(
         job = await client.enqueue(jobs.late_in_process)
         with pytest.raises(TimeoutError, match=r"soft time limit of 0\.3 s"):
             await job.result(timeout=20)
+
+
+async def test_soft_limit_never_strikes_the_next_job(redis_url: str, client: runner.Client) -> None:
+    async with serving(redis_url, jobs.IN_PROCESSES, max_processes=2, max_jobs=50):
+        calls: list[Any] = [jobs.close_to_its_limit.call(n) for n in range(60)]
+        ran = await client.enqueue_many(calls)
+        ends = await asyncio.gather(
+            *(job.result(timeout=30) for job in ran), return_exceptions=True
+        )
+        assert [end for end in ends if not isinstance(end, int | TimeoutError)] == []
+        plain = await client.enqueue_many([jobs.add.call(n) for n in range(20)])
+        assert [await job.result(timeout=10) for job in plain] == list(range(20))
 
 
 async def test_aborted_job_tidies_up_and_its_process_is_gone(
