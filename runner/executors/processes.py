@@ -99,6 +99,11 @@ class Child:
         """Let go of it: it ends when it has no job, or after it."""
         self._writer.close()
 
+    async def closed(self) -> None:
+        """Wait until nothing of the socket is left."""
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
     async def _frame(self) -> bytes:
         head = await self._reader.readexactly(wire.LENGTH_BYTES)
         return await self._reader.readexactly(int.from_bytes(head, "big"))
@@ -300,6 +305,7 @@ class Processes:
         idle, self._idle = self._idle, []
         for child in idle:
             child.close()
+        await asyncio.gather(*(child.closed() for child in idle))
         await self._maker.stop()
 
     async def run(
