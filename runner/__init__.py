@@ -16,6 +16,8 @@ from runner.connection import connect
 from runner.database import Answer, Database, DirectUnit, database
 from runner.errors import (
     Cancel,
+    DuplicateJob,
+    JobReplaced,
     ProcessDied,
     ResultTooLarge,
     Retry,
@@ -33,6 +35,7 @@ from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
 from runner.tasks import Call, SyncTask, Task, task
 from runner.types import Committed, DeadLetter, Outcome, QueueStats, WriterStatus
+from runner.unique import Debounce, Throttle, Unique
 from runner.worker import Worker
 
 __version__ = "0.1.0"
@@ -47,8 +50,11 @@ __all__ = [
     "Context",
     "Database",
     "DeadLetter",
+    "Debounce",
     "DirectUnit",
+    "DuplicateJob",
     "Job",
+    "JobReplaced",
     "JobStatus",
     "Outcome",
     "ProcessDied",
@@ -66,6 +72,8 @@ __all__ = [
     "SoftTimeLimit",
     "SyncTask",
     "Task",
+    "Throttle",
+    "Unique",
     "UnitChanged",
     "Worker",
     "WorkerSettings",

@@ -168,6 +168,11 @@ class Cycles:
         self._woken = True
         self._kick()
 
+    def look(self) -> None:
+        """Ask whether jobs are due, and claim none yet: `backlog` says so then."""
+        if self.claims and not self._active:
+            self._begin([], 0)
+
     def cancel(self) -> None:
         """Give up what is still to be settled: the leases run out, and others take over."""
         self.claims = False
@@ -204,13 +209,15 @@ class Cycles:
     def _kick(self) -> None:
         self._kick_due = False
         while self._free_lanes and self._has_work():
-            lane = self._free_lanes.pop()
-            work = self._lane(self._load(), self._reserve() if self.claims else 0, lane)
-            task = asyncio.get_running_loop().create_task(
-                work, name="runner cycle", context=self._context
-            )
-            self._active[task] = lane
-            task.add_done_callback(self._lane_done)
+            self._begin(self._load(), self._reserve() if self.claims else 0)
+
+    def _begin(self, batch: list[_Pending], limit: int) -> None:
+        lane = self._free_lanes.pop()
+        task = asyncio.get_running_loop().create_task(
+            self._lane(batch, limit, lane), name="runner cycle", context=self._context
+        )
+        self._active[task] = lane
+        task.add_done_callback(self._lane_done)
 
     def _has_work(self) -> bool:
         if self._waiting:

@@ -34,10 +34,18 @@ from runner.tasks import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from datetime import datetime
 
 
 class ProcessContext(Context):
     """What a task gets in a process: who it is, and ``ctx.db`` to collect its writes."""
+
+    __slots__ = ("_due",)
+
+    def tell(self, request: Request) -> None:
+        """Say which job this is."""
+        self.update(request.values)
+        self._due = request.due
 
     @property
     def client(self) -> NoReturn:
@@ -47,7 +55,12 @@ class ProcessContext(Context):
             "connection by runner.connect there",
         )
 
-    async def reschedule(self, when: Any) -> NoReturn:  # noqa: ARG002  the signature of Context
+    @property
+    def due(self) -> datetime | None:
+        """When the schedule that made this job was due, None when none did."""
+        return self._due
+
+    async def reschedule(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse: Redis is out of reach."""
         raise TaskError("ctx.reschedule is not possible in a process: do it in an async task")
 
@@ -154,7 +167,7 @@ def _call(
     loop: asyncio.Runner,
 ) -> Any:
     request = Request(*pickle.loads(data))  # noqa: S301  from the worker that made this process
-    context.update(request.values)
+    context.tell(request)
     logs.bind(context.job_id, request.task, context.attempt)
     function = find(request.module, request.qualname)
     if asyncio.iscoroutinefunction(function):

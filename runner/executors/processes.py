@@ -342,8 +342,10 @@ class Processes:
         assert attempt.task is not None
         assert attempt.context is not None
         module, qualname = self._found[attempt.task.name]
-        values = {key: attempt.context[key] for key in _VALUES if key in attempt.context}
-        request = Request(module, qualname, args, kwargs, values, attempt.record.task)
+        values = {key: attempt.context[key] for key in _VALUES}
+        request = Request(
+            module, qualname, args, kwargs, values, attempt.record.task, attempt.context.due
+        )
         try:
             return pickle.dumps(tuple(request))
         except Exception as exc:
@@ -409,7 +411,7 @@ class Processes:
             await asyncio.wait([talk])
 
 
-_VALUES = ("job_id", "job_try", "enqueue_time", "score", "cron")
+_VALUES = ("job_id", "job_try", "enqueue_time", "score")
 """What of the context travels; the rest belongs to the worker's process."""
 
 

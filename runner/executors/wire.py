@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import socket
+    from datetime import datetime
 
     from runner.codec import Fields
 
@@ -25,6 +26,7 @@ class Request(NamedTuple):
         module: where the function is found there.
         qualname: its name in the module.
         values: the context: plain values of arq's dict.
+        due: when the schedule that made the job was due.
     """
 
     module: str
@@ -33,6 +35,7 @@ class Request(NamedTuple):
     kwargs: dict[str, Any]
     values: dict[str, Any]
     task: str
+    due: datetime | None
 
 
 class Answer(NamedTuple):
