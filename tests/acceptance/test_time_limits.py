@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -142,6 +143,52 @@ async def test_limits_hold_on_uvloop(redis_url: str, client: runner.Client) -> N
         assert await tidy.result(timeout=30) == "tidy"
         with pytest.raises(ProcessDied):
             await dies.result(timeout=30)
+
+
+SPEAKS = """
+import logging, os, runner
+from runner import task
+
+@task(runs_in="process")
+def speak(ctx):
+    logging.getLogger("shop").warning("from the process")
+
+@task
+def think(ctx):
+    logging.getLogger("shop").warning("from the thread")
+
+class WorkerSettings(runner.WorkerSettings):
+    functions = [speak, think]
+    redis_settings = runner.RedisSettings.from_dsn(os.environ["REDIS_URL"])
+"""
+
+
+async def test_what_is_logged_elsewhere_names_its_job(
+    redis_url: str, client: runner.Client, tmp_path: Path
+) -> None:
+    (tmp_path / "speaks.py").write_text(SPEAKS)
+    environment = {**os.environ, "REDIS_URL": redis_url, "RUNNER_LOG": "json"}
+    environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{ROOT}"
+    worker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "arq", "speaks.WorkerSettings"),
+        cwd=tmp_path,
+        env=environment,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        for name in ("speak", "think"):
+            await client.enqueue_job(name, _job_id=name)
+            await client.job(name).result(timeout=30)
+        worker.terminate()
+        _, said = await asyncio.wait_for(worker.communicate(), ENDS_S)
+    finally:
+        if worker.returncode is None:
+            worker.kill()
+    lines = [json.loads(line) for line in said.splitlines() if b'"shop"' in line]
+    assert [(line["event"], line["job_id"], line["task"]) for line in lines] == [
+        ("from the process", "speak", "speak"),
+        ("from the thread", "think", "think"),
+    ]
 
 
 async def test_busy_process_does_not_cost_its_job_the_lease(
