@@ -157,7 +157,7 @@ class Schedule:
 
 @overload
 def cron(
-    coroutine: Callable[..., Awaitable[Any]] | SyncTask[..., Any] | str,
+    coroutine: Callable[..., Awaitable[Any]] | Task[..., Any] | str,
     when: str | Every | Perpetual,
     *,
     args: Sequence[Any] = (),
@@ -177,7 +177,7 @@ def cron(
 
 @overload
 def cron(
-    coroutine: str | WorkerCoroutine | SyncTask[..., Any],
+    coroutine: str | WorkerCoroutine | Task[..., Any],
     *,
     name: str | None = None,
     month: OptionType = None,
