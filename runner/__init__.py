@@ -28,13 +28,16 @@ from runner.errors import (
     WriteRejected,
 )
 from runner.execution import Context
+from runner.inspect import JobFilter, JobInfo, JobState
 from runner.job import Job
-from runner.retry import Backoff, RetryPolicy
+from runner.letters import LetterFilter
+from runner.limits import LimitInfo, RateLimit, RunningLimit
+from runner.retry import Backoff, RetryPolicy, Rule, give_up, on
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
 from runner.tasks import Call, SyncTask, Task, task
-from runner.types import Committed, DeadLetter, Outcome, QueueStats, WriterStatus
+from runner.types import AttemptError, Committed, DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.unique import Debounce, Throttle, Unique
 from runner.worker import Worker
 
@@ -42,6 +45,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
+    "AttemptError",
     "Backoff",
     "Call",
     "Cancel",
@@ -54,17 +58,25 @@ __all__ = [
     "DirectUnit",
     "DuplicateJob",
     "Job",
+    "JobFilter",
+    "JobInfo",
     "JobReplaced",
+    "JobState",
     "JobStatus",
+    "LetterFilter",
+    "LimitInfo",
     "Outcome",
     "ProcessDied",
     "QueueStats",
+    "RateLimit",
     "RedisSettings",
     "ResultNotFound",
     "ResultTooLarge",
     "Retry",
     "RetryPolicy",
+    "Rule",
     "RunnerError",
+    "RunningLimit",
     "Schedule",
     "ScheduleInfo",
     "SignedCodec",
@@ -85,6 +97,8 @@ __all__ = [
     "errors",
     "every",
     "func",
+    "give_up",
+    "on",
     "perpetual",
     "task",
 ]

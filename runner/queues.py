@@ -232,6 +232,7 @@ class Queues:
         ]
         self._look_at = [0.0] * len(self._lines)  # by the loop's time
         self._rank = {broker.queue: rank for rank, broker in enumerate(brokers)}
+        self._freed_due = False
         self._policy: Policy = InOrder(len(brokers)) if weights is None else ByWeight(weights)
 
     @property
@@ -297,6 +298,16 @@ class Queues:
         """Give up what is still to be settled: the leases run out, and others take over."""
         for line in self._lines:
             line.cancel()
+
+    def freed(self, claim: Callable[[], object]) -> None:
+        """Claim when the loop turns: slots became free without a settlement, which would."""
+        if not self._freed_due:
+            self._freed_due = True
+            asyncio.get_running_loop().call_soon(self._after_freed, claim)
+
+    def _after_freed(self, claim: Callable[[], object]) -> None:
+        self._freed_due = False
+        claim()
 
     def _room_for(self, rank: int) -> Callable[[], int]:
         return lambda: self._room(rank)

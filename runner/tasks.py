@@ -23,12 +23,14 @@ from typing import (
 
 from runner.arguments import Signature
 from runner.errors import ArgumentsError, SettingsError
+from runner.limits import Limit
+from runner.limits import declared as declared_limits
 from runner.retry import RetryPolicy
 from runner.time_limits import PLACES, RunsIn, check_limits, place_of
 from runner.unique import Debounce, Rule, Throttle, Unique, check_parameters, rule_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,9 +46,9 @@ class TaskOptions:
 
     Attributes:
         name: the name under which jobs travel; the function's qualified name by default.
-        retries: how often a job that raises is run again; None: only `Retry` runs it again,
-            as in arq, up to the worker's `max_tries`.
-        policy: how long to wait between tries.
+        retries: how often a job that raises is run again at most; None: only `Retry` and rules
+            of the policy run it again, up to the worker's `max_tries`.
+        policy: which errors are tried again, and how long to wait between tries.
         timeout: seconds an attempt may take.
         keep_result: seconds to keep a result; 0 keeps none.
         keep_result_forever: keep results without end.
@@ -61,6 +63,8 @@ class TaskOptions:
         soft_timeout: seconds after which `SoftTimeLimit` is raised inside the job, to tidy up.
         runs_in: "loop", "thread" or "process"; None: a thread for a function that is not async.
         unique: which jobs of it may not stand beside each other.
+        limits: its own, and those it shares.
+        weight: what one of its jobs counts for its rates.
     """
 
     name: str
@@ -79,6 +83,9 @@ class TaskOptions:
     runs_in: RunsIn | None = None
     # Uniqueness.
     unique: Rule | None = None
+    # Limits, in the whole fleet: see runner.limits.
+    limits: tuple[Limit, ...] = ()
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,6 +347,14 @@ def task(
     unique: bool | Unique | None = None,
     debounce: float | timedelta | Debounce | None = None,
     throttle: float | timedelta | Throttle | None = None,
+    # Limits, in the whole fleet: see runner.limits.
+    rate: str | None = None,
+    burst: int | None = None,
+    weight: int | None = None,
+    rate_key: str | None = None,
+    max_running: int | None = None,
+    max_running_key: str | None = None,
+    limits: Sequence[Limit] = (),
 ) -> Declares: ...
 
 
@@ -365,6 +380,14 @@ def task(
     unique: bool | Unique | None = None,
     debounce: float | timedelta | Debounce | None = None,
     throttle: float | timedelta | Throttle | None = None,
+    # Limits, in the whole fleet: see runner.limits.
+    rate: str | None = None,
+    burst: int | None = None,
+    weight: int | None = None,
+    rate_key: str | None = None,
+    max_running: int | None = None,
+    max_running_key: str | None = None,
+    limits: Sequence[Limit] = (),
 ) -> Any:
     """Declare a function whose first parameter is the context as a task.
 
@@ -400,14 +423,15 @@ def task(
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
         called = getattr(function, "__qualname__", repr(function))
         _check(called, given)
+        policy = _policy(called, retries, backoff)
         try:
             rule = rule_of(unique, debounce, throttle)
         except SettingsError as exc:
             raise SettingsError(f"task {called!r}: {exc}") from None
         options = TaskOptions(
             name=function.__qualname__ if name is None else name,
-            retries=retries,
-            policy=RetryPolicy() if backoff is None else backoff,
+            retries=policy.most_retries,
+            policy=policy,
             timeout=seconds(timeout),
             keep_result=seconds(keep_result),
             keep_result_forever=keep_result_forever,
@@ -420,6 +444,18 @@ def task(
             soft_timeout=seconds(soft_timeout),
             runs_in=runs_in,
             unique=rule or None,
+            limits=declared_limits(
+                function.__qualname__ if name is None else name,
+                function,
+                rate=rate,
+                burst=burst,
+                weight=weight,
+                rate_key=rate_key,
+                max_running=max_running,
+                max_running_key=max_running_key,
+                limits=limits,
+            ),
+            weight=1 if weight is None else weight,
         )
         check_limits(
             options.name,
@@ -430,6 +466,19 @@ def task(
         return kind(function, options)
 
     return declare if function is None else declare(function)
+
+
+def _policy(function: str, retries: int | None, backoff: RetryPolicy | None) -> RetryPolicy:
+    """Return the policy of a task, with its number of retries in it."""
+    policy = RetryPolicy() if backoff is None else backoff
+    if retries is None or retries == policy.retries:
+        return policy
+    if policy.retries is not None:
+        raise SettingsError(
+            f"task {function!r}: retries is {retries}, and {policy.retries} in its backoff: "
+            "leave one out",
+        )
+    return replace(policy, retries=retries)
 
 
 def _whole(value: Any) -> bool:
@@ -482,7 +531,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 # Options without a rule here, and who checks them.
-_NO_RULE = dict.fromkeys(("unique", "debounce", "throttle"), "runner.unique.rule_of")
+_NO_RULE = {
+    **dict.fromkeys(("unique", "debounce", "throttle"), "runner.unique.rule_of"),
+    **dict.fromkeys(
+        ("rate", "burst", "weight", "rate_key", "max_running", "max_running_key", "limits"),
+        "runner.limits.declared",
+    ),
+}
 
 
 def _check(function: str, given: dict[str, Any]) -> None:

@@ -17,14 +17,35 @@ PREFIXES = {
     keys.RESULT,
     keys.WAITERS,
     keys.DEAD_LETTER,
+    keys.DEAD_ERRORS,
+    keys.ERRORS,
     keys.FAILED_UNIT,
     keys.ANSWER,
     keys.MOVED_UNIT,
     keys.UNIT,
     keys.COMMITS,
+    keys.IDLE,
+    keys.WAKE,
+    keys.LIMIT_BUCKETS,
+    keys.WINDOW,
+    keys.BUCKET,
+    keys.RESERVED,
+    keys.LATE,
+    keys.RUNNING,
+    keys.PARKED,
+    keys.PARKED_TASK,
     keys.REPLACED,
 }
-NAMES = PREFIXES | {keys.ABORT, keys.UNITS, keys.WRITER, keys.LEADER}
+NAMES = PREFIXES | {
+    keys.ABORT,
+    keys.UNITS,
+    keys.WRITER,
+    keys.LEADER,
+    keys.LIMITS,
+    keys.LIMITS_DECLARED,
+    keys.PAUSED_TASKS,
+    keys.PARKED_TASKS,
+}
 
 
 def scripts() -> dict[str, str]:
@@ -48,7 +69,8 @@ def test_every_prefix_is_used_as_a_prefix() -> None:
         ("FAR_OFF_MS", keys.FAR_OFF_MS),
         ("RETRY_TTL_S", keys.RETRY_TTL_S),
         ("COUNTERS_MS", keys.KEEP_MS),
-        ("DEAD_MS", keys.KEEP_MS),
+        ("ERRORS_MS", keys.KEEP_MS),
+        ("PARKED_MS", keys.FAR_OFF_MS),
         ("CLOCK_MS", 3_600_000),
     ],
 )
@@ -101,6 +123,8 @@ def test_number_of_fields_of_an_entry_fits_the_script() -> None:
         (keys.counters("q"), "runner:counters:q"),
         (keys.dead("q"), "runner:dead:q"),
         (keys.dead_letter("x"), "runner:dead-letter:x"),
+        (keys.dead_errors("x"), "runner:dead-errors:x"),
+        (keys.errors("x"), "runner:errors:x"),
         (keys.waiters("x"), "runner:waiters:x"),
         (keys.reply_channel("c"), "runner:reply:c"),
         (keys.commits_channel(3), "runner:commits:3"),
