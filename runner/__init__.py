@@ -18,10 +18,12 @@ from runner.errors import (
     Cancel,
     DuplicateJob,
     JobReplaced,
+    ProcessDied,
     ResultTooLarge,
     Retry,
     RunnerError,
     Snooze,
+    SoftTimeLimit,
     UnitChanged,
     WriteRejected,
 )
@@ -34,7 +36,7 @@ from runner.retry import Backoff, RetryPolicy, Rule, give_up, on
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
-from runner.tasks import Call, Task, task
+from runner.tasks import Call, SyncTask, Task, task
 from runner.types import AttemptError, Committed, DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.unique import Debounce, Throttle, Unique
 from runner.worker import Worker
@@ -64,6 +66,7 @@ __all__ = [
     "LetterFilter",
     "LimitInfo",
     "Outcome",
+    "ProcessDied",
     "QueueStats",
     "RateLimit",
     "RedisSettings",
@@ -78,6 +81,8 @@ __all__ = [
     "ScheduleInfo",
     "SignedCodec",
     "Snooze",
+    "SoftTimeLimit",
+    "SyncTask",
     "Task",
     "Throttle",
     "Unique",
