@@ -12,6 +12,7 @@ from arq.jobs import JobStatus, ResultNotFound
 
 from runner import errors
 from runner.client import Client
+from runner.composition import chain, chord, group, node
 from runner.connection import connect
 from runner.database import Answer, Database, DirectUnit, database
 from runner.errors import (
@@ -32,6 +33,7 @@ from runner.signing import SignedCodec
 from runner.tasks import Call, Task, task
 from runner.types import Committed, DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.worker import Worker
+from runner.workflow import Flow, FlowState, FlowStatus, NodeInfo, NodeState, Run
 
 __version__ = "0.1.0"
 
@@ -46,8 +48,13 @@ __all__ = [
     "Database",
     "DeadLetter",
     "DirectUnit",
+    "Flow",
+    "FlowState",
+    "FlowStatus",
     "Job",
     "JobStatus",
+    "NodeInfo",
+    "NodeState",
     "Outcome",
     "QueueStats",
     "RedisSettings",
@@ -55,6 +62,7 @@ __all__ = [
     "ResultTooLarge",
     "Retry",
     "RetryPolicy",
+    "Run",
     "RunnerError",
     "Schedule",
     "ScheduleInfo",
@@ -66,12 +74,16 @@ __all__ = [
     "WorkerSettings",
     "WriteRejected",
     "WriterStatus",
+    "chain",
+    "chord",
     "connect",
     "cron",
     "database",
     "errors",
     "every",
     "func",
+    "group",
+    "node",
     "perpetual",
     "task",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from runner.errors import ArgumentsError, DecodeError, did_you_mean
 from runner.shapes import ANYTHING, Shape, shape_of
+from runner.types import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -163,7 +164,8 @@ class Signature:
         by_name = [shapes.named.get(key, shapes.others) for key in kwargs]
         arguments = self.named(args, kwargs)
         for (parameter, value), shape in zip(arguments, (*by_place, *by_name), strict=True):
-            reason = shape.refusal(value)
+            # What another node will give is looked at by the worker.
+            reason = None if isinstance(value, Reference) else shape.refusal(value)
             if reason is not None:
                 given = type(value).__qualname__
                 raise ArgumentsError(

@@ -32,7 +32,8 @@ from runner.pipe import Pipe
 from runner.schedule import Book, Schedules
 from runner.shapes import ANYTHING, Shape
 from runner.tasks import BoundTask, Call, EnqueueOptions, Task, checked_id
-from runner.types import DeadLetter, QueueStats, WriterStatus
+from runner.types import DeadLetter, Part, QueueStats, WriterStatus
+from runner.workflow import Flow, FlowStore, Run, converter, flow_of
 from runner.writer import writer_status
 
 if TYPE_CHECKING:
@@ -243,6 +244,48 @@ class Client(ArqRedis):
         queue = self.default_queue_name
         return Schedules(Book(self, self.codec, queue, lifetime_ms=self.expires_extra_ms))
 
+    @property
+    def flows(self) -> FlowStore:
+        """The door to flows in Redis; `start` and `flow` are what users want."""
+        return FlowStore(
+            self,
+            self.codec,
+            self._encode,
+            queue=self.default_queue_name,
+            lifetime_ms=self.expires_extra_ms,
+        )
+
+    @overload
+    async def start(self, flow: Flow, *, flow_id: str | None = None) -> Run[dict[str, Any]]: ...
+
+    @overload
+    async def start(self, flow: Part[R], *, flow_id: str | None = None) -> Run[R]: ...
+
+    async def start(self, flow: Any, *, flow_id: str | None = None) -> Run[Any]:
+        """Start a flow, or a chain, group or chord as one, and return a handle on it.
+
+        It is stored in bounded calls, and made effective by one last step: a caller that is
+        killed before leaves nothing that runs.
+
+        Args:
+            flow: what to start.
+            flow_id: its id; a flow that was started under this id is not started again.
+
+        Raises:
+            FlowRefused: the definition makes no sense; the message names the path.
+            EncodeError: an argument cannot travel.
+            PayloadTooLarge: an encoded job exceeds ``max_payload_bytes``.
+            RedisError: redis-py's own; under a `flow_id` of yours it can be started again.
+        """
+        whole = flow_of(flow)
+        store = self.flows
+        started = await store.start(whole, flow_id)
+        return Run(started, store, self._waiting_results(), converter(whole))
+
+    def flow(self, flow_id: str) -> Run[Any]:
+        """Return a handle on a flow by its id; nothing is asked of Redis."""
+        return Run(flow_id, self.flows, self._waiting_results())
+
     async def queue_stats(self, queue: str | None = None) -> QueueStats:
         """Read one queue's counts."""
         return await broker.queue_stats(self, queue or self.default_queue_name)
@@ -290,17 +333,20 @@ class Client(ArqRedis):
         is_new: bool = True,
         returns: Shape = ANYTHING,
     ) -> Job[Any]:
-        if self._results is None:
-            self._results = Results(self, self._reply_to, self._pipe)
         return Job(
             job_id,
             self,
             queue,
             self.job_deserializer,
-            results=self._results,
+            results=self._waiting_results(),
             returns=returns,
             is_new=is_new,
         )
+
+    def _waiting_results(self) -> Results:
+        if self._results is None:
+            self._results = Results(self, self._reply_to, self._pipe)
+        return self._results
 
     def _entry_of(self, call: Call[Any]) -> tuple[EnqueueEntry, str]:
         return self._entry(

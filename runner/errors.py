@@ -16,6 +16,10 @@
     ├── ScheduleError             a schedule makes no sense
     │   ├── ScheduleNotFound      there is no schedule of that name
     │   └── ScheduleConflict      the name belongs to another, or to settings.py
+    ├── FlowError                 a flow cannot do what is asked
+    │   ├── FlowRefused           its definition makes no sense; nothing was started
+    │   ├── FlowNotFound          there is no flow of that id, or no more
+    │   └── FlowFailed            it ended without success
     ├── JobFailed                 the job ended without a result
     │   ├── RemoteError           the task raised; carries the remote traceback
     │   ├── JobExpired            the job's time to start, or its payload, ran out
@@ -57,6 +61,10 @@ __all__ = [
     "DecodeError",
     "EncodeError",
     "EnqueueError",
+    "FlowError",
+    "FlowFailed",
+    "FlowNotFound",
+    "FlowRefused",
     "JobExpired",
     "JobFailed",
     "LeaseLost",
@@ -246,6 +254,59 @@ class ScheduleConflict(ScheduleError):
         super().__init__(message)
         self.name = name
         self.source = source
+
+
+class FlowError(RunnerError):
+    """Raised when a flow cannot do what it is asked for."""
+
+
+class FlowRefused(FlowError):
+    """Raised when the definition of a flow makes no sense; nothing of it was started.
+
+    Attributes:
+        path: the names of the nodes concerned, from the one that waits to the one it waits for.
+    """
+
+    def __init__(self, message: str = "", *, path: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class FlowNotFound(FlowError):
+    """Raised when there is no flow of that id: there never was, or it is kept no more.
+
+    Attributes:
+        flow_id: the id.
+    """
+
+    def __init__(self, message: str = "", *, flow_id: str = "") -> None:
+        super().__init__(message)
+        self.flow_id = flow_id
+
+
+class FlowFailed(FlowError):
+    """Raised in the place of the result of a flow that failed, was cancelled, or took too long.
+
+    Its cause is the error of the first of the nodes that failed, where that is known.
+
+    Attributes:
+        flow_id: the flow.
+        state: "failed", "cancelled" or "expired".
+        failed: the names of nodes that failed, a hundred at most.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        flow_id: str = "",
+        state: str = "failed",
+        failed: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.flow_id = flow_id
+        self.state = state
+        self.failed = failed
 
 
 class JobFailed(RunnerError):

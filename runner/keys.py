@@ -40,6 +40,15 @@ runner:unit:<id>                STRING   of a unit whose id its caller chose: it
                                          of its contents; 10 min
 runner:sent:<client>            STRING   a client's last submission, so that it can be repeated;
                                          a minute
+runner:flow:<flow>              HASH     a flow: name, state, counts, deadline; while it makes
+                                         progress, 30 days at most, and `keep_result` once it ended
+runner:flow:<flow>:plan         HASH     number of a node → flags, queue, delay, children; as the
+                                         flow, and 10 min before it starts; so are the next five
+runner:flow:<flow>:names        HASH     number → name and task
+runner:flow:<flow>:jobs         HASH     number → payload
+runner:flow:<flow>:waits        HASH     number → parents that have not ended
+runner:flow:<flow>:states       HASH     number → what became of it
+runner:flow:<flow>:results      HASH     number → encoded result, where others need it
 ==============================  =======  =====================================================
 """
 
@@ -73,6 +82,10 @@ ANSWER = "runner:answer:"
 MOVED_UNIT = "runner:moved:"
 UNIT = "runner:unit:"
 COMMITS = "runner:commits:"
+FLOW = "runner:flow:"
+HELD = "runner:held:"
+IDLE = "runner:idle:"
+WAKE = "runner:wake:"
 
 UNITS = "runner:units"
 WRITER = "runner:writer"
@@ -126,9 +139,14 @@ def commits(job_id: str) -> str:
     return COMMITS + job_id
 
 
+def flow(flow_id: str) -> str:
+    """HASH: one flow; with `:plan` and the like behind it, the parts of it."""
+    return FLOW + flow_id
+
+
 def held(queue: str) -> str:
     """HASH: who holds which job of this queue."""
-    return f"runner:held:{queue}"
+    return HELD + queue
 
 
 def clock(queue: str) -> str:
@@ -138,12 +156,12 @@ def clock(queue: str) -> str:
 
 def idle(queue: str) -> str:
     """ZSET: workers with free slots and nothing to do."""
-    return f"runner:idle:{queue}"
+    return IDLE + queue
 
 
 def wake(queue: str) -> str:
     """LIST: tokens that wake idle workers."""
-    return f"runner:wake:{queue}"
+    return WAKE + queue
 
 
 def settled(lane: str) -> str:

@@ -23,13 +23,18 @@ from typing import (
 from runner.arguments import Signature
 from runner.errors import ArgumentsError, SettingsError
 from runner.retry import RetryPolicy
+from runner.types import PREVIOUS, Part
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+
+    from runner.composition import Group
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 C = TypeVar("C")
+T = TypeVar("T")
 
 WhenFull: TypeAlias = Literal["raise", "wait"]
 OnWriteError: TypeAlias = Literal["fail", "retry"]
@@ -131,13 +136,27 @@ def checked_id(job_id: str, name: str = "job id") -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[R]):
+class Call(Part[R]):
     """A call that was written down and not made: a task, its arguments, its options."""
 
     task: Task[..., R]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     options: EnqueueOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[T, R]):
+    """A call that lacks its first argument, which will be the result of the step before."""
+
+    task: Task[..., R]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: EnqueueOptions
+
+    def call(self) -> Call[R]:
+        """Return the call with the result of the step before in front."""
+        return Call(self.task, (PREVIOUS, *self.args), self.kwargs, self.options)
 
 
 class Task(Generic[P, R]):
@@ -176,9 +195,64 @@ class Task(Generic[P, R]):
         return f"<task {self.name}>"
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
-        """Write a call down, for `enqueue_many` and workflows; raise `ArgumentsError`."""
-        self.signature.check(self.name, args, kwargs)
+        """Write a call down, for `enqueue_many` and workflows; raise `ArgumentsError`.
+
+        A call that lacks nothing but its first argument is a step of a chain, which gives it
+        the result of the step before; `s` says so in a way that type checkers understand.
+        """
+        try:
+            self.signature.check(self.name, args, kwargs)
+        except ArgumentsError as exc:
+            if exc.parameter or not self._is_step(args, kwargs):
+                raise
+            args = cast(Any, (PREVIOUS, *args))
         return Call(self, args, kwargs, _NO_OPTIONS)
+
+    def _is_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Tell whether a call lacks its first argument, and nothing else is wrong with it."""
+        try:
+            self.signature.check(self.name, (PREVIOUS, *args), kwargs)
+        except ArgumentsError:
+            return False
+        return True
+
+    def s(
+        self: Callable[Concatenate[Any, T, Q], Awaitable[R]],
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> Step[T, R]:
+        """Write a step of a chain or chord down: the result before it is its first argument.
+
+        Celery's word for it. What `call` writes down gets nothing from the step before, as
+        Celery's ``si``.
+        """
+        # As a callable its type tells the first parameter from the others.
+        this = cast(Task[Any, R], self)
+        this.signature.check(this.name, (PREVIOUS, *args), kwargs)
+        return Step(this, args, kwargs, _NO_OPTIONS)
+
+    def map(self: Callable[[Any, T], Awaitable[R]], values: Iterable[T]) -> Group[R]:
+        """Return a group of one call for each value."""
+        from runner.composition import group  # noqa: PLC0415  it is made of calls
+
+        this = cast(Task[Any, R], self)
+        return group([this.call(value) for value in values])
+
+    def starmap(self, arguments: Iterable[Iterable[Any]]) -> Group[R]:
+        """Return a group of one call for each tuple of arguments."""
+        from runner.composition import group  # noqa: PLC0415  it is made of calls
+
+        this = cast(Task[Any, R], self)  # the arguments are checked when they are written down
+        return group([this.call(*given) for given in arguments])
+
+    def chunks(
+        self: Callable[[Any, Any], Awaitable[R]], values: Iterable[Any], size: int
+    ) -> Group[R]:
+        """Return a group of one call for each list of at most `size` values, in order."""
+        from runner.composition import group, in_chunks  # noqa: PLC0415  it is made of calls
+
+        this = cast(Task[Any, R], self)
+        return group([this.call(chunk) for chunk in in_chunks(values, size)])
 
     def options(
         self,
@@ -222,6 +296,11 @@ class BoundTask(Generic[P, R]):
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Write a call with these options down; raise `ArgumentsError`."""
         return replace(self.task.call(*args, **kwargs), options=self.options)
+
+    def s(self, *args: Any, **kwargs: Any) -> Step[Any, R]:
+        """Write a step with these options down; see `Task.s`. Checked when it is written down."""
+        step: Any = self.task.s
+        return replace(step(*args, **kwargs), options=self.options)
 
 
 _NO_OPTIONS = EnqueueOptions()

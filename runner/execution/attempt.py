@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 from arq.jobs import DeserializationError
 from arq.utils import ms_to_datetime
 from arq.worker import RetryJob
+from redis.exceptions import RedisError
 
 from runner import codec, errors, logs
+from runner.client import Client
 from runner.codec import JobRecord
 from runner.errors import Cancel, DecodeError, Retry, Snooze
 from runner.execution.context import Context
@@ -41,9 +43,19 @@ from runner.execution.records import (
 from runner.execution.report import started
 from runner.execution.settlement import settlement
 from runner.execution.steps import as_coroutine, go_on
+from runner.keys import KEEP_MS
 from runner.schedule import CRON_OPTION
 from runner.tasks import Task, seconds
 from runner.types import Outcome
+from runner.workflow import (
+    REFERENCES,
+    RETRIES,
+    WITHIN,
+    FlowStore,
+    JobFlow,
+    filled_arguments,
+    plain_encoder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -53,6 +65,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("arq.worker")
 
 LOOK_S = 0.1
+RESULTS_TIMEOUT_S = 30.0
+RESULTS_AGAIN_S = 1.0
 LOOKS_AFTER_A_GAP = 50
 """For how long a time limit waits for the lease thread after the process was stopped: 5 s."""
 
@@ -114,6 +128,9 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
         message = f"function {record.task!r} not found{hint}"
         return Ending(Outcome.UNKNOWN_TASK, errors.TaskNotFound(message))
     expires_ms = record.options.get("exp")
+    within_s = record.options.get(WITHIN)
+    if within_s is not None:  # a node of a flow, since it was queued
+        expires_ms = claimed.run_at_ms + within_s * 1000
     if expires_ms is not None and attempt.started_ms > expires_ms:
         return Ending(Outcome.EXPIRED, errors.JobExpired("job expired before it could start"))
     most = attempt.task.task_options.max_crashes if attempt.task else None
@@ -138,7 +155,10 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
     try:
         if host.on_job_start:
             await host.on_job_start(context)
-        args, kwargs = arguments(attempt)
+        given = attempt.record.args, attempt.record.kwargs
+        if REFERENCES in attempt.record.options:
+            given = await results_for(host, attempt)
+        args, kwargs = arguments(attempt, *given)
         log_start(attempt)
         if host.events.wanted:
             host.events.emit(started(host, attempt))
@@ -202,7 +222,12 @@ def current_task() -> asyncio.Task[Any]:
 
 def make_context(host: Host, attempt: Attempt) -> Context:
     """Return arq's dict for this attempt, with our parts."""
-    context = Context(host.ctx, host.reads, functools.partial(host.commits_of, attempt))
+    context = Context(
+        host.ctx,
+        host.reads,
+        functools.partial(host.commits_of, attempt),
+        functools.partial(job_flow, host, attempt),
+    )
     context["job_id"] = attempt.claimed.job_id
     context["job_try"] = attempt.number
     context["enqueue_time"] = enqueue_time(attempt.record.enqueued_ms)
@@ -213,17 +238,58 @@ def make_context(host: Host, attempt: Attempt) -> Context:
     return context
 
 
+def job_flow(host: Host, attempt: Attempt) -> JobFlow:
+    """Return what the job sees of flows."""
+    redis = host.ctx["redis"]
+    store = (
+        redis.flows
+        if isinstance(redis, Client)
+        else FlowStore(
+            redis,
+            host.codec,
+            plain_encoder(host.codec),
+            queue=host.queue_name,
+            lifetime_ms=KEEP_MS,
+        )
+    )
+    return JobFlow(store, attempt.claimed, attempt.record.enqueued_ms)
+
+
 enqueue_time = functools.lru_cache(maxsize=256)(ms_to_datetime)
 """arq's, for the jobs of one call, which have the same."""
 
 
-def arguments(attempt: Attempt) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments as the task's annotations want them; raise what does not fit."""
+async def results_for(host: Host, attempt: Attempt) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a node with the results of others in their places.
+
+    Raises:
+        Snooze: Redis does not answer; the job is run again, and it costs no try.
+    """
     record = attempt.record
+    try:
+        async with asyncio.timeout(RESULTS_TIMEOUT_S):
+            return await filled_arguments(
+                host.ctx["redis"],
+                host.codec,
+                attempt.claimed.job_id,
+                (record.args, record.kwargs),
+                record.options[REFERENCES],
+            )
+    except (RedisError, OSError) as exc:  # TimeoutError is an OSError
+        logger.warning("could not read the results that %s takes: %s", attempt.ref, exc)
+        raise Snooze(RESULTS_AGAIN_S) from exc
+
+
+def arguments(
+    attempt: Attempt,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments as the task's annotations want them; raise what does not fit."""
     if attempt.task is None:
-        return record.args, record.kwargs
-    attempt.task.signature.bind(record.task, record.args, record.kwargs)
-    return attempt.task.signature.convert(record.args, record.kwargs)
+        return args, kwargs
+    attempt.task.signature.bind(attempt.record.task, args, kwargs)
+    return attempt.task.signature.convert(args, kwargs)
 
 
 def classify(  # noqa: C901, PLR0911  a list of rules, the first that fits decides
@@ -281,16 +347,18 @@ def retry_delay(host: Host, attempt: Attempt, exc: BaseException) -> float | Non
     """Return the seconds until a task with `retries` is tried again, None to give it up."""
     if attempt.context is not None and attempt.context.refused(exc):
         return delay_after_refusal(host, attempt)
-    if attempt.task is None or attempt.task.task_options.retries is None:
+    if attempt.task is None:
+        return None
+    retries = attempt.record.options.get(RETRIES, attempt.task.task_options.retries)
+    if retries is None:
         return None
     if isinstance(
         exc, errors.ArgumentsError | errors.CodecError | errors.UnitError | errors.UnitChanged
     ):
         return None  # the same bytes will not fit the next time either
-    options = attempt.task.task_options
-    if attempt.number > (options.retries or 0):
+    if attempt.number > retries:
         return None
-    return options.policy.delay(attempt=attempt.number, random=random.random())  # noqa: S311  jitter
+    return attempt.task.task_options.policy.delay(attempt=attempt.number, random=random.random())  # noqa: S311  jitter
 
 
 def count(host: Host, ending: Ending) -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import runner.writer
-from runner.errors import ScheduleError, UnitError
+from runner.errors import FlowError, ScheduleError, UnitError
 from runner.keys import FAR_OFF_MS
 from runner.schedule import CRON_OPTION, decide_next
 from runner.schedule.triggers import MOST_INTERVAL_MS
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from runner.client import Client
+    from runner.workflow import JobFlow
     from runner.writer import JobCommits, JobDatabase, ReadPool
 
 
@@ -32,17 +33,20 @@ class Context(dict[Any, Any]):
         ...     ctx.db.update("orders", key={"id": order_id}, shipped=True)
     """
 
-    __slots__ = ("_commits", "_db", "_reads")
+    __slots__ = ("_commits", "_db", "_flow", "_make_flow", "_reads")
 
     def __init__(
         self,
         values: Mapping[Any, Any],
         reads: ReadPool | None = None,
         commits: Callable[[], JobCommits] | None = None,
+        flow: Callable[[], JobFlow] | None = None,
     ) -> None:
         super().__init__(values)
         self._reads = reads
         self._commits = commits
+        self._make_flow = flow
+        self._flow: JobFlow | None = None
         self._db: JobDatabase | None = None
 
     @property
@@ -53,6 +57,15 @@ class Context(dict[Any, Any]):
             commits = self._commits() if self._commits else None
             self._db = runner.writer.JobDatabase(self._reads, commits)
         return self._db
+
+    @property
+    def flow(self) -> JobFlow:
+        """The flow that this job is a node of, to let it grow; and flows to wait for."""
+        if self._flow is None:
+            if self._make_flow is None:
+                raise FlowError("this context belongs to no worker; it has no flow")
+            self._flow = self._make_flow()
+        return self._flow
 
     @property
     def client(self) -> Client:

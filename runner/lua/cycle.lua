@@ -1,13 +1,14 @@
 -- Settle attempts that have ended, then claim due jobs: one round trip of the engine.
 -- KEYS: queue held clock_key idle wake counters dead units writer note
 -- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int heeds:int batch settling:int entries...
--- Uses: clock grace wake tell bury fence backlog
+-- Uses: clock grace wake tell bury fence backlog flow
 -- Returns: {now, next due or '', more, statuses, claimed}
 --
 -- Settled first: `settling` entries. An entry begins with id, token of its claim, attempt, mode.
 --   ok      it succeeded, and that is all: two more, result and keep_ms
 --   done    the job is over; extra is '' or the ms for which the in-progress key stays (cron)
---   again   run it again; extra is the delay in ms, or '' for its old place
+--   again   run it again; extra is the delay in ms, or '' for its old place; 'delay flow' is the
+--           same, but at most until that flow has ended
 --   back    the same, and it costs no try (refused, snoozed, handed back)
 --   submit  the job is over when its unit of writes is committed; the writer settles it
 -- All but `ok` have counter, result, keep_ms, extra, letter, unit id; and `submit` has two more:
@@ -47,7 +48,7 @@ local function run_again(id, attempt, extra, costs_a_try)
     score, crashes = tonumber(kept), counted
   end
   if extra ~= '' then
-    score = now_exact + tonumber(extra)
+    score = now_exact + flow_delay(extra)
   end
   -- What frees memory goes first: the server refuses only a script's first write.
   redis.call('DEL', 'arq:in-progress:' .. id)
@@ -118,16 +119,22 @@ local function settle(at, holder)
   end
   at = at + HEAD
   if mode == 'submit' then
-    return submit(id, ARGV[at + 1], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7])
+    local submitted = submit(id, ARGV[at + 1], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7])
+    if submitted == 1 then
+      flow_note(id, 'w', ARGV[at + 1])
+    end
+    return submitted
   end
   local status
   local counter, letter = 'succeeded', ''
   if mode == 'ok' then
     status = finish(id, ARGV[at], ARGV[at + 1], '')
+    flow_note(id, 's', ARGV[at])
   else
     counter, letter = ARGV[at], ARGV[at + 4]
     if mode == 'done' then
       status = finish(id, ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
+      flow_note(id, counter == 'succeeded' and 's' or 'f', ARGV[at + 1])
     else
       status = run_again(id, attempt, ARGV[at + 3], mode == 'again')
     end
@@ -184,6 +191,7 @@ local function settle_plain(ats, holders)
     local at = ats[index]
     local status = keep_result(ARGV[at], ARGV[at + HEAD], ARGV[at + HEAD + 1])
     statuses[index] = status
+    flow_note(ARGV[at], 's', ARGV[at + HEAD])
     if waited_for and status == 1 then
       pcall(tell_waiters, ARGV[at], ARGV[at + HEAD])
     end
@@ -237,6 +245,8 @@ local function settle_all()
 end
 
 local statuses = settling > 0 and settle_all() or {}
+-- Before the claims, which find what comes next in a flow.
+flow_settle()
 
 -- Due ids that somebody holds. A token of ours with a due score was put there by a stock abort, or
 -- its lease is in its last millisecond: the score becomes the lease's end again, which lies beyond
@@ -262,6 +272,7 @@ end
 
 local claimed = {}
 local taken = 0
+local flows_due = 0
 local offset = 0
 local no_crash = token .. ' 0 '
 
@@ -304,6 +315,9 @@ local function claim_page(count)
       offset = offset + pass_by(id, values[index])
     elseif now < grace_until and leftover and held_parts(leftover) ~= WAITS then
       offset = offset + 1
+    elseif not payload and flow_due(queue, id) then
+      -- A page of it in each call.
+      offset, flows_due = offset + 1, 1
     elseif not payload and is_ghost(id, score) then
       redis.call('ZREM', queue, id)
       redis.call('HDEL', held, id)
@@ -353,6 +367,10 @@ end
 if taken >= limit and not holds_back then
   more = #redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', offset, 1)
 end
+if flows_due == 1 then
+  flow_settle()
+  more = 1
+end
 
 if redis.call('EXISTS', held) == 1 then
   note_time()
@@ -373,6 +391,7 @@ if worker ~= '' then
   end
 end
 
+flow_wake(worker ~= '' and queue or '')
 keep_account()
 if keeps == 1 and next(counts) then
   for counter, count in pairs(counts) do

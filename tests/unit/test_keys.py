@@ -22,6 +22,10 @@ PREFIXES = {
     keys.MOVED_UNIT,
     keys.UNIT,
     keys.COMMITS,
+    keys.FLOW,
+    keys.HELD,
+    keys.IDLE,
+    keys.WAKE,
 }
 NAMES = PREFIXES | {keys.ABORT, keys.UNITS, keys.WRITER, keys.LEADER}
 
@@ -106,6 +110,7 @@ def test_number_of_fields_of_an_entry_fits_the_script() -> None:
         (keys.schedule_book("q"), "runner:schedule:q:"),
         (keys.schedule_turn("q"), "runner:schedule-turn:q"),
         (keys.fleet("q"), "runner:fleet:q"),
+        (keys.flow("f"), "runner:flow:f"),
         (keys.fleet_member("q", "d"), "runner:fleet:q:d"),
     ],
 )

@@ -1,0 +1,618 @@
+"""Flows in Redis: the one door to them."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from runner import codec as codecs
+from runner import keys
+from runner.errors import DecodeError, FlowError, FlowNotFound, FlowRefused
+from runner.scripts import load
+from runner.workflow.graph import FlowState, Graph, Node, NodeState, When
+from runner.workflow.plan import (
+    JOB_PREFIX,
+    Encodes,
+    Plan,
+    filled,
+    numbers_in,
+    plan_of,
+    ranges,
+    read_tree,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from redis.asyncio import Redis
+
+    from runner.codec import Codec, ResultRecord
+    from runner.workflow.flow import Flow
+    from runner.workflow.plan import Entry
+
+PAGE = 500
+"""Nodes stored or read in one call: about 5 ms of the server's time."""
+
+PAGE_BYTES = 4_000_000
+LEFTOVER_MS = 10 * 60 * 1000
+"""How long nodes are kept of a flow that is not started."""
+
+SHOWN_FAILURES = 100
+_ID = re.compile(r"(\{[^{}:]+\})?[^{}:\s]{1,200}")
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder().decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowStatus:
+    """How far a flow is.
+
+    Attributes:
+        id: its id.
+        name: its name.
+        state: what it has come to.
+        total: its nodes, with joins, fallbacks and callbacks.
+        done: how many of `expected` have ended, or will not run.
+        expected: the nodes that the flow waits for: neither fallbacks nor callbacks.
+        succeeded: jobs of it that ended well.
+        failed: jobs that failed.
+        skipped: nodes that did not run because another failed.
+        cancelled: jobs that were taken out of their queues.
+        queued: jobs that wait in their queues or run.
+        started: when it was started.
+        ended: when it ended, None while it runs.
+        problem: what Redis said against it, when something did.
+    """
+
+    id: str
+    name: str
+    state: FlowState
+    total: int
+    done: int
+    expected: int
+    succeeded: int
+    failed: int
+    skipped: int
+    cancelled: int
+    queued: int
+    started: datetime
+    ended: datetime | None
+    problem: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of it runs any more, but for callbacks."""
+        return self.state is not FlowState.RUNNING
+
+    @property
+    def fraction(self) -> float:
+        """How much of it is done, from 0 to 1."""
+        return 1.0 if self.has_ended else self.done / max(self.expected, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeInfo:
+    """One node of a flow, and what became of it.
+
+    Attributes:
+        name: its name.
+        task: the name of its task, "" of a join.
+        state: what it has come to.
+        job_id: the id of its job.
+        after: the names of the nodes that it waits for.
+        error: why it failed, as far as that is kept.
+    """
+
+    name: str
+    task: str
+    state: NodeState
+    job_id: str
+    after: tuple[str, ...]
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The nodes of a flow as Redis has them.
+
+    Attributes:
+        graph: by names.
+        numbers: of each name its number.
+        tasks: of each name its task.
+        states: of each name what it has come to.
+    """
+
+    graph: Graph
+    numbers: dict[str, int]
+    tasks: dict[str, str]
+    states: dict[str, NodeState]
+
+
+_LETTERS = {
+    b"s": NodeState.SUCCEEDED,
+    b"f": NodeState.FAILED,
+    b"k": NodeState.SKIPPED,
+    b"c": NodeState.CANCELLED,
+    b"w": NodeState.COMMITTING,
+}
+_OVER = frozenset(_LETTERS.values())
+
+
+class FlowStore:
+    """Start flows, read them, stop them, and run their failed parts again.
+
+    Args:
+        redis: the connection pool.
+        codec: the codec of the fleet's jobs and results.
+        encode: encodes a job.
+        queue: the queue of tasks that name none, and where flows stand while they run.
+        lifetime_ms: how long a flow is kept after its last progress.
+    """
+
+    def __init__(
+        self, redis: Redis, codec: Codec, encode: Encodes, *, queue: str, lifetime_ms: int
+    ) -> None:
+        # Its methods are typed as those of both of redis-py's clients at once.
+        self.redis: Any = redis
+        self.codec = codec
+        self.encode = encode
+        self.queue = queue
+        self.lifetime_ms = lifetime_ms
+
+    async def start(
+        self, flow: Flow, flow_id: str | None = None, *, resumes: tuple[str, str] | None = None
+    ) -> str:
+        """Store a flow in bounded calls, and start it by one last step; return its id.
+
+        Until that step nothing of it runs, and what was stored expires. Under the id of a flow
+        that was started before, nothing is started.
+
+        Args:
+            flow: what to start.
+            flow_id: its id, when it is to be started once under it.
+            resumes: the queue and id of a job that waits for its end.
+        """
+        chosen = self.new_id() if flow_id is None else checked_flow_id(flow_id)
+        plan = plan_of(
+            flow, chosen, encode=self.encode, queue=self.queue, now_ms=time.time_ns() // 1_000_000
+        )
+        if resumes is not None:
+            plan.facts["resumes_queue"], plan.facts["resumes"] = resumes
+        if await self._put(chosen, plan.entries):
+            await self._make_effective(chosen, plan)
+        return chosen
+
+    def new_id(self) -> str:
+        """Return an id by chance, in the cluster slot of the queue where that has a tag."""
+        tag = re.search(r"\{[^{}:]+\}", self.queue)
+        return f"{tag[0] if tag else ''}{os.urandom(12).hex()}"
+
+    async def _put(self, flow_id: str, entries: Sequence[Entry]) -> bool:
+        for part in _parts(entries):
+            args: list[Any] = [LEFTOVER_MS]
+            for entry in part:
+                waits = len(entry.parents)
+                args += (entry.number, entry.plan, entry.names, entry.payload)
+                args.append(waits if waits > 1 else "")
+            if await load("flow_put").call(self.redis, keys=[keys.flow(flow_id)], args=args) < 0:
+                return False  # started before, or by somebody else
+        return True
+
+    async def _make_effective(self, flow_id: str, plan: Plan) -> None:
+        facts = [value for pair in plan.facts.items() for value in pair]
+        started = await load("flow_start").call(
+            self.redis,
+            keys=[keys.flow(flow_id), self.queue],
+            args=[
+                flow_id,
+                len(plan.entries),
+                plan.deadline_ms,
+                self.lifetime_ms + plan.delay_ms,
+                plan.roots,
+                *facts,
+            ],
+        )
+        if started < 0:
+            raise FlowError(
+                f"flow {flow_id} was not started: to store it took longer than "
+                f"{LEFTOVER_MS // 60_000} minutes, or another flow is stored under this id; "
+                "start it again"
+            )
+
+    async def status(self, flow_id: str) -> FlowStatus:
+        """Read how far a flow is; raise `FlowNotFound`."""
+        facts = await self._facts(flow_id)
+        state = FlowState(facts["state"])
+        ended = facts.get("ended")
+        count = {name: int(facts.get(name) or 0) for name in _COUNTS}
+        return FlowStatus(
+            id=flow_id,
+            name=facts.get("name", ""),
+            state=state,
+            total=count["total"],
+            done=count["ordinary"] - max(count["left"], 0),
+            expected=count["ordinary"],
+            succeeded=count["succeeded"],
+            failed=count["failed"],
+            skipped=count["skipped"],
+            cancelled=count["cancelled"],
+            queued=max(count["open"], 0),
+            started=_time_of(facts["started"]),
+            ended=None if ended is None else _time_of(ended),
+            problem=facts.get("problem", ""),
+        )
+
+    async def _facts(self, flow_id: str) -> dict[str, str]:
+        names = (*_FACTS, *_COUNTS)
+        values = await self.redis.hmget(keys.flow(flow_id), list(names))
+        facts = {n: v.decode() for n, v in zip(names, values, strict=True) if v is not None}
+        if "state" not in facts:
+            raise FlowNotFound(
+                f"there is no flow {flow_id!r}: it was never started, or it is kept no more "
+                "(keep_result)",
+                flow_id=flow_id,
+            )
+        return facts
+
+    async def home(self, flow_id: str) -> str:
+        """Return the queue in which a flow stands while it runs; raise `FlowNotFound`."""
+        return (await self._facts(flow_id))["home"]
+
+    async def nodes(self, flow_id: str) -> list[NodeInfo]:
+        """Read all nodes of a flow in the order in which they were added; raise `FlowNotFound`."""
+        stored = await self.stored(flow_id)
+        failed = [n for n, state in stored.states.items() if state is NodeState.FAILED]
+        errors = await self._errors(flow_id, stored, failed)
+        return [
+            NodeInfo(
+                name=name,
+                task=stored.tasks[name],
+                state=stored.states[name],
+                job_id=job_id_of(flow_id, stored.numbers[name]),
+                after=node.after,
+                error=errors.get(name, ""),
+            )
+            for name, node in stored.graph.nodes.items()
+        ]
+
+    async def _errors(self, flow_id: str, stored: Stored, names: list[str]) -> dict[str, str]:
+        records = await self.records(flow_id, [stored.numbers[name] for name in names])
+        errors = {}
+        for name in names:
+            record = records.get(stored.numbers[name])
+            if record is not None and not record.success:
+                described = codecs.describe(record.result)
+                errors[name] = f"{described['type']}: {described['message']}"
+        return errors
+
+    async def stored(self, flow_id: str) -> Stored:
+        """Read the nodes of a flow; raise `FlowNotFound`."""
+        facts = await self._facts(flow_id)
+        key = keys.flow(flow_id)
+        count = int(facts.get("next") or 0)
+        plans: dict[int, Any] = {}
+        names: dict[int, Any] = {}
+        letters: dict[int, bytes] = {}
+        for start in range(0, count, PAGE):
+            numbers = list(range(start, min(start + PAGE, count)))
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for part in (":plan", ":names", ":states"):
+                    pipe.hmget(key + part, numbers)
+                page = await pipe.execute()
+            for number, plan, name, letter in zip(numbers, *page, strict=True):
+                if plan is not None and name is not None:
+                    plans[number], names[number] = _unpack(plan), _unpack(name)
+                    if letter is not None:
+                        letters[number] = letter
+        return _stored(facts, plans, names, letters)
+
+    async def records(self, flow_id: str, numbers: Sequence[int]) -> dict[int, ResultRecord]:
+        """Read kept results, in bounded calls; those that are not there are left out.
+
+        Raises:
+            DecodeError: one cannot be read, or was signed for a job of another flow.
+        """
+        return await read_results(self.redis, self.codec, flow_id, numbers)
+
+    async def result(self, flow_id: str, convert: Callable[[int, Any], Any] | None = None) -> Any:
+        """Return the results of a flow that has succeeded.
+
+        Args:
+            flow_id: its id.
+            convert: turns plain data into what the node of a number returns.
+        """
+        raw = await self.redis.hget(keys.flow(flow_id), "returns")
+        if raw is None:
+            raise FlowNotFound(f"the result of flow {flow_id} is kept no more", flow_id=flow_id)
+        wired = _unpack(raw)
+        by_name = isinstance(wired, dict)
+        tree = list(wired.values()) if by_name else read_tree(wired)
+        numbers = list(dict.fromkeys(numbers_in(tree)))
+        records = await self.records(flow_id, numbers)
+        values: dict[int, Any] = {}
+        for number in numbers:
+            record = records.get(number)
+            value = record.result if record is not None and record.success else None
+            values[number] = value if convert is None else convert(number, value)
+        given = filled(tree, values)
+        return dict(zip(wired, given, strict=True)) if by_name else given
+
+    async def stop(self, flow_id: str) -> bool:
+        """Stop a flow; False when it had ended, or stops already. Raises `FlowNotFound`."""
+        stopped = await load("flow_stop").call(
+            self.redis, keys=[keys.flow(flow_id)], args=[flow_id, FlowState.CANCELLED.value]
+        )
+        if stopped < 0:
+            await self._facts(flow_id)
+        return bool(stopped == 1)
+
+    async def run_again(self, flow_id: str) -> int:
+        """Run what did not succeed of a flow that has ended; return how many nodes that is.
+
+        Raises:
+            FlowError: it runs, or somebody else does the same.
+            FlowNotFound: there is no such flow.
+        """
+        facts = await self._facts(flow_id)
+        if facts["state"] == FlowState.RUNNING.value:
+            raise FlowError(f"flow {flow_id} runs: its failed part can be run again when it ended")
+        stored = await self.stored(flow_id)
+        again = _part_to_run(stored)
+        if not again:
+            return 0
+        token = os.urandom(8).hex()
+        key = keys.flow(flow_id)
+        await self.redis.hset(key, "again", token)
+        await self._reset(flow_id, token, stored, again)
+        ordinary = [name for name in again if stored.graph.nodes[name].is_ordinary]
+        ready = [
+            stored.numbers[name]
+            for name in ordinary
+            if not again & set(stored.graph.nodes[name].after)
+        ]
+        rest = [s for name, s in stored.states.items() if name not in again]
+        args: list[Any] = [token, flow_id, 0, len(ordinary), _pack(ranges(ready))]
+        for field, state in _COUNTED:
+            args += (field, sum(each is state for each in rest))
+        done = await load("flow_again").call(self.redis, keys=[key, facts["home"]], args=args)
+        if done != 1:
+            raise FlowError(f"somebody else runs the failed part of flow {flow_id} again")
+        return len(ordinary)
+
+    async def _reset(self, flow_id: str, token: str, stored: Stored, again: set[str]) -> None:
+        key = keys.flow(flow_id)
+        names = [name for name in stored.graph.nodes if name in again]
+        for start in range(0, len(names), PAGE):
+            page = names[start : start + PAGE]
+            payloads = await self.redis.hmget(
+                f"{key}:jobs", [str(stored.numbers[name]) for name in page]
+            )
+            args: list[Any] = [token, flow_id]
+            for name, payload in zip(page, payloads, strict=True):
+                ran = stored.states[name] is NodeState.FAILED
+                number = stored.numbers[name]
+                waits = len(again & set(stored.graph.nodes[name].after))
+                args += (number, self._renewed(flow_id, number, payload) if ran else b"", waits)
+            if not await load("flow_reset").call(self.redis, keys=[key], args=args):
+                raise FlowError(f"somebody else runs the failed part of flow {flow_id} again")
+
+    def _renewed(self, flow_id: str, number: int, payload: bytes | None) -> bytes:
+        """Return the job as one that is enqueued now: its writes are another unit then."""
+        if payload is None:
+            raise FlowError(f"flow {flow_id} cannot run again: its jobs are kept no more")
+        record = codecs.decode_job(self.codec, payload, job_id=job_id_of(flow_id, number))
+        fresh = msgspec.structs.replace(record, enqueued_ms=time.time_ns() // 1_000_000)
+        return codecs.encode_job(self.codec, fresh)
+
+
+_FACTS = (
+    *("state", "name", "started", "ended", "problem", "home", "stop"),
+    *("on_success", "on_error", "on_complete"),
+)
+_COUNTS = (
+    *("total", "ordinary", "left", "next", "open"),
+    *("succeeded", "failed", "skipped", "cancelled"),
+)
+_COUNTED = (
+    ("succeeded", NodeState.SUCCEEDED),
+    ("failed", NodeState.FAILED),
+    ("skipped", NodeState.SKIPPED),
+    ("cancelled", NodeState.CANCELLED),
+)
+
+
+def job_id_of(flow_id: str, number: int) -> str:
+    """Return the id of a node's job."""
+    return f"{JOB_PREFIX}{flow_id}:{number}"
+
+
+def node_of(job_id: str) -> tuple[str, int] | None:
+    """Return flow and number of a node's job; None for a job that is no node's."""
+    if not job_id.startswith(JOB_PREFIX):
+        return None
+    flow_id, _, number = job_id[len(JOB_PREFIX) :].rpartition(":")
+    return (flow_id, int(number)) if flow_id and number.isdigit() else None
+
+
+def checked_flow_id(flow_id: str) -> str:
+    """Return the id; raise `FlowRefused` for one that cannot be."""
+    if not _ID.fullmatch(str(flow_id)):
+        raise FlowRefused(
+            f"the id of a flow is a text of up to 200 letters without spaces, colons and braces, "
+            f"not {flow_id!r}"
+        )
+    return flow_id
+
+
+async def read_results(
+    redis: Redis, codec: Codec, flow_id: str, numbers: Sequence[int]
+) -> dict[int, ResultRecord]:
+    """Read the kept results of nodes, a page at a time; raise `DecodeError`."""
+    key = f"{keys.flow(flow_id)}:results"
+    untyped: Any = redis
+    records: dict[int, ResultRecord] = {}
+    for start in range(0, len(numbers), PAGE):
+        page = numbers[start : start + PAGE]
+        blobs = await untyped.hmget(key, [str(number) for number in page])
+        for number, blob in zip(page, blobs, strict=True):
+            if blob is not None:
+                records[number] = _record(codec, flow_id, blob)
+    return records
+
+
+def _record(codec: Codec, flow_id: str, blob: bytes) -> ResultRecord:
+    record = codecs.decode_result(codec, blob)
+    whose = node_of(record.job_id)
+    if codecs.signs(codec) and (whose is None or whose[0] != flow_id):
+        # A fallback's result stands for its node's, so the number may be another.
+        raise DecodeError(f"this result was signed for another job: {record.job_id!a}")
+    return record
+
+
+def _parts(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Cut entries so that no call blocks Redis for long."""
+    part: list[Entry] = []
+    size = 0
+    for entry in entries:
+        part.append(entry)
+        size += len(entry.payload) + len(entry.plan)
+        if len(part) >= PAGE or size >= PAGE_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _time_of(text: str) -> datetime:
+    return datetime.fromtimestamp(int(text) / 1000, UTC)
+
+
+def _stored(
+    facts: dict[str, str],
+    plans: dict[int, Any],
+    names: dict[int, Any],
+    letters: dict[int, bytes],
+) -> Stored:
+    """Make a graph of what Redis has: by numbers there, by names here."""
+    name_of: dict[int, str] = {}
+    taken: set[str] = set()
+    for number, (name, _) in names.items():
+        # Nodes that were added at run time may have the names of others.
+        name_of[number] = name if name not in taken else f"{name}#{number}"
+        taken.add(name_of[number])
+    parents: dict[int, list[str]] = {number: [] for number in plans}
+    for number, plan in plans.items():
+        for child in _between(plan[5]):
+            if child in parents:
+                parents[child].append(name_of[number])
+    callbacks: dict[str | None, When] = {
+        facts.get("on_success"): "success",
+        facts.get("on_error"): "error",
+        facts.get("on_complete"): "complete",
+    }
+    nodes = [
+        Node(
+            name=name_of[number],
+            after=tuple(parents[number]),
+            is_gate="g" in plan[0],
+            goes_on="c" in plan[0],
+            fallback_of=name_of[plan[4]] if plan[4] >= 0 else "",
+            when=callbacks.get(str(number), "complete") if "b" in plan[0] else "",
+        )
+        for number, plan in plans.items()
+    ]
+    graph = Graph(nodes, facts.get("name", "flow"))
+    known = {name_of[number]: _LETTERS[letter] for number, letter in letters.items()}
+    return Stored(
+        graph=graph,
+        numbers={name: number for number, name in name_of.items()},
+        tasks={name_of[number]: task for number, (_, task) in names.items()},
+        states=_states(graph, known, FlowState(facts["state"]), stops="stop" in facts),
+    )
+
+
+def _states(
+    graph: Graph, known: dict[str, NodeState], state: FlowState, *, stops: bool
+) -> dict[str, NodeState]:
+    """Return the state of every node; of those that have not ended it follows from the others."""
+    states: dict[str, NodeState] = {}
+    has_ended = state is not FlowState.RUNNING
+    for name in graph.order:
+        node = graph.nodes[name]
+        if name in known:
+            states[name] = known[name]
+        elif node.when:
+            fits = has_ended and _is_called(node, state)
+            states[name] = NodeState.QUEUED if fits else NodeState.SKIPPED
+            if not has_ended:
+                states[name] = NodeState.WAITING
+        elif has_ended:
+            states[name] = NodeState.SKIPPED
+        elif node.fallback_of:
+            stands_in = known.get(node.fallback_of) is NodeState.FAILED and not stops
+            states[name] = NodeState.QUEUED if stands_in else NodeState.WAITING
+        else:
+            over = all(_is_over(graph, known, parent) for parent in node.after)
+            states[name] = NodeState.QUEUED if over else NodeState.WAITING
+    return {name: states[name] for name in graph.nodes}
+
+
+def _is_called(node: Node, state: FlowState) -> bool:
+    match node.when:
+        case "success":
+            return state is FlowState.SUCCEEDED
+        case "error":
+            return state in (FlowState.FAILED, FlowState.EXPIRED)
+        case _:
+            return True
+
+
+def _is_over(graph: Graph, known: dict[str, NodeState], name: str) -> bool:
+    """Tell whether a node has ended for those that wait for it: its fallback too, if it failed."""
+    if known.get(name) is NodeState.FAILED and name in graph.fallbacks:
+        return graph.fallbacks[name] in known
+    return name in known
+
+
+def _part_to_run(stored: Stored) -> set[str]:
+    """Return what did not succeed: failures that matter, and all that was not run."""
+    graph, states = stored.graph, stored.states
+    fine = (NodeState.SUCCEEDED, NodeState.COMMITTING)
+    again: set[str] = set()
+    for name, node in graph.nodes.items():
+        if not node.is_ordinary or states[name] in fine:
+            continue
+        fallback = graph.fallbacks.get(name)
+        recovered = fallback is not None and states[fallback] in fine
+        if states[name] is NodeState.FAILED and (node.goes_on or recovered):
+            continue
+        again.add(name)
+        if fallback is not None:
+            again.add(fallback)
+    if again:
+        again |= {name for name, node in graph.nodes.items() if node.when}
+    return again
+
+
+def _between(numbers: Iterable[int]) -> Iterator[int]:
+    bounds = list(numbers)
+    for first, last in zip(bounds[::2], bounds[1::2], strict=True):
+        yield from range(first, last + 1)
+
+
+__all__ = [
+    "FlowStatus",
+    "FlowStore",
+    "NodeInfo",
+    "checked_flow_id",
+    "job_id_of",
+    "node_of",
+    "read_results",
+]
