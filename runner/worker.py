@@ -27,11 +27,12 @@ from runner import writer as writers
 from runner.broker import Broker, Settlement
 from runner.codec import Codec, codec_of
 from runner.connection import open_client
-from runner.cycle import TROUBLE
+from runner.cycle import CYCLE_TIMEOUT_S, TROUBLE
 from runner.errors import SettingsError
 from runner.events import Bus, LeaseLost, Subscriber, WorkerStarted, WorkerStopped
 from runner.execution import Ending
 from runner.leases import Leases
+from runner.pipe import PlainPipe
 from runner.queues import Queues
 from runner.schedule import Book, Schedule, Tickers, check_for_worker, functions_of, split
 from runner.settling import Settler
@@ -209,7 +210,7 @@ class Worker(Signalled):
         heeds = database_url is not None and any(map(_may_write, self.functions.values()))
         self.cycles = self.settler.cycles = Queues(
             [Broker(name, lease_ms=lease_ms, keeps=history, heeds=heeds) for name in names],
-            lambda: self.pool,
+            self._engine_pipe,
             start=self._start_job,
             settled=self.settler.settled,
             replied=self._replied,
@@ -222,7 +223,8 @@ class Worker(Signalled):
         self._loop_ended = asyncio.Event()
         self._loop_ended.set()
         self._due: dict[str, float] = {}  # by queue, by time.monotonic
-        self._waker = Waker(self.cycles.names, self._nudge.set)
+        self._pipe: PlainPipe | None = None
+        self._waker = Waker(self.cycles.names, self._woken)
         # Without history arq's own cron jobs stay arq's: a bare worker leaves no key behind.
         self.cron_jobs, schedules = split(cron_jobs or (), self.timezone, keeps=history)
         check_for_worker(schedules, self.functions, aborts=allow_abort_jobs)
@@ -390,6 +392,17 @@ class Worker(Signalled):
         if job_ids:
             await self.cycles.once()
 
+    def _engine_pipe(self) -> PlainPipe:
+        """Return the connection of the engine's own calls, beside those that jobs make."""
+        if self._pipe is None:
+            self._pipe = PlainPipe(self.pool, timeout_s=CYCLE_TIMEOUT_S)
+        return self._pipe
+
+    def _woken(self) -> None:
+        """Claim: by the short way, unless the loop's other duties may be due as well."""
+        if self.allow_abort_jobs or not self.cycles.wake():
+            self._nudge.set()
+
     def _replied(self, reply: CycleReply) -> None:
         """Set the timer for the next job that is due."""
         if self.burst:
@@ -535,6 +548,14 @@ class Worker(Signalled):
             if not ran and not again:
                 return
 
+    async def _disconnect(self) -> None:
+        if self._pipe is not None:
+            await self._pipe.close()
+            self._pipe = None
+        await self.pool.aclose(close_connection_pool=True)
+        await connections.close_sentinels(self.pool.connection_pool)
+        self._pool = None
+
     async def close(self) -> None:
         """Hand back what runs, stop what was started in reverse order, disconnect. Idempotent."""
         if not self._handle_signals:
@@ -565,9 +586,7 @@ class Worker(Signalled):
             await self.pool.delete(self.health_check_key, *self._notes())
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
-        await self.pool.aclose(close_connection_pool=True)
-        await connections.close_sentinels(self.pool.connection_pool)
-        self._pool = None
+        await self._disconnect()
         if self.events.wanted:
             self.events.emit(self._stopped())
 
