@@ -19,6 +19,7 @@ B = TypeVar("B")
 D = TypeVar("D")
 E = TypeVar("E")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 T = TypeVar("T")
 
 OnFailure: TypeAlias = Literal["fail", "continue"]
@@ -90,14 +91,14 @@ NO_OPTIONS = NodeOptions()
 
 
 @dataclass(frozen=True, slots=True)
-class Chain(Part[R]):
+class Chain(Part[R_co]):
     """Steps one after the other; the result is that of the last."""
 
     steps: tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Group(Part[list[R]]):
+class Group(Part[list[R_co]]):
     """Members that run at the same time; the result is the list of theirs, in order."""
 
     members: tuple[Any, ...]
@@ -107,7 +108,7 @@ class Group(Part[list[R]]):
 
 
 @dataclass(frozen=True, slots=True)
-class Chord(Part[R]):
+class Chord(Part[R_co]):
     """A group, and a callback that gets the list of its results once all members have ended."""
 
     header: Any
@@ -115,7 +116,7 @@ class Chord(Part[R]):
 
 
 @dataclass(frozen=True, slots=True)
-class Optioned(Part[R]):
+class Optioned(Part[R_co]):
     """A part whose calls have options; see `node`."""
 
     part: Any
@@ -189,9 +190,9 @@ def chain(*steps: Any) -> Chain[Any]:
 
 
 @overload
-def group(*members: Part[R]) -> Group[R]: ...
+def group(*members: Part[R] | Step[Any, R]) -> Group[R]: ...
 @overload
-def group(members: Iterable[Part[R]], /) -> Group[R]: ...
+def group(members: Iterable[Part[R] | Step[Any, R]], /) -> Group[R]: ...
 
 
 def group(*members: Any) -> Group[Any]:

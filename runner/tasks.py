@@ -35,6 +35,8 @@ Q = ParamSpec("Q")
 R = TypeVar("R")
 C = TypeVar("C")
 T = TypeVar("T")
+R_co = TypeVar("R_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
 
 WhenFull: TypeAlias = Literal["raise", "wait"]
 OnWriteError: TypeAlias = Literal["fail", "retry"]
@@ -136,25 +138,25 @@ def checked_id(job_id: str, name: str = "job id") -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Part[R]):
+class Call(Part[R_co]):
     """A call that was written down and not made: a task, its arguments, its options."""
 
-    task: Task[..., R]
+    task: Task[..., R_co]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     options: EnqueueOptions
 
 
 @dataclass(frozen=True, slots=True)
-class Step(Generic[T, R]):
+class Step(Generic[T_contra, R_co]):
     """A call that lacks its first argument, which will be the result of the step before."""
 
-    task: Task[..., R]
+    task: Task[..., R_co]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     options: EnqueueOptions
 
-    def call(self) -> Call[R]:
+    def call(self) -> Call[R_co]:
         """Return the call with the result of the step before in front."""
         return Call(self.task, (PREVIOUS, *self.args), self.kwargs, self.options)
 

@@ -8,7 +8,7 @@ from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
 import msgspec
 
-R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 Tree: TypeAlias = "str | tuple[Tree, ...]"
 """The name of a node, or names nested as the results of a group are."""
@@ -133,7 +133,7 @@ class Committed:
     rows: tuple[list[dict[str, Any]] | None, ...] = ()
 
 
-class Part(Generic[R]):
+class Part(Generic[R_co]):
     """What a flow is made of, and has a result: a call, a chain, a group, a chord."""
 
     __slots__ = ()

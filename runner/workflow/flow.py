@@ -138,7 +138,7 @@ class Flow:
             if value is not None and not 0 < value < math.inf:
                 raise ArgumentsError(f"{given} must be more than 0 s, not {value!r}")
         self.returns: Tree | None = None
-        """Whose results are the flow's; None: those of the nodes that nothing waits for, by name."""
+        """Whose results are the flow's; None: of the nodes that nothing waits for, by name."""
         self._callbacks: dict[When, Call[Any] | Step[Any, Any]] = {}
         callbacks: tuple[tuple[When, Any], ...] = (
             ("success", on_success),
@@ -149,9 +149,7 @@ class Flow:
             if callback is None:
                 continue
             if not isinstance(callback, Call | Step):
-                raise ArgumentsError(
-                    f"on_{when} takes task.call(...) or task.s(), not {callback!r}"
-                )
+                raise ArgumentsError(f"on_{when} takes task.call(...), not {callback!r}")
             self._callbacks[when] = callback
         self._nodes: list[FlowNode] = []
         self._names: dict[str, int] = {}
