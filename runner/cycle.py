@@ -57,7 +57,7 @@ class Cycles:
     """Run cycles whenever there is something to settle or to claim.
 
     Args:
-        redis: returns what runs commands at the moment, and gives a call up in the end.
+        redis: returns what runs commands at the moment.
         start: called with each claimed job.
         settled: called with what was handed in without a future, and its status; None says that
             it was given up.
@@ -294,16 +294,17 @@ class Cycles:
     ) -> CycleReply:
         idle = self.worker if self.idle_ms and limit else ""
         try:
-            reply = await self.broker.cycle(
-                self._redis(),
-                token=token,
-                settlements=[settlement for settlement, _ in batch],
-                limit=limit,
-                worker=idle,
-                idle_ms=self.idle_ms,
-                batch=name,
-                lane=lane,
-            )
+            async with asyncio.timeout(CYCLE_TIMEOUT_S):
+                reply = await self.broker.cycle(
+                    self._redis(),
+                    token=token,
+                    settlements=[settlement for settlement, _ in batch],
+                    limit=limit,
+                    worker=idle,
+                    idle_ms=self.idle_ms,
+                    batch=name,
+                    lane=lane,
+                )
         finally:
             self.reserved -= limit
         if self._troubles:

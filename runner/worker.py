@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from runner.broker import Claimed, CycleReply
+    from runner.scripts import Executes
 
 logger = logging.getLogger("arq.worker")
 
@@ -210,7 +211,7 @@ class Worker(Signalled):
         heeds = database_url is not None and any(map(_may_write, self.functions.values()))
         self.cycles = self.settler.cycles = Queues(
             [Broker(name, lease_ms=lease_ms, keeps=history, heeds=heeds) for name in names],
-            self._engine_pipe,
+            self._engines_redis,
             start=self._start_job,
             settled=self.settler.settled,
             replied=self._replied,
@@ -294,6 +295,7 @@ class Worker(Signalled):
                 queue=self.queue_name,
                 expires_extra_ms=self.expires_extra_ms,
             )
+            self._pipe = PlainPipe(self._pool, timeout_s=CYCLE_TIMEOUT_S)
         elif self._pool is None:
             self._pool = await create_pool(
                 self.redis_settings,
@@ -392,11 +394,9 @@ class Worker(Signalled):
         if job_ids:
             await self.cycles.once()
 
-    def _engine_pipe(self) -> PlainPipe:
-        """Return the connection of the engine's own calls, beside those that jobs make."""
-        if self._pipe is None:
-            self._pipe = PlainPipe(self.pool, timeout_s=CYCLE_TIMEOUT_S)
-        return self._pipe
+    def _engines_redis(self) -> Executes:
+        """Return what the engine's own calls go by; a pool that was given carries them all."""
+        return self._pipe or self.pool
 
     def _woken(self) -> None:
         """Claim: by the short way, unless the loop's other duties may be due as well."""
