@@ -113,7 +113,7 @@ local function flow_release(flow, nodes, plans, life_ms)
     elseif delay_ms < FLOW_SOON_MS and flow_woken[name] == 0 then
       flow_woken[name] = 1  -- one worker wakes to set its timer
     end
-    scores[#scores + 1] = score_text(score)
+    scores[#scores + 1] = score  -- a number travels with 17 digits, and costs less than a text
     scores[#scores + 1] = id
   end
   for _, name in ipairs(names) do
@@ -134,10 +134,20 @@ local function flow_wake(own)
   flow_woken = {}
 end
 
+-- The members of a chord have the same plan: each is unpacked once.
+local flow_unpacked = {}
+
 local function flow_plans(key, nodes)
   local plans = flow_read(key .. ':plan', nodes)
   for index, packed in ipairs(plans) do
-    plans[index] = packed and cmsgpack.unpack(packed)
+    if packed then
+      local plan = flow_unpacked[packed]
+      if not plan then
+        plan = cmsgpack.unpack(packed)
+        flow_unpacked[packed] = plan
+      end
+      plans[index] = plan
+    end
   end
   return plans
 end
