@@ -153,23 +153,31 @@ def node(
 
 
 @overload
-def chain(first: Part[A], /) -> Chain[A]: ...
+def chain(first: Step[Any, A] | Part[A], /) -> Chain[A]: ...
 @overload
-def chain(first: Part[A], second: Step[A, B] | Part[B], /) -> Chain[B]: ...
+def chain(first: Step[Any, A] | Part[A], second: Step[A, B] | Part[B], /) -> Chain[B]: ...
 @overload
 def chain(
-    first: Part[A], second: Step[A, B] | Part[B], third: Step[B, D] | Part[D], /
+    first: Step[Any, A] | Part[A], second: Step[A, B] | Part[B], third: Step[B, D] | Part[D], /
 ) -> Chain[D]: ...
 @overload
 def chain(
-    first: Part[A],
+    first: Step[Any, A] | Part[A],
     second: Step[A, B] | Part[B],
     third: Step[B, D] | Part[D],
     fourth: Step[D, E] | Part[E],
     /,
 ) -> Chain[E]: ...
 @overload
-def chain(*steps: Step[Any, Any] | Part[Any]) -> Chain[Any]: ...
+def chain(
+    first: Step[Any, Any] | Part[Any],
+    second: Step[Any, Any] | Part[Any],
+    third: Step[Any, Any] | Part[Any],
+    fourth: Step[Any, Any] | Part[Any],
+    fifth: Step[Any, Any] | Part[Any],
+    /,
+    *more: Step[Any, Any] | Part[Any],
+) -> Chain[Any]: ...
 
 
 def chain(*steps: Any) -> Chain[Any]:

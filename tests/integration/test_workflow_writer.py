@@ -55,7 +55,7 @@ async def read(ctx: Context, numbers: list[int]) -> list[int]:
 
 @task
 async def say(ctx: Context, number: int | None = None) -> int | None:
-    await ctx.client.rpush("said", str(number))
+    await untyped(ctx.client).rpush("said", str(number))
     return number
 
 
