@@ -275,7 +275,9 @@ class Client(ArqRedis):
             FlowRefused: the definition makes no sense; the message names the path.
             EncodeError: an argument cannot travel.
             PayloadTooLarge: an encoded job exceeds ``max_payload_bytes``.
-            RedisError: redis-py's own; under a `flow_id` of yours it can be started again.
+            RedisOutOfMemory: Redis holds its ``maxmemory``; nothing was started.
+            RedisUnavailable: Redis is away; under a `flow_id` of yours it is safe to start it
+                again.
         """
         whole = flow_of(flow)
         store = self.flows

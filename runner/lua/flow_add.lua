@@ -1,5 +1,5 @@
 -- Add nodes to a running flow, for a node of it that runs: what comes after that waits for them too.
--- KEYS: queue held flow
+-- KEYS: flow queue held
 -- ARGV: id token attempt flow_id adder entries...
 -- Uses: clock tell wake fence flow
 -- Returns: 1 (added), 0 (they were there already), -1 (the flow stops), -2 (the lease is lost)

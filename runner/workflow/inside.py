@@ -10,7 +10,6 @@ import msgspec
 from runner import codec as codecs
 from runner import keys
 from runner.errors import DecodeError, FlowError, FlowFailed, FlowNotFound, LeaseLost, Snooze
-from runner.scripts import load
 from runner.workflow.flow import Added, Flow, flow_of
 from runner.workflow.graph import FlowState
 from runner.workflow.plan import Planner, numbers_in, read_tree
@@ -95,10 +94,8 @@ class JobFlow:
             raise
         fresh = draft._nodes[known:]  # noqa: SLF001
         self._added += 1
-        first = await load("flow_reserve").call(
-            self._store.redis,
-            keys=[keys.flow(flow_id)],
-            args=[str(adder), self._added, len(fresh)],
+        first = await self._store.call(
+            "flow_reserve", flow_id, [str(adder), self._added, len(fresh)]
         )
         if first < 0:
             raise self._stops(flow_id)
@@ -121,11 +118,8 @@ class JobFlow:
             # Children are noted in Redis, where those of earlier additions are too.
             bare = _without_children(entry.plan)
             args += (entry.number, bare, entry.names, entry.payload, _pack(entry.parents))
-        added = await load("flow_add").call(
-            self._store.redis,
-            keys=[claimed.queue, keys.held(claimed.queue), keys.flow(flow_id)],
-            args=args,
-        )
+        held = (claimed.queue, keys.held(claimed.queue))
+        added = await self._store.call("flow_add", flow_id, args, *held)
         if added == -1:
             raise self._stops(flow_id)
         if added < 0:

@@ -10,10 +10,20 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from runner import codec as codecs
 from runner import keys
-from runner.errors import DecodeError, FlowError, FlowNotFound, FlowRefused
+from runner.errors import (
+    DecodeError,
+    FlowError,
+    FlowNotFound,
+    FlowRefused,
+    RedisOutOfMemory,
+    RedisUnavailable,
+)
 from runner.scripts import load
 from runner.workflow.graph import FlowState, Graph, Node, NodeState, When
 from runner.workflow.plan import (
@@ -189,6 +199,33 @@ class FlowStore:
             await self._make_effective(chosen, plan)
         return chosen
 
+    async def call(self, script: str, flow_id: str, args: Sequence[Any], *more: str) -> Any:
+        """Run a script on a flow, and tell what Redis says against it in our words.
+
+        Args:
+            script: its name.
+            flow_id: whose key is the first, or the only one.
+            args: its arguments.
+            more: its other keys.
+
+        Raises:
+            RedisOutOfMemory: Redis holds its ``maxmemory``.
+            RedisUnavailable: Redis is away, or did not answer; the script may have run.
+            FlowError: Redis refused it for another reason.
+        """
+        try:
+            return await load(script).call(self.redis, keys=[keys.flow(flow_id), *more], args=args)
+        except (RedisConnectionError, RedisTimeoutError, OSError) as exc:
+            raise RedisUnavailable(
+                f"Redis did not answer for flow {flow_id}: {exc}", may_have_run=True
+            ) from exc
+        except ResponseError as exc:
+            if str(exc).startswith("OOM"):
+                raise RedisOutOfMemory(
+                    f"Redis is full, flow {flow_id} is left as it was: raise its maxmemory"
+                ) from exc
+            raise FlowError(f"Redis refused it for flow {flow_id}: {exc}") from exc
+
     def new_id(self) -> str:
         """Return an id by chance, in the cluster slot of the queue where that has a tag."""
         tag = re.search(r"\{[^{}:]+\}", self.queue)
@@ -201,24 +238,21 @@ class FlowStore:
                 waits = len(entry.parents)
                 args += (entry.number, entry.plan, entry.names, entry.payload)
                 args.append(waits if waits > 1 else "")
-            if await load("flow_put").call(self.redis, keys=[keys.flow(flow_id)], args=args) < 0:
+            if await self.call("flow_put", flow_id, args) < 0:
                 return False  # started before, or by somebody else
         return True
 
     async def _make_effective(self, flow_id: str, plan: Plan) -> None:
         facts = [value for pair in plan.facts.items() for value in pair]
-        started = await load("flow_start").call(
-            self.redis,
-            keys=[keys.flow(flow_id), self.queue],
-            args=[
-                flow_id,
-                len(plan.entries),
-                plan.deadline_ms,
-                self.lifetime_ms + plan.delay_ms,
-                plan.roots,
-                *facts,
-            ],
-        )
+        args = [
+            flow_id,
+            len(plan.entries),
+            plan.deadline_ms,
+            self.lifetime_ms + plan.delay_ms,
+            plan.roots,
+            *facts,
+        ]
+        started = await self.call("flow_start", flow_id, args, self.queue)
         if started < 0:
             raise FlowError(
                 f"flow {flow_id} was not started: to store it took longer than "
@@ -346,9 +380,7 @@ class FlowStore:
 
     async def stop(self, flow_id: str) -> bool:
         """Stop a flow; False when it had ended, or stops already. Raises `FlowNotFound`."""
-        stopped = await load("flow_stop").call(
-            self.redis, keys=[keys.flow(flow_id)], args=[flow_id, FlowState.CANCELLED.value]
-        )
+        stopped = await self.call("flow_stop", flow_id, [flow_id, FlowState.CANCELLED.value])
         if stopped < 0:
             await self._facts(flow_id)
         return bool(stopped == 1)
@@ -381,8 +413,7 @@ class FlowStore:
         args: list[Any] = [token, flow_id, 0, len(ordinary), _pack(ranges(ready))]
         for field, state in _COUNTED:
             args += (field, sum(each is state for each in rest))
-        done = await load("flow_again").call(self.redis, keys=[key, facts["home"]], args=args)
-        if done != 1:
+        if await self.call("flow_again", flow_id, args, facts["home"]) != 1:
             raise FlowError(f"somebody else runs the failed part of flow {flow_id} again")
         return len(ordinary)
 
@@ -400,7 +431,7 @@ class FlowStore:
                 number = stored.numbers[name]
                 waits = len(again & set(stored.graph.nodes[name].after))
                 args += (number, self._renewed(flow_id, number, payload) if ran else b"", waits)
-            if not await load("flow_reset").call(self.redis, keys=[key], args=args):
+            if not await self.call("flow_reset", flow_id, args):
                 raise FlowError(f"somebody else runs the failed part of flow {flow_id} again")
 
     def _renewed(self, flow_id: str, number: int, payload: bytes | None) -> bytes:
