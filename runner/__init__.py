@@ -33,13 +33,14 @@ from runner.signing import SignedCodec
 from runner.tasks import Call, Task, task
 from runner.types import Committed, DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.worker import Worker
-from runner.workflow import Flow, FlowState, FlowStatus, NodeInfo, NodeState, Run
+from runner.workflow import Batch, Flow, FlowState, FlowStatus, NodeInfo, NodeState, Run
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
     "Backoff",
+    "Batch",
     "Call",
     "Cancel",
     "Client",

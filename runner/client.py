@@ -32,8 +32,8 @@ from runner.pipe import Pipe
 from runner.schedule import Book, Schedules
 from runner.shapes import ANYTHING, Shape
 from runner.tasks import BoundTask, Call, EnqueueOptions, Task, checked_id
-from runner.types import DeadLetter, Part, QueueStats, WriterStatus
-from runner.workflow import Flow, FlowStore, Run, converter, flow_of
+from runner.types import DeadLetter, QueueStats, WriterStatus
+from runner.workflow import StartsFlows
 from runner.writer import writer_status
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 _NO_OPTIONS = EnqueueOptions()
 
 
-class Client(ArqRedis):
+class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bases contradict
     """A connection pool to Redis that enqueues jobs. A drop-in for arq's ``ArqRedis``.
 
     Made by `connect`. Concurrent calls of `enqueue` share round trips.
@@ -243,50 +243,6 @@ class Client(ArqRedis):
         """The schedules of this client's queue: list, add, change, pause, run, remove."""
         queue = self.default_queue_name
         return Schedules(Book(self, self.codec, queue, lifetime_ms=self.expires_extra_ms))
-
-    @property
-    def flows(self) -> FlowStore:
-        """The door to flows in Redis; `start` and `flow` are what users want."""
-        return FlowStore(
-            self,
-            self.codec,
-            self._encode,
-            queue=self.default_queue_name,
-            lifetime_ms=self.expires_extra_ms,
-        )
-
-    @overload
-    async def start(self, flow: Flow, *, flow_id: str | None = None) -> Run[dict[str, Any]]: ...
-
-    @overload
-    async def start(self, flow: Part[R], *, flow_id: str | None = None) -> Run[R]: ...
-
-    async def start(self, flow: Any, *, flow_id: str | None = None) -> Run[Any]:
-        """Start a flow, or a chain, group or chord as one, and return a handle on it.
-
-        It is stored in bounded calls, and made effective by one last step: a caller that is
-        killed before leaves nothing that runs.
-
-        Args:
-            flow: what to start.
-            flow_id: its id; a flow that was started under this id is not started again.
-
-        Raises:
-            FlowRefused: the definition makes no sense; the message names the path.
-            EncodeError: an argument cannot travel.
-            PayloadTooLarge: an encoded job exceeds ``max_payload_bytes``.
-            RedisOutOfMemory: Redis holds its ``maxmemory``; nothing was started.
-            RedisUnavailable: Redis is away; under a `flow_id` of yours it is safe to start it
-                again.
-        """
-        whole = flow_of(flow)
-        store = self.flows
-        started = await store.start(whole, flow_id)
-        return Run(started, store, self._waiting_results(), converter(whole))
-
-    def flow(self, flow_id: str) -> Run[Any]:
-        """Return a handle on a flow by its id; nothing is asked of Redis."""
-        return Run(flow_id, self.flows, self._waiting_results())
 
     async def queue_stats(self, queue: str | None = None) -> QueueStats:
         """Read one queue's counts."""

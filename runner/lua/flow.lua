@@ -175,10 +175,8 @@ local function flow_end(flow, key, state, life_ms)
   if facts[5] then
     callbacks[#callbacks + 1] = facts[5]
   end
-  if #callbacks > 0 then
-    redis.call('HSET', key, 'callbacks', #callbacks)
-    flow_release(flow, callbacks, flow_plans(key, callbacks), life_ms)
-  else
+  flow_release(flow, callbacks, flow_plans(key, callbacks), life_ms)
+  if redis.call('HINCRBY', key, 'callbacks', #callbacks) == 0 then
     if state == 'succeeded' then
       redis.call('UNLINK', key .. ':jobs', key .. ':waits')  -- only another try needs them
     end
@@ -315,8 +313,12 @@ local function flow_follow(flow, key, work, ready, change)
   if bad then
     redis.call('HSET', key, 'bad', 1)
   end
-  if fatal > 0 then
-    redis.call('HINCRBY', key, 'fatal', fatal)
+  if fatal > 0 and redis.call('HINCRBY', key, 'fatal', fatal) == fatal then
+    local first = redis.call('HGET', key, 'on_failure')
+    if first then
+      redis.call('HINCRBY', key, 'callbacks', 1)
+      flow_release(flow, {first}, flow_plans(key, {first}), life_ms)
+    end
   end
   if not stop and #released > 0 then
     change.open = change.open + #released
@@ -402,9 +404,10 @@ local function flow_hear(flow, notes)
   end
   flow_write(key .. ':states', states)
   flow_write(key .. ':results', results)
+  local waiting = callbacks > 0 and redis.call('HINCRBY', key, 'callbacks', -callbacks)
   if running and #states > 0 then
     flow_follow(flow, key, work, {}, change)
-  elseif callbacks > 0 and redis.call('HINCRBY', key, 'callbacks', -callbacks) <= 0 then
+  elseif waiting and waiting <= 0 then
     flow_expire(key, tonumber(redis.call('HGET', key, 'keep')))
   end
 end

@@ -1,4 +1,5 @@
 -- Add nodes to a running flow, for a node of it that runs: what comes after that waits for them too.
+-- With id '' to a batch: while its first node, which stands for its being open, has not ended.
 -- KEYS: flow queue held
 -- ARGV: id token attempt flow_id adder entries...
 -- Uses: clock tell wake fence flow
@@ -9,11 +10,12 @@
 
 local FIELDS = 5
 
-if not is_mine(id, token, attempt, redis.call('GET', 'arq:in-progress:' .. id)) then
+if id ~= '' and not is_mine(id, token, attempt, redis.call('GET', 'arq:in-progress:' .. id)) then
   return -2
 end
 local facts = redis.call('HMGET', flow, 'state', 'stop', 'life')
-if facts[1] ~= 'running' or facts[2] then
+local is_closed = id == '' and redis.call('HEXISTS', flow .. ':states', adder) == 1
+if facts[1] ~= 'running' or facts[2] or is_closed then
   return -1
 end
 if redis.call('HEXISTS', flow .. ':plan', ARGV[entries_at]) == 1 then

@@ -11,7 +11,7 @@ if redis.call('HGET', flow, 'again') ~= token or redis.call('HGET', flow, 'state
   return 0
 end
 local life_ms = tonumber(redis.call('HGET', flow, 'life'))
-redis.call('HDEL', flow, 'again', 'stop', 'swept', 'ended', 'fatal', 'bad', 'callbacks', 'deadline')
+redis.call('HDEL', flow, 'again', 'stop', 'swept', 'ended', 'fatal', 'bad', 'deadline')
 redis.call('HSET', flow, 'state', 'running', 'open', 0, 'left', left, unpack(ARGV, facts_at))
 local score = FLOW_FAR_OFF_MS
 if deadline_ms > 0 then

@@ -110,6 +110,7 @@ class Flow:
             dict of the flow's id, name, state, and the names of failed nodes.
         on_error: the same for when it failed, or its deadline came.
         on_complete: the same for every end.
+        on_failure: the same for the first failure that matters; the flow goes on.
         keep_result: seconds, or a timedelta, for which it can be looked at when it has ended.
 
     Example:
@@ -128,6 +129,7 @@ class Flow:
         on_success: Call[Any] | Step[Any, Any] | None = None,
         on_error: Call[Any] | Step[Any, Any] | None = None,
         on_complete: Call[Any] | Step[Any, Any] | None = None,
+        on_failure: Call[Any] | Step[Any, Any] | None = None,
         keep_result: float | timedelta = KEEP_RESULT_S,
     ) -> None:
         self.name = name
@@ -144,6 +146,7 @@ class Flow:
             ("success", on_success),
             ("error", on_error),
             ("complete", on_complete),
+            ("failure", on_failure),
         )
         for when, callback in callbacks:
             if callback is None:
@@ -201,6 +204,11 @@ class Flow:
         )
         placed = self._place(part, None, self._sources(after), options)
         return Added(self, placed.exits, placed.tree)
+
+    def hold_open(self, gate: FlowNode) -> None:
+        """Put a gate first that is closed by hand; the flow does not end before."""
+        self._names[gate.node.name] = 1
+        self._nodes.insert(0, gate)
 
     def nodes(self) -> list[FlowNode]:
         """Return all nodes, callbacks behind the others."""

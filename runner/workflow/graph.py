@@ -20,7 +20,7 @@ from runner.errors import FlowRefused, did_you_mean
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-When: TypeAlias = Literal["", "success", "error", "complete"]
+When: TypeAlias = Literal["", "success", "error", "complete", "failure"]
 
 SHOWN_PATH = 12
 """How many nodes of a path an error names."""
@@ -59,7 +59,9 @@ class Node:
         is_gate: it has no job, and succeeds when its parents have: it joins many with many.
         goes_on: its failure does not matter to what comes after it, nor to the flow.
         fallback_of: the node in whose place it runs, when that has failed; "" for most.
-        when: of a callback, at which end of the flow it runs; "" for nodes.
+        when: of a callback, at which end of the flow it runs, or at its first "failure"; "" for
+            nodes.
+        is_open: a gate that is closed by hand: the flow may grow until then.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Node:
     goes_on: bool = False
     fallback_of: str = ""
     when: When = ""
+    is_open: bool = False
 
     @property
     def is_ordinary(self) -> bool:
@@ -116,7 +119,9 @@ class Graph:
 
     def roots(self) -> list[str]:
         """Return the nodes that wait for nothing."""
-        return [n.name for n in self.nodes.values() if n.is_ordinary and not n.after]
+        return [
+            n.name for n in self.nodes.values() if n.is_ordinary and not n.after and not n.is_open
+        ]
 
     def _refused(self, problem: str, *path: str) -> FlowRefused:
         shown = path
@@ -212,7 +217,7 @@ class Machine:
     Attributes:
         state: what the flow has come to.
         states: what the nodes have come to; of those not in it nothing is known yet.
-        callbacks: the callbacks that its end has queued.
+        callbacks: the callbacks that its end, or its first failure, has queued.
     """
 
     def __init__(self, graph: Graph, *, fail_fast: bool = False) -> None:
@@ -284,6 +289,8 @@ class Machine:
         self._left -= 1
         is_bad = not ok and (is_skip or not node.goes_on)
         if is_bad and not is_skip:
+            if not self._failed:
+                self.callbacks += [n.name for n in self.graph.nodes.values() if n.when == "failure"]
             self._failed = True
             if self.fail_fast and self.stopping is None:
                 self.stopping = FlowState.FAILED
@@ -327,7 +334,7 @@ class Machine:
             wanted.add("success")
         elif self.state is not FlowState.CANCELLED:
             wanted.add("error")
-        self.callbacks = [n.name for n in self.graph.nodes.values() if n.when in wanted]
+        self.callbacks += [n.name for n in self.graph.nodes.values() if n.when in wanted]
 
 
 def interpret(graph: Graph, succeeds: Callable[[str], bool], *, fail_fast: bool = False) -> Machine:

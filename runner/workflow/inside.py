@@ -12,8 +12,8 @@ from runner import keys
 from runner.errors import DecodeError, FlowError, FlowFailed, FlowNotFound, LeaseLost, Snooze
 from runner.workflow.flow import Added, Flow, flow_of
 from runner.workflow.graph import FlowState
-from runner.workflow.plan import Planner, numbers_in, read_tree
-from runner.workflow.store import node_of, read_results
+from runner.workflow.plan import Planner, node_of, numbers_in, read_tree
+from runner.workflow.store import read_results
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

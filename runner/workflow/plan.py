@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -31,6 +32,8 @@ TIMEOUT = "timeout"
 RETRIES = "retries"
 WITHIN = "within"
 """The options of a node's payload; `WITHIN` are the seconds in which it must start once queued."""
+
+_ID = re.compile(r"(\{[^{}:]+\})?[^{}:\s]{1,200}")
 
 RUN = ".."
 """Begins three values of a tree: this, and the first and last of numbers in a row."""
@@ -129,6 +132,7 @@ class Planner:
             ("c", node.goes_on),
             ("e", early),
             ("b", bool(node.when)),
+            ("o", node.is_open),
         )
         plan = (
             "".join(letter for letter, is_set in flags if is_set),
@@ -172,7 +176,7 @@ class Planner:
             extra[WITHIN] = within
         return self.encode(
             call.task.name,
-            f"{JOB_PREFIX}{self.flow_id}:{number}",
+            job_id_of(self.flow_id, number),
             call.args,
             call.kwargs,
             now_ms=self.now_ms,
@@ -252,6 +256,29 @@ def plan_of(flow: Flow, flow_id: str, *, encode: Encodes, queue: str, now_ms: in
     )
 
 
+def job_id_of(flow_id: str, number: int) -> str:
+    """Return the id of a node's job."""
+    return f"{JOB_PREFIX}{flow_id}:{number}"
+
+
+def node_of(job_id: str) -> tuple[str, int] | None:
+    """Return flow and number of a node's job; None for a job that is no node's."""
+    if not job_id.startswith(JOB_PREFIX):
+        return None
+    flow_id, _, number = job_id[len(JOB_PREFIX) :].rpartition(":")
+    return (flow_id, int(number)) if flow_id and number.isdigit() else None
+
+
+def checked_flow_id(flow_id: str) -> str:
+    """Return the id; raise `FlowRefused` for one that cannot be."""
+    if not _ID.fullmatch(str(flow_id)):
+        raise FlowRefused(
+            f"the id of a flow is a text of up to 200 letters without spaces, colons and braces, "
+            f"not {flow_id!r}"
+        )
+    return flow_id
+
+
 def delay_of(call: Call[Any]) -> int:
     """Return how long a node waits once it could run, in ms; or a time, which is much more."""
     if call.options.at is not None:
@@ -325,7 +352,10 @@ __all__ = [
     "Entry",
     "Plan",
     "Planner",
+    "checked_flow_id",
     "filled",
+    "job_id_of",
+    "node_of",
     "numbers_in",
     "plain_encoder",
     "plan_of",

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from runner.job import Results
     from runner.workflow.flow import Flow
-    from runner.workflow.store import FlowStatus, FlowStore, NodeInfo
+    from runner.workflow.store import FlowStore
+    from runner.workflow.stored import FlowStatus, NodeInfo
 
 R = TypeVar("R")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,31 +18,41 @@ from runner.errors import (
     DecodeError,
     FlowError,
     FlowNotFound,
-    FlowRefused,
     RedisOutOfMemory,
     RedisUnavailable,
 )
 from runner.scripts import load
-from runner.workflow.graph import FlowState, Graph, Node, NodeState, When
+from runner.workflow.graph import FlowState, NodeState
 from runner.workflow.plan import (
-    JOB_PREFIX,
-    Encodes,
-    Plan,
+    checked_flow_id,
     filled,
+    job_id_of,
+    node_of,
     numbers_in,
     plan_of,
     ranges,
     read_tree,
 )
+from runner.workflow.stored import (
+    COUNTED,
+    COUNTS,
+    FACTS,
+    FlowStatus,
+    NodeInfo,
+    Stored,
+    part_to_run,
+    status_of,
+    stored_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from redis.asyncio import Redis
 
     from runner.codec import Codec, ResultRecord
     from runner.workflow.flow import Flow
-    from runner.workflow.plan import Entry
+    from runner.workflow.plan import Encodes, Entry, Plan
 
 PAGE = 500
 """Nodes stored or read in one call: about 5 ms of the server's time."""
@@ -53,106 +61,9 @@ PAGE_BYTES = 4_000_000
 LEFTOVER_MS = 10 * 60 * 1000
 """How long nodes are kept of a flow that is not started."""
 
-SHOWN_FAILURES = 100
-_ID = re.compile(r"(\{[^{}:]+\})?[^{}:\s]{1,200}")
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlowStatus:
-    """How far a flow is.
-
-    Attributes:
-        id: its id.
-        name: its name.
-        state: what it has come to.
-        total: its nodes, with joins, fallbacks and callbacks.
-        done: how many of `expected` have ended, or will not run.
-        expected: the nodes that the flow waits for: neither fallbacks nor callbacks.
-        succeeded: jobs of it that ended well.
-        failed: jobs that failed.
-        skipped: nodes that did not run because another failed.
-        cancelled: jobs that were taken out of their queues.
-        queued: jobs that wait in their queues or run.
-        started: when it was started.
-        ended: when it ended, None while it runs.
-        problem: what Redis said against it, when something did.
-    """
-
-    id: str
-    name: str
-    state: FlowState
-    total: int
-    done: int
-    expected: int
-    succeeded: int
-    failed: int
-    skipped: int
-    cancelled: int
-    queued: int
-    started: datetime
-    ended: datetime | None
-    problem: str = ""
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing of it runs any more, but for callbacks."""
-        return self.state is not FlowState.RUNNING
-
-    @property
-    def fraction(self) -> float:
-        """How much of it is done, from 0 to 1."""
-        return 1.0 if self.has_ended else self.done / max(self.expected, 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeInfo:
-    """One node of a flow, and what became of it.
-
-    Attributes:
-        name: its name.
-        task: the name of its task, "" of a join.
-        state: what it has come to.
-        job_id: the id of its job.
-        after: the names of the nodes that it waits for.
-        error: why it failed, as far as that is kept.
-    """
-
-    name: str
-    task: str
-    state: NodeState
-    job_id: str
-    after: tuple[str, ...]
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """The nodes of a flow as Redis has them.
-
-    Attributes:
-        graph: by names.
-        numbers: of each name its number.
-        tasks: of each name its task.
-        states: of each name what it has come to.
-    """
-
-    graph: Graph
-    numbers: dict[str, int]
-    tasks: dict[str, str]
-    states: dict[str, NodeState]
-
-
-_LETTERS = {
-    b"s": NodeState.SUCCEEDED,
-    b"f": NodeState.FAILED,
-    b"k": NodeState.SKIPPED,
-    b"c": NodeState.CANCELLED,
-    b"w": NodeState.COMMITTING,
-}
-_OVER = frozenset(_LETTERS.values())
 
 
 class FlowStore:
@@ -262,29 +173,10 @@ class FlowStore:
 
     async def status(self, flow_id: str) -> FlowStatus:
         """Read how far a flow is; raise `FlowNotFound`."""
-        facts = await self._facts(flow_id)
-        state = FlowState(facts["state"])
-        ended = facts.get("ended")
-        count = {name: int(facts.get(name) or 0) for name in _COUNTS}
-        return FlowStatus(
-            id=flow_id,
-            name=facts.get("name", ""),
-            state=state,
-            total=count["total"],
-            done=count["ordinary"] - max(count["left"], 0),
-            expected=count["ordinary"],
-            succeeded=count["succeeded"],
-            failed=count["failed"],
-            skipped=count["skipped"],
-            cancelled=count["cancelled"],
-            queued=max(count["open"], 0),
-            started=_time_of(facts["started"]),
-            ended=None if ended is None else _time_of(ended),
-            problem=facts.get("problem", ""),
-        )
+        return status_of(flow_id, await self._facts(flow_id))
 
     async def _facts(self, flow_id: str) -> dict[str, str]:
-        names = (*_FACTS, *_COUNTS)
+        names = (*FACTS, *COUNTS)
         values = await self.redis.hmget(keys.flow(flow_id), list(names))
         facts = {n: v.decode() for n, v in zip(names, values, strict=True) if v is not None}
         if "state" not in facts:
@@ -345,7 +237,7 @@ class FlowStore:
                     plans[number], names[number] = _unpack(plan), _unpack(name)
                     if letter is not None:
                         letters[number] = letter
-        return _stored(facts, plans, names, letters)
+        return stored_of(facts, plans, names, letters)
 
     async def records(self, flow_id: str, numbers: Sequence[int]) -> dict[int, ResultRecord]:
         """Read kept results, in bounded calls; those that are not there are left out.
@@ -396,7 +288,7 @@ class FlowStore:
         if facts["state"] == FlowState.RUNNING.value:
             raise FlowError(f"flow {flow_id} runs: its failed part can be run again when it ended")
         stored = await self.stored(flow_id)
-        again = _part_to_run(stored)
+        again = part_to_run(stored)
         if not again:
             return 0
         token = os.urandom(8).hex()
@@ -408,10 +300,11 @@ class FlowStore:
             stored.numbers[name]
             for name in ordinary
             if not again & set(stored.graph.nodes[name].after)
+            and not stored.graph.nodes[name].is_open
         ]
         rest = [s for name, s in stored.states.items() if name not in again]
         args: list[Any] = [token, flow_id, 0, len(ordinary), _pack(ranges(ready))]
-        for field, state in _COUNTED:
+        for field, state in COUNTED:
             args += (field, sum(each is state for each in rest))
         if await self.call("flow_again", flow_id, args, facts["home"]) != 1:
             raise FlowError(f"somebody else runs the failed part of flow {flow_id} again")
@@ -441,45 +334,6 @@ class FlowStore:
         record = codecs.decode_job(self.codec, payload, job_id=job_id_of(flow_id, number))
         fresh = msgspec.structs.replace(record, enqueued_ms=time.time_ns() // 1_000_000)
         return codecs.encode_job(self.codec, fresh)
-
-
-_FACTS = (
-    *("state", "name", "started", "ended", "problem", "home", "stop"),
-    *("on_success", "on_error", "on_complete"),
-)
-_COUNTS = (
-    *("total", "ordinary", "left", "next", "open"),
-    *("succeeded", "failed", "skipped", "cancelled"),
-)
-_COUNTED = (
-    ("succeeded", NodeState.SUCCEEDED),
-    ("failed", NodeState.FAILED),
-    ("skipped", NodeState.SKIPPED),
-    ("cancelled", NodeState.CANCELLED),
-)
-
-
-def job_id_of(flow_id: str, number: int) -> str:
-    """Return the id of a node's job."""
-    return f"{JOB_PREFIX}{flow_id}:{number}"
-
-
-def node_of(job_id: str) -> tuple[str, int] | None:
-    """Return flow and number of a node's job; None for a job that is no node's."""
-    if not job_id.startswith(JOB_PREFIX):
-        return None
-    flow_id, _, number = job_id[len(JOB_PREFIX) :].rpartition(":")
-    return (flow_id, int(number)) if flow_id and number.isdigit() else None
-
-
-def checked_flow_id(flow_id: str) -> str:
-    """Return the id; raise `FlowRefused` for one that cannot be."""
-    if not _ID.fullmatch(str(flow_id)):
-        raise FlowRefused(
-            f"the id of a flow is a text of up to 200 letters without spaces, colons and braces, "
-            f"not {flow_id!r}"
-        )
-    return flow_id
 
 
 async def read_results(
@@ -521,129 +375,4 @@ def _parts(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         yield part
 
 
-def _time_of(text: str) -> datetime:
-    return datetime.fromtimestamp(int(text) / 1000, UTC)
-
-
-def _stored(
-    facts: dict[str, str],
-    plans: dict[int, Any],
-    names: dict[int, Any],
-    letters: dict[int, bytes],
-) -> Stored:
-    """Make a graph of what Redis has: by numbers there, by names here."""
-    name_of: dict[int, str] = {}
-    taken: set[str] = set()
-    for number, (name, _) in names.items():
-        # Nodes that were added at run time may have the names of others.
-        name_of[number] = name if name not in taken else f"{name}#{number}"
-        taken.add(name_of[number])
-    parents: dict[int, list[str]] = {number: [] for number in plans}
-    for number, plan in plans.items():
-        for child in _between(plan[5]):
-            if child in parents:
-                parents[child].append(name_of[number])
-    callbacks: dict[str | None, When] = {
-        facts.get("on_success"): "success",
-        facts.get("on_error"): "error",
-        facts.get("on_complete"): "complete",
-    }
-    nodes = [
-        Node(
-            name=name_of[number],
-            after=tuple(parents[number]),
-            is_gate="g" in plan[0],
-            goes_on="c" in plan[0],
-            fallback_of=name_of[plan[4]] if plan[4] >= 0 else "",
-            when=callbacks.get(str(number), "complete") if "b" in plan[0] else "",
-        )
-        for number, plan in plans.items()
-    ]
-    graph = Graph(nodes, facts.get("name", "flow"))
-    known = {name_of[number]: _LETTERS[letter] for number, letter in letters.items()}
-    return Stored(
-        graph=graph,
-        numbers={name: number for number, name in name_of.items()},
-        tasks={name_of[number]: task for number, (_, task) in names.items()},
-        states=_states(graph, known, FlowState(facts["state"]), stops="stop" in facts),
-    )
-
-
-def _states(
-    graph: Graph, known: dict[str, NodeState], state: FlowState, *, stops: bool
-) -> dict[str, NodeState]:
-    """Return the state of every node; of those that have not ended it follows from the others."""
-    states: dict[str, NodeState] = {}
-    has_ended = state is not FlowState.RUNNING
-    for name in graph.order:
-        node = graph.nodes[name]
-        if name in known:
-            states[name] = known[name]
-        elif node.when:
-            fits = has_ended and _is_called(node, state)
-            states[name] = NodeState.QUEUED if fits else NodeState.SKIPPED
-            if not has_ended:
-                states[name] = NodeState.WAITING
-        elif has_ended:
-            states[name] = NodeState.SKIPPED
-        elif node.fallback_of:
-            stands_in = known.get(node.fallback_of) is NodeState.FAILED and not stops
-            states[name] = NodeState.QUEUED if stands_in else NodeState.WAITING
-        else:
-            over = all(_is_over(graph, known, parent) for parent in node.after)
-            states[name] = NodeState.QUEUED if over else NodeState.WAITING
-    return {name: states[name] for name in graph.nodes}
-
-
-def _is_called(node: Node, state: FlowState) -> bool:
-    match node.when:
-        case "success":
-            return state is FlowState.SUCCEEDED
-        case "error":
-            return state in (FlowState.FAILED, FlowState.EXPIRED)
-        case _:
-            return True
-
-
-def _is_over(graph: Graph, known: dict[str, NodeState], name: str) -> bool:
-    """Tell whether a node has ended for those that wait for it: its fallback too, if it failed."""
-    if known.get(name) is NodeState.FAILED and name in graph.fallbacks:
-        return graph.fallbacks[name] in known
-    return name in known
-
-
-def _part_to_run(stored: Stored) -> set[str]:
-    """Return what did not succeed: failures that matter, and all that was not run."""
-    graph, states = stored.graph, stored.states
-    fine = (NodeState.SUCCEEDED, NodeState.COMMITTING)
-    again: set[str] = set()
-    for name, node in graph.nodes.items():
-        if not node.is_ordinary or states[name] in fine:
-            continue
-        fallback = graph.fallbacks.get(name)
-        recovered = fallback is not None and states[fallback] in fine
-        if states[name] is NodeState.FAILED and (node.goes_on or recovered):
-            continue
-        again.add(name)
-        if fallback is not None:
-            again.add(fallback)
-    if again:
-        again |= {name for name, node in graph.nodes.items() if node.when}
-    return again
-
-
-def _between(numbers: Iterable[int]) -> Iterator[int]:
-    bounds = list(numbers)
-    for first, last in zip(bounds[::2], bounds[1::2], strict=True):
-        yield from range(first, last + 1)
-
-
-__all__ = [
-    "FlowStatus",
-    "FlowStore",
-    "NodeInfo",
-    "checked_flow_id",
-    "job_id_of",
-    "node_of",
-    "read_results",
-]
+__all__ = ["FlowStore", "read_results"]

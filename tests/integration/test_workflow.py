@@ -461,3 +461,68 @@ async def test_many_callers_wait_for_one_end(client: Client, worker: Any) -> Non
     run = await client.start(chain(add.call(1), add.s()))
     others = [client.flow(run.id).result(timeout=20) for _ in range(20)]
     assert await asyncio.gather(*others) == [3] * 20
+
+
+async def test_batch_grows_until_it_is_closed(
+    client: Client, worker: Any, notes: list[Any]
+) -> None:
+    del worker
+    async with await client.batch("import", on_success=note.s(), on_failure=note.call()) as batch:
+        assert await batch.add(add.call(number) for number in range(1200)) == 1200
+        await wait_until(lambda: succeeded(batch, 1200), description="they run while it is open")
+        assert not (await batch.status()).has_ended
+        await batch.add([add.call(1)])
+    status = await batch.wait(timeout=20)
+    assert (status.state, status.succeeded) == (FlowState.SUCCEEDED, 1201)
+    await wait_until(lambda: notes, description="its success was told")
+    assert [facts["name"] for facts in notes] == ["import"]
+    with pytest.raises(FlowError, match="takes nothing more"):
+        await batch.add([add.call(1)])
+    assert not await batch.close(), "it was closed before"
+
+
+async def succeeded(batch: Any, count: int) -> bool:
+    return bool((await batch.status()).succeeded == count)
+
+
+async def test_first_failure_of_a_batch_is_told_at_once(
+    client: Client, worker: Any, notes: list[Any]
+) -> None:
+    del worker
+    batch = await client.batch("import", on_failure=note.s(), on_complete=note.call({"over": 1}))
+    await batch.add([fail.call(), fail.call(), add.call(1)])
+    await wait_until(lambda: len(notes) == 1, description="the first failure was told")
+    assert notes[0]["state"] == "running"
+    await batch.close()
+    status = await batch.wait(timeout=20)
+    assert (status.state, status.succeeded, status.failed) == (FlowState.FAILED, 1, 2)
+    await wait_until(lambda: len(notes) == 2, description="its end was told")
+    assert notes[1] == {"over": 1}
+    for key in [key async for key in client.scan_iter("runner:flow:*")]:
+        assert 0 < await client.pttl(key) <= 3_600_000
+
+
+async def test_batch_is_opened_once_and_may_be_empty(client: Client) -> None:
+    first = await client.batch(batch_id="november")
+    second = await client.batch(batch_id="november")
+    assert await first.close()
+    assert (await second.wait(timeout=5)).state is FlowState.SUCCEEDED
+    with pytest.raises(FlowNotFound):
+        await runner.Batch("nothing", client.flows, client._waiting_results()).close()
+
+
+async def test_batch_can_be_cancelled_and_run_again(
+    client: Client, worker: Any, gate: Gate
+) -> None:
+    del worker
+    batch = await client.batch()
+    await batch.add([hold.call("a"), add.options(delay=1000).call(1)])
+    await gate.runs.wait()
+    await batch.cancel()
+    assert (await batch.wait(timeout=20)).state is FlowState.CANCELLED
+    gate.opens.set()
+    assert await batch.retry() == 3
+    await wait_until(lambda: gate.passed == ["a"], description="the job ran again")
+    await batch.add([add.call(1)])  # it was never closed
+    await wait_until(lambda: succeeded(batch, 2), description="what was added ran")
+    assert await batch.close()
