@@ -26,6 +26,7 @@ from runner.errors import (
 )
 from runner.execution import Context
 from runner.job import Job
+from runner.many import ManyContext
 from runner.retry import Backoff, RetryPolicy
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
@@ -54,6 +55,7 @@ __all__ = [
     "FlowStatus",
     "Job",
     "JobStatus",
+    "ManyContext",
     "NodeInfo",
     "NodeState",
     "Outcome",

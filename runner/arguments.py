@@ -177,7 +177,7 @@ class Signature:
 
     def _shapes(self) -> _Shapes:
         if self._compiled is None:
-            hints = _hints(self._function)
+            hints = hints_of(self._function)
             shapes = {p.name: _shape_of(p, hints) for p in self._parameters}
             places = [(p.name, shapes[p.name]) for p in self._parameters[: self._most]]
             self._compiled = _Shapes(
@@ -211,7 +211,7 @@ def _convert(name: str, shape: Shape, value: Any) -> Any:
         raise DecodeError(f"parameter {name!r}: {exc}") from exc
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the resolved annotations; one that cannot be resolved means Any.
 
     It may name what exists for type checkers only, or a class inside a function.
@@ -233,4 +233,4 @@ def _hint(name: str, annotation: Any, known: dict[str, Any]) -> dict[str, Any]:
         return {name: Any}
 
 
-__all__ = ["Signature"]
+__all__ = ["Signature", "hints_of"]

@@ -14,6 +14,7 @@ from typing import (
     Generic,
     Literal,
     ParamSpec,
+    Protocol,
     TypeAlias,
     TypeVar,
     cast,
@@ -26,7 +27,7 @@ from runner.retry import RetryPolicy
 from runner.types import PREVIOUS, Part
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 
     from runner.composition import Group
 
@@ -308,8 +309,29 @@ class BoundTask(Generic[P, R]):
 _NO_OPTIONS = EnqueueOptions()
 
 
+class DeclaresMany(Protocol):
+    """Makes a task of a function that takes many jobs: each job brings one item of its list."""
+
+    @overload
+    def __call__(self, function: Callable[[C, list[T]], Awaitable[None]], /) -> Task[[T], None]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[[C, list[T]], Awaitable[Sequence[R | Exception]]], /
+    ) -> Task[[T], R]: ...
+
+
 @overload
 def task(function: Callable[Concatenate[C, P], Awaitable[R]], /) -> Task[P, R]: ...
+
+
+@overload
+def task(
+    *,
+    batch: int,
+    batch_wait: float | timedelta | None = None,
+    **options: Any,
+) -> DeclaresMany: ...
 
 
 @overload
@@ -329,7 +351,7 @@ def task(
 ) -> Callable[[Callable[Concatenate[C, P], Awaitable[R]]], Task[P, R]]: ...
 
 
-def task(
+def task(  # type: ignore[misc]  # with `batch` the rest are these by name
     function: Callable[..., Any] | None = None,
     /,
     *,
@@ -344,6 +366,9 @@ def task(
     max_crashes: int | None = None,
     on_write_error: OnWriteError | None = None,
     writes: bool = True,
+    # Many jobs in one call: how many items it gets at most, and how long the first waits.
+    batch: int | None = None,
+    batch_wait: float | timedelta | None = None,
 ) -> Any:
     """Declare an async function whose first parameter is the context as a task.
 
@@ -352,6 +377,8 @@ def task(
         ... async def place_order(ctx: Context, order_id: int) -> str:
         ...     ctx.db.insert("orders", id=order_id)
         ...     return "placed"
+
+        With `batch` one call takes many jobs; see `runner.many`.
 
     Raises:
         SettingsError: an option contradicts itself, or the function is not async.
@@ -368,6 +395,8 @@ def task(
         "max_crashes": max_crashes,
         "on_write_error": on_write_error,
         "writes": writes,
+        "batch": batch,
+        "batch_wait": batch_wait,
     }
 
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
@@ -385,6 +414,10 @@ def task(
             on_write_error=on_write_error or "fail",
             writes=writes,
         )
+        if batch is not None or batch_wait is not None:
+            from runner.many import many_task  # noqa: PLC0415  it is a task
+
+            return many_task(function, options, most=batch, wait_s=seconds(batch_wait))
         return Task(function, options)
 
     return declare if function is None else declare(function)
@@ -433,6 +466,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "on_write_error": (lambda value: value in ("fail", "retry"), '"fail" or "retry"'),
     "keep_result": (_kept_seconds, KEPT_RULE),
     "backoff": (lambda value: isinstance(value, RetryPolicy), "a RetryPolicy"),
+    "batch": (lambda value: _whole(value) and value > 0, "a whole number, 1 or more"),
+    "batch_wait": (_seconds, "a number of seconds, 0 or more, or a timedelta"),
 }
 
 

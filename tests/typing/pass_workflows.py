@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence  # noqa: TC003  an annotation that is looked at when jobs run
 from typing import Any, assert_type
 
-from runner import Client, Context, Flow, FlowStatus, NodeInfo, Run, chain, chord, group, node, task
+from runner import (
+    Call,
+    Client,
+    Context,
+    Flow,
+    FlowStatus,
+    Job,
+    ManyContext,
+    NodeInfo,
+    Run,
+    chain,
+    chord,
+    group,
+    node,
+    task,
+)
 
 
 @task
@@ -54,3 +69,13 @@ async def graphs(client: Client, ctx: Context) -> None:
     added = await ctx.flow.add(show.call(1))
     assert_type(added.result, str)
     assert_type(await ctx.flow.wait(chord(load.map([1]), count.s())), int)
+
+
+@task(batch=500, batch_wait=0.2, retries=3)
+async def store(ctx: ManyContext, rows: list[str]) -> list[int | Exception]:
+    return [len(row) + len(ctx.jobs) for row in rows]
+
+
+async def many(client: Client) -> None:
+    assert_type(await client.enqueue(store, "row"), Job[int])
+    assert_type(store.call("row"), Call[int])
