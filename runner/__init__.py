@@ -17,6 +17,8 @@ from runner.connection import connect
 from runner.database import Answer, Database, DirectUnit, database
 from runner.errors import (
     Cancel,
+    DuplicateJob,
+    JobReplaced,
     ResultTooLarge,
     Retry,
     RunnerError,
@@ -33,6 +35,7 @@ from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
 from runner.tasks import Call, Task, task
 from runner.types import Committed, DeadLetter, Outcome, QueueStats, WriterStatus
+from runner.unique import Debounce, Throttle, Unique
 from runner.worker import Worker
 from runner.workflow import Batch, Flow, FlowState, FlowStatus, NodeInfo, NodeState, Run
 
@@ -49,11 +52,14 @@ __all__ = [
     "Context",
     "Database",
     "DeadLetter",
+    "Debounce",
     "DirectUnit",
+    "DuplicateJob",
     "Flow",
     "FlowState",
     "FlowStatus",
     "Job",
+    "JobReplaced",
     "JobStatus",
     "ManyContext",
     "NodeInfo",
@@ -72,6 +78,8 @@ __all__ = [
     "SignedCodec",
     "Snooze",
     "Task",
+    "Throttle",
+    "Unique",
     "UnitChanged",
     "Worker",
     "WorkerSettings",

@@ -12,6 +12,7 @@
     ├── EnqueueError
     │   ├── PayloadTooLarge       a job is larger than `max_payload_bytes`
     │   ├── QueueFull             a bounded queue has no room
+    │   ├── DuplicateJob          a unique job is there already, and a second is refused
     │   └── RedisOutOfMemory      Redis holds its `maxmemory`
     ├── ScheduleError             a schedule makes no sense
     │   ├── ScheduleNotFound      there is no schedule of that name
@@ -22,6 +23,7 @@
     │   └── FlowFailed            it ended without success
     ├── JobFailed                 the job ended without a result
     │   ├── RemoteError           the task raised; carries the remote traceback
+    │   ├── JobReplaced           another job took its place while it waited
     │   ├── JobExpired            the job's time to start, or its payload, ran out
     │   ├── TooManyTries          `max_tries` was used up
     │   ├── TooManyCrashes        the job took too many workers with it
@@ -59,6 +61,7 @@ __all__ = [
     "CodecError",
     "CommitTimeout",
     "DecodeError",
+    "DuplicateJob",
     "EncodeError",
     "EnqueueError",
     "FlowError",
@@ -67,6 +70,7 @@ __all__ = [
     "FlowRefused",
     "JobExpired",
     "JobFailed",
+    "JobReplaced",
     "LeaseLost",
     "PayloadTooLarge",
     "QueueFull",
@@ -222,6 +226,28 @@ class QueueFull(EnqueueError):
         self.max_length = max_length
 
 
+class DuplicateJob(EnqueueError):
+    """Raised when a job is there that the new one may not stand beside; nothing was enqueued.
+
+    Attributes:
+        job_id: the job that is there: ``client.job(error.job_id)`` waits for it.
+        running: it has been claimed, so that it cannot be replaced any more.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        job_id: str = "",
+        running: bool = False,
+        queued: tuple[str, ...] = (),
+        refused: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(message, queued=queued, refused=refused)
+        self.job_id = job_id
+        self.running = running
+
+
 class RedisOutOfMemory(EnqueueError):
     """Raised when Redis holds its `maxmemory` and evicts nothing; the job is not queued."""
 
@@ -329,6 +355,18 @@ class RemoteError(JobFailed):
 
     def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str, str]]:
         return (type(self), (self.type_name, self.message, self.remote_traceback))
+
+
+class JobReplaced(JobFailed):
+    """Raised at who waits for a job whose place another took while it waited: it is gone.
+
+    Attributes:
+        job_id: the job that took it: ``client.job(error.job_id)`` waits for that one.
+    """
+
+    def __init__(self, message: str = "", *, job_id: str = "") -> None:
+        super().__init__(message)
+        self.job_id = job_id
 
 
 class JobExpired(JobFailed, ArqCompatible):

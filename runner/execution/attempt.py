@@ -44,7 +44,7 @@ from runner.execution.report import started
 from runner.execution.settlement import settlement
 from runner.execution.steps import as_coroutine, go_on
 from runner.keys import KEEP_MS
-from runner.schedule import CRON_OPTION
+from runner.schedule import CRON_OPTION, ScheduledRun
 from runner.tasks import Task, seconds
 from runner.types import Outcome
 from runner.workflow import (
@@ -222,10 +222,12 @@ def current_task() -> asyncio.Task[Any]:
 
 def make_context(host: Host, attempt: Attempt) -> Context:
     """Return arq's dict for this attempt, with our parts."""
+    run = scheduled_run(host, attempt) if CRON_OPTION in attempt.record.options else None
     context = Context(
         host.ctx,
         host.reads,
         functools.partial(host.commits_of, attempt),
+        run,
         functools.partial(job_flow, host, attempt),
     )
     context["job_id"] = attempt.claimed.job_id
@@ -253,6 +255,14 @@ def job_flow(host: Host, attempt: Attempt) -> JobFlow:
         )
     )
     return JobFlow(store, attempt.claimed, attempt.record.enqueued_ms)
+
+
+def scheduled_run(host: Host, attempt: Attempt) -> ScheduledRun:
+    """Return the attempt as the run of the schedule that made its job."""
+    record = attempt.record
+    option = tuple(record.options[CRON_OPTION])
+    redis = host.ctx["redis"]
+    return ScheduledRun(redis, host.codec, option, attempt.claimed, record.task, attempt.task)
 
 
 enqueue_time = functools.lru_cache(maxsize=256)(ms_to_datetime)

@@ -192,7 +192,8 @@ end
 local function flow_stop(flow, key, state)
   redis.call('HSET', key, 'stop', state, 'swept', 0)
   local home = redis.call('HGET', key, 'home')
-  redis.call('ZADD', home, 'XX', score_text(now_exact), 'flow:' .. flow)
+  -- In front of all that is due: its own jobs may be a long queue.
+  redis.call('ZADD', home, 'XX', 0, 'flow:' .. flow)
   flow_woken[home] = (flow_woken[home] or 0) + 1
 end
 

@@ -37,7 +37,7 @@ Hole: TypeAlias = tuple[Path, "Tree | None"]
 KEEP_RESULT_S = 3600.0
 GATE = "join"
 _CONTAINERS = (list, tuple, dict)
-_NOT_FOR_NODES = ("key", "max_length", "when_full", "full_timeout")
+_NOT_FOR_NODES = ("key", "max_length", "when_full", "full_timeout", "unique")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ PREFIXES = {
     keys.HELD,
     keys.IDLE,
     keys.WAKE,
+    keys.REPLACED,
 }
 NAMES = PREFIXES | {keys.ABORT, keys.UNITS, keys.WRITER, keys.LEADER}
 
@@ -95,6 +96,8 @@ def test_number_of_fields_of_an_entry_fits_the_script() -> None:
         (keys.result("x"), "arq:result:x"),
         (keys.health("arq:queue"), "arq:queue:health-check"),
         (keys.held("q"), "runner:held:q"),
+        (keys.places("q"), "runner:unique:q"),
+        (keys.replaced("x"), "runner:replaced:x"),
         (keys.clock("q"), "runner:clock:q"),
         (keys.idle("q"), "runner:idle:q"),
         (keys.wake("q"), "runner:wake:q"),
@@ -125,6 +128,7 @@ def test_every_key_is_documented() -> None:
     made += [keys.schedule_turn(""), keys.fleet(""), keys.fleet_member("<queue>", "<digest>")]
     made += [
         keys.dead(""),
+        keys.places(""),
         keys.sent(""),
         keys.ABORT,
         keys.UNITS,
