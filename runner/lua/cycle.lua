@@ -316,7 +316,6 @@ local function claim_page(count)
     elseif now < grace_until and leftover and held_parts(leftover) ~= WAITS then
       offset = offset + 1
     elseif not payload and flow_due(queue, id) then
-      -- A page of it in each call.
       offset, flows_due = offset + 1, 1
     elseif not payload and is_ghost(id, score) then
       redis.call('ZREM', queue, id)
@@ -357,6 +356,9 @@ local holds_back = heeds == 1 and limit > 0 and is_behind()
 if holds_back then
   limit = 0
 end
+if limit > 0 and flow_clear(queue) then
+  flows_due = 1
+end
 if limit > 0 then
   while taken < limit and offset < LOOK_AHEAD do
     if claim_page(math.min(limit - taken, 500)) == 0 then
@@ -368,7 +370,6 @@ if taken >= limit and not holds_back then
   more = #redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', offset, 1)
 end
 if flows_due == 1 then
-  flow_settle()
   more = 1
 end
 

@@ -19,6 +19,8 @@
 local FLOW_PAGE = 500
 local FLOW_FAR_OFF_MS = 4102444800000
 local FLOW_SOON_MS = 5000
+-- How many ids in front of a queue are looked at for a flow that was stopped.
+local FLOW_STOPPED = 10
 -- A delay so long is a time.
 local FLOW_A_TIME_MS = 1000000000000
 local FLOW_KEYS = {'', ':plan', ':names', ':jobs', ':waits', ':states', ':results'}
@@ -452,39 +454,52 @@ local function flow_sweep(flow, key, from, total)
   end
 end
 
--- See to the flow that stands in a queue under this id because it is due: its deadline has come, or it
--- was stopped. Returns whether there is such a flow.
+-- See to the flow that stands in a queue under this id because it is due: when its deadline has come, it
+-- is stopped. Returns whether there is such a flow. Nothing is taken out of the queue here: the page of
+-- ids that is being claimed was read before.
 local function flow_due(name, id)
   if string.sub(id, 1, 5) ~= 'flow:' then
     return false
   end
   local flow = string.sub(id, 6)
   local key = 'runner:flow:' .. flow
-  local facts = redis.call('HMGET', key, 'state', 'stop', 'deadline', 'swept', 'next', 'open')
+  local facts = redis.call('HMGET', key, 'state', 'stop', 'deadline', 'open', 'life')
   if not facts[1] then
     return false
   end
   local deadline = tonumber(facts[3])
   if facts[1] ~= 'running' then
     redis.call('ZREM', name, id)
+  elseif facts[2] then
     return true
-  end
-  if not facts[2] then
-    if not deadline or deadline > now + 1 then
-      redis.call('ZADD', name, 'XX', deadline or FLOW_FAR_OFF_MS, id)
-      return true
+  elseif not deadline or deadline > now + 1 then
+    redis.call('ZADD', name, 'XX', deadline or FLOW_FAR_OFF_MS, id)
+  else
+    flow_stop(flow, key, 'expired')
+    if facts[4] == '0' then
+      flow_end(flow, key, 'expired', tonumber(facts[5]))
     end
-    redis.call('HSET', key, 'stop', 'expired', 'swept', 0)
-    facts[4] = 0
-  end
-  local from, total = tonumber(facts[4]), tonumber(facts[5])
-  flow_sweep(flow, key, from, total)
-  redis.call('HSET', key, 'swept', from + FLOW_PAGE)
-  if from + FLOW_PAGE >= total then
-    redis.call('ZADD', name, 'XX', FLOW_FAR_OFF_MS, id)
-  end
-  if not flow_notes[flow] and tonumber(facts[6]) == 0 then
-    flow_end(flow, key, facts[2] or 'expired', tonumber(redis.call('HGET', key, 'life')))
   end
   return true
+end
+
+-- Take the next page of a stopped flow out of its queues, before anything is claimed: stopped flows
+-- stand in front. Returns whether there was one.
+local function flow_clear(name)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', name, '-inf', 0, 'LIMIT', 0, FLOW_STOPPED)) do
+    local flow = string.match(id, '^flow:(.+)$')
+    local key = 'runner:flow:' .. (flow or '')
+    local facts = redis.call('HMGET', key, 'state', 'stop', 'swept', 'next')
+    if flow and facts[1] == 'running' and facts[2] then
+      local from, total = tonumber(facts[3]), tonumber(facts[4])
+      flow_sweep(flow, key, from, total)
+      redis.call('HSET', key, 'swept', from + FLOW_PAGE)
+      if from + FLOW_PAGE >= total then
+        redis.call('ZADD', name, 'XX', FLOW_FAR_OFF_MS, id)
+      end
+      flow_settle()
+      return true
+    end
+  end
+  return false
 end

@@ -165,7 +165,7 @@ class Flow:
 
     def add(
         self,
-        part: Part[R],
+        part: Part[R] | Step[Any, R],
         *,
         after: After = (),
         name: str | None = None,
@@ -179,7 +179,8 @@ class Flow:
         """Add a call, or a chain, group or chord; the options are those of `runner.node`.
 
         Args:
-            part: what runs.
+            part: what runs; a step (``task.s()``) gets the result of what is named by `after`, a
+                list when there is more than one.
             after: the parts, or the names of nodes, that must have ended before.
             name: the node's name, for a single call; by default its task's, and a number.
             retries: how often it is run again when it raises, in place of the task's.
@@ -202,7 +203,8 @@ class Flow:
             fallback=fallback,
             release_after=release_after,
         )
-        placed = self._place(part, None, self._sources(after), options)
+        given = (after,) if isinstance(after, Added | str) else tuple(after)
+        placed = self._place(part, _results_of(given), self._sources(given), options)
         return Added(self, placed.exits, placed.tree)
 
     def hold_open(self, gate: FlowNode) -> None:
@@ -226,8 +228,7 @@ class Flow:
         """Draw the flow in the language of Graphviz."""
         return drawing.to_dot(self.graph())
 
-    def _sources(self, after: After) -> tuple[str, ...]:
-        given = (after,) if isinstance(after, Added | str) else tuple(after)
+    def _sources(self, given: tuple[Any, ...]) -> tuple[str, ...]:
         names: list[str] = []
         for each in given:
             if isinstance(each, str):
@@ -375,6 +376,15 @@ class Flow:
             while name in self._names:
                 name += "_"
             yield self._node(call, None, NodeOptions(), name=name, when=when)
+
+
+def _results_of(given: tuple[Any, ...]) -> Tree | None:
+    """Return whose results a step gets that comes after these; None where there are none."""
+    trees = tuple(each.nodes if isinstance(each, Added) else each for each in given)
+    if len(trees) == 1:
+        found: Tree = trees[0]
+        return found
+    return trees or None
 
 
 def leaves(tree: Tree | None) -> Iterator[str]:

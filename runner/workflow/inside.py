@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from runner.broker import Claimed
     from runner.codec import Codec
+    from runner.tasks import Step
     from runner.types import Part
     from runner.workflow.store import FlowStore
 
@@ -62,7 +63,7 @@ class JobFlow:
 
     async def add(
         self,
-        part: Part[R],
+        part: Part[R] | Step[Any, R],
         *,
         after: Any = (),
         **options: Any,
@@ -73,7 +74,7 @@ class JobFlow:
         added. A job that runs again, and adds the same in the same order, adds nothing twice.
 
         Args:
-            part: a call, chain, group or chord.
+            part: a call, chain, group or chord; many at once as one group.
             after: what `add` returned before.
             options: those of `Flow.add`.
 

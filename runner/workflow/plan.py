@@ -193,6 +193,7 @@ class Plan:
         entries: its nodes.
         roots: those without parents, as first, last, …
         facts: what is stored of the flow itself, field by field.
+        home: the queue in which the flow stands while it runs: one that workers of it read.
         deadline_ms: how long it may take, 0 for any time.
         delay_ms: the longest delay of a node.
     """
@@ -200,6 +201,7 @@ class Plan:
     entries: list[Entry]
     roots: bytes
     facts: dict[str, Any]
+    home: str
     deadline_ms: int
     delay_ms: int
 
@@ -251,6 +253,7 @@ def plan_of(flow: Flow, flow_id: str, *, encode: Encodes, queue: str, now_ms: in
         entries=list(planner.entries(nodes, graph, kept)),
         roots=_pack(ranges(numbers[name] for name in graph.roots())),
         facts=facts,
+        home=next((planner.queue_of(each) for each in nodes if each.call is not None), queue),
         deadline_ms=int((flow.deadline_s or 0) * 1000),
         delay_ms=max(delays, default=0),
     )

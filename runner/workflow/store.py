@@ -73,7 +73,7 @@ class FlowStore:
         redis: the connection pool.
         codec: the codec of the fleet's jobs and results.
         encode: encodes a job.
-        queue: the queue of tasks that name none, and where flows stand while they run.
+        queue: the queue of tasks that name none.
         lifetime_ms: how long a flow is kept after its last progress.
     """
 
@@ -163,7 +163,7 @@ class FlowStore:
             plan.roots,
             *facts,
         ]
-        started = await self.call("flow_start", flow_id, args, self.queue)
+        started = await self.call("flow_start", flow_id, args, plan.home)
         if started < 0:
             raise FlowError(
                 f"flow {flow_id} was not started: to store it took longer than "

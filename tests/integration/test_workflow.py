@@ -10,7 +10,6 @@ import pytest
 
 import runner
 from runner import (
-    Cancel,
     Context,
     Flow,
     FlowState,
@@ -446,14 +445,13 @@ async def test_nodes_run_in_the_queues_they_ask_for(
     assert notes == [2]
 
 
-async def test_cancel_node(client: Client, worker: Any) -> None:
-    @task
-    async def never(_ctx: Context) -> None:
-        raise Cancel("no use")
-
-    del worker, never
-    run = await client.start(chain(node(fail.call(), on_failure="continue"), add.call(1)))
-    assert await run.result(timeout=20) == 2
+async def test_flow_is_cancelled_where_its_jobs_are(redis_url: str, client: Client) -> None:
+    flow = Flow("f")
+    flow.add(add.options(delay=1000).call(1), queue="other")
+    run = await client.start(flow)
+    await run.cancel()
+    async with serving(redis_url, TASKS, queue_name="other"):  # nobody reads the client's queue
+        assert (await run.wait(timeout=20)).state is FlowState.CANCELLED
 
 
 async def test_many_callers_wait_for_one_end(client: Client, worker: Any) -> None:

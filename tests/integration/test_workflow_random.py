@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import runner
-from runner import Context, Flow, FlowState, NodeState, task
+from runner import Context, Flow, FlowState, NodeState, keys, task
 from runner.workflow.graph import interpret
 from tests.engine import serving
 from tests.support import run_apart
@@ -106,6 +106,56 @@ async def check(client: Client, plan: Plan, ran: list[Any]) -> None:
     if status.state is FlowState.SUCCEEDED:
         expected = {name: value[name] for name in flow.graph().sinks()}
         assert await run.result(timeout=1) == expected
+
+
+@pytest.mark.parametrize("ends", ["fails fast", "is cancelled"])
+def test_flows_that_are_stopped_end(redis_url: str, ends: str) -> None:
+    @settings(max_examples=max(EXAMPLES // 3, 5), deadline=None)
+    @given(st.lists(plans(), min_size=1, max_size=6), st.integers(0, 6))
+    def example(flows: list[Plan], turns: int) -> None:
+        run_apart(stopped(redis_url, flows, turns, cancels=ends == "is cancelled"))
+
+    example()
+
+
+async def stopped(url: str, flows: list[Plan], turns: int, *, cancels: bool) -> None:
+    ran: list[Any] = []
+    async with runner.connect(url) as client, serving(url, [work], ctx={"ran": ran}):
+        await asyncio.gather(
+            *(check_stopped(client, plan, ran, turns, cancels=cancels) for plan in flows)
+        )
+        assert await client.zcard(keys.DEFAULT_QUEUE) == 0
+
+
+async def check_stopped(
+    client: Client, plan: Plan, ran: list[Any], turns: int, *, cancels: bool
+) -> None:
+    """See that a flow ends, whenever it is stopped, and that no node ran that could not."""
+    flow = flow_of_plan(plan)
+    flow.fail_fast = not cancels
+    run = await client.start(flow)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    was_stopped = cancels and await run.cancel()
+    status = await run.wait(timeout=30)
+    states = {each.name: each.state for each in await run.nodes()}
+    names = [name for job, name, _ in ran if job == f"flow:{run.id}"]
+    ended = {NodeState.SUCCEEDED, NodeState.FAILED}
+    assert sorted(names) == sorted(n for n, state in states.items() if state in ended)
+    assert len(set(names)) == len(names)
+    graph = flow.graph()
+    assert all(states[parent] in ended for name in names for parent in graph.nodes[name].after)
+    fatal = [
+        each["name"]
+        for each in plan
+        if states[each["name"]] is NodeState.FAILED
+        and not each["goes_on"]
+        and states.get(f"{each['name']}:fallback") is not NodeState.SUCCEEDED
+    ]
+    if was_stopped:
+        assert status.state is FlowState.CANCELLED
+    else:
+        assert status.state is (FlowState.FAILED if fatal else FlowState.SUCCEEDED)
 
 
 def value_of(each: dict[str, Any]) -> str | None:

@@ -135,6 +135,19 @@ def test_flow_connects_what_it_is_told_to() -> None:
     assert flow.graph().sinks() == ["show"]
 
 
+def test_step_takes_the_results_of_what_it_comes_after() -> None:
+    flow = Flow()
+    days = flow.add(load.map([1, 2]))
+    one = flow.add(total.s(), after=days)
+    two = flow.add(total.call([]), name="two")
+    flow.add(merge.s(), after=[one, "two"])
+    assert holes(flow) == {
+        "total": {("a", 0): ("load", "load-2")},
+        "merge": {("a", 0): ("total", "two")},
+    }
+    assert two.name == "two"
+
+
 def test_results_are_found_inside_of_lists_and_dicts() -> None:
     flow = Flow()
     one = flow.add(total.call([]))
