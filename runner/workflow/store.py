@@ -302,7 +302,13 @@ class FlowStore:
             if not again & set(stored.graph.nodes[name].after)
             and not stored.graph.nodes[name].is_open
         ]
-        rest = [s for name, s in stored.states.items() if name not in again]
+        # Of fallbacks that were not needed nobody says that they were skipped.
+        rest = [
+            state
+            for name, state in stored.states.items()
+            if name not in again
+            and (state is not NodeState.SKIPPED or stored.graph.nodes[name].is_ordinary)
+        ]
         args: list[Any] = [token, flow_id, 0, len(ordinary), _pack(ranges(ready))]
         for field, state in COUNTED:
             args += (field, sum(each is state for each in rest))

@@ -35,7 +35,7 @@ async def work(ctx: Context, name: str, *, fails: bool, parts: list[Any] | None 
     ctx["ran"].append((ctx.job_id.rpartition(":")[0], name, parts))
     for _ in range(len(name) % 3):
         await asyncio.sleep(0)
-    if fails:
+    if fails and ctx.flow.id not in ctx.get("mended", ()):
         raise ValueError(name)
     return name
 
@@ -156,6 +156,49 @@ async def check_stopped(
         assert status.state is FlowState.CANCELLED
     else:
         assert status.state is (FlowState.FAILED if fatal else FlowState.SUCCEEDED)
+
+
+def test_failed_parts_run_again_to_a_good_end(redis_url: str) -> None:
+    @settings(max_examples=max(EXAMPLES // 3, 5), deadline=None)
+    @given(st.lists(plans(), min_size=1, max_size=6))
+    def example(flows: list[Plan]) -> None:
+        run_apart(mended(redis_url, flows))
+
+    example()
+
+
+async def mended(url: str, flows: list[Plan]) -> None:
+    ctx: dict[str, Any] = {"ran": [], "mended": set()}
+    async with runner.connect(url) as client, serving(url, [work], ctx=ctx):
+        await asyncio.gather(*(check_again(client, plan, ctx) for plan in flows))
+
+
+async def check_again(client: Client, plan: Plan, ctx: dict[str, Any]) -> None:
+    """See that another run runs what did not succeed, once, and leaves the rest alone."""
+    run = await client.start(flow_of_plan(plan))
+    status = await run.wait(timeout=30)
+    before = {each.name: each.state for each in await run.nodes()}
+    ctx["mended"].add(run.id)
+    again = {each["name"] for each in plan if is_to_run_again(each, before)}
+    assert await run.retry() == len(again)
+    assert bool(again) == (status.state is FlowState.FAILED)
+    status = await run.wait(timeout=30)
+    assert status.state is FlowState.SUCCEEDED
+    after = {each.name: each.state for each in await run.nodes()}
+    for each in plan:
+        name = each["name"]
+        assert after[name] is (NodeState.SUCCEEDED if name in again else before[name])
+        runs = [ran for job, ran, _ in ctx["ran"] if job == f"flow:{run.id}" and ran == name]
+        assert len(runs) == (before[name] is not NodeState.SKIPPED) + (name in again)
+    assert status.succeeded == sum(s is NodeState.SUCCEEDED for s in after.values())
+    assert status.failed == sum(s is NodeState.FAILED for s in after.values())
+    assert (status.skipped, status.done) == (0, status.expected)
+
+
+def is_to_run_again(each: dict[str, Any], states: dict[str, NodeState]) -> bool:
+    if states[each["name"]] is NodeState.FAILED:
+        return not each["goes_on"] and each["fallback"] != "works"
+    return states[each["name"]] is NodeState.SKIPPED
 
 
 def value_of(each: dict[str, Any]) -> str | None:
