@@ -9,6 +9,7 @@ queue), ``RUNNER_SIGNING_KEYS`` ("id:hex,id:hex", the first signs; unset: nothin
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import runner
 from jobs.departures import record_departure, refresh_delay_report, worst_routes
@@ -40,4 +41,6 @@ class WorkerSettings(runner.WorkerSettings):
     database_url = os.environ.get("DATABASE_URL")
     codec = os.environ.get("RUNNER_CODEC", "msgpack")
     signing_keys = os.environ.get("RUNNER_SIGNING_KEYS") or None
+    dead_letters_keep = timedelta(days=90)
+    dead_letters_max = 500_000  # a year's file may be bad from the first line to the last
     max_jobs = int(os.environ.get("RUNNER_MAX_JOBS", "200"))

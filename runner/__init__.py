@@ -27,14 +27,17 @@ from runner.errors import (
     WriteRejected,
 )
 from runner.execution import Context
+from runner.inspect import JobFilter, JobInfo, JobState
 from runner.job import Job
+from runner.letters import LetterFilter
+from runner.limits import LimitInfo, RateLimit, RunningLimit
 from runner.many import ManyContext
-from runner.retry import Backoff, RetryPolicy
+from runner.retry import Backoff, RetryPolicy, Rule, give_up, on
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
 from runner.tasks import Call, Task, task
-from runner.types import Committed, DeadLetter, Outcome, QueueStats, WriterStatus
+from runner.types import AttemptError, Committed, DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.unique import Debounce, Throttle, Unique
 from runner.worker import Worker
 from runner.workflow import Batch, Flow, FlowState, FlowStatus, NodeInfo, NodeState, Run
@@ -43,6 +46,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
+    "AttemptError",
     "Backoff",
     "Batch",
     "Call",
@@ -59,20 +63,28 @@ __all__ = [
     "FlowState",
     "FlowStatus",
     "Job",
+    "JobFilter",
+    "JobInfo",
     "JobReplaced",
+    "JobState",
     "JobStatus",
+    "LetterFilter",
+    "LimitInfo",
     "ManyContext",
     "NodeInfo",
     "NodeState",
     "Outcome",
     "QueueStats",
+    "RateLimit",
     "RedisSettings",
     "ResultNotFound",
     "ResultTooLarge",
     "Retry",
     "RetryPolicy",
+    "Rule",
     "Run",
     "RunnerError",
+    "RunningLimit",
     "Schedule",
     "ScheduleInfo",
     "SignedCodec",
@@ -93,8 +105,10 @@ __all__ = [
     "errors",
     "every",
     "func",
+    "give_up",
     "group",
     "node",
+    "on",
     "perpetual",
     "task",
 ]

@@ -150,6 +150,14 @@ class Signature:
                 yield f"*{self._rest}", value
         yield from kwargs.items()
 
+    def value_of(self, name: str, args: tuple[Any, ...]) -> Any:
+        """Return what a parameter gets that no keyword names: by its place, its default, or ""."""
+        place = self._places.get(name, sys.maxsize)
+        if place < len(args):
+            return args[place]
+        default = self._signature.parameters[name].default
+        return "" if default is inspect.Parameter.empty else default
+
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return a call's arguments by name, defaults among them; the call must have passed `bind`.
 

@@ -21,7 +21,7 @@ from runner.errors import (
     RedisUnavailable,
 )
 from runner.scripts import load
-from runner.types import QueueStats
+from runner.types import QueueStats, Retention
 from runner.unique import NO_PLACE, Place
 
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ ENQUEUE_UNIQUE = load("enqueue_unique")
 
 MAX_ENTRIES = 500
 """Entries a script call settles, claims or enqueues at most: about 10 ms of the server's time."""
+
+MAX_BYTES = 64 * 1024 * 1024
+"""How much the ends of one call may carry: one that outlasts its timeout is sent in vain again."""
+
+MAX_RESULT_BYTES = 128 * 1024 * 1024
+"""A larger result is not kept: Redis cuts whoever sends 512 MB in one piece."""
 
 WAITER_TTL_MS = 60_000
 
@@ -53,6 +59,7 @@ class Claimed(msgspec.Struct):
         attempt: the number of this try, counted from 1.
         crashes: leases of this job that were lost before.
         until: the time, by `time.monotonic`, beyond which its lease is not renewed any more.
+        gates: what the claim said of paused tasks, and of limits set on tasks; b"" is nothing.
     """
 
     job_id: str
@@ -63,6 +70,7 @@ class Claimed(msgspec.Struct):
     attempt: int
     crashes: int
     until: float = math.inf
+    gates: bytes = b""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,10 +82,12 @@ class Settlement:
         result: the encoded result; told to those who wait even when it is not kept.
         keep_ms: how long the result is kept: 0 not at all, -1 for ever.
         extra: see ``cycle.lua``: the delay of another try, or a cron job's afterlife.
-        letter: the encoded dead letter, or nothing.
+        letter: the encoded dead letter; for mode "again" the record of the attempt's error.
         unit_id: the id of the unit of writes, for mode "submit".
         operations: the encoded unit.
         header: the job header that the writer needs to settle the job.
+        had_errors: attempts before this one may have left records of their errors.
+        slots: the slots of limits that the attempt gives up, packed, or nothing.
         confirmed: called with the status once Redis has settled it, or refused its lease.
     """
 
@@ -91,7 +101,14 @@ class Settlement:
     unit_id: str = ""
     operations: bytes = b""
     header: bytes = b""
+    had_errors: bool = False
+    slots: bytes = b""
     confirmed: Callable[[int], None] | None = None
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes in a call."""
+        return len(self.result) + len(self.operations) + len(self.letter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +176,23 @@ class Broker:
         lease_ms: how long a claim holds without being renewed.
         keeps: write counters and dead letters; arq's bare Worker leaves no key of its own.
         heeds: claim nothing while too much waits for the writer.
+        retention: how long dead letters are kept, and how many.
     """
 
-    def __init__(self, queue: str, *, lease_ms: int, keeps: bool, heeds: bool = False) -> None:
+    def __init__(
+        self,
+        queue: str,
+        *,
+        lease_ms: int,
+        keeps: bool,
+        heeds: bool = False,
+        retention: Retention | None = None,
+    ) -> None:
         self.queue = queue
         self.lease_ms = lease_ms
         self.keeps = keeps
         self.heeds = heeds
+        self.retention = retention or Retention()
         self._cycle = load("cycle")
         self._keys = [
             queue,
@@ -178,6 +205,7 @@ class Broker:
             keys.UNITS,
             keys.WRITER,
         ]
+        self._gates = [keys.paused(queue), keys.GATED]
 
     async def cycle(
         self,
@@ -212,17 +240,19 @@ class Broker:
             idle_ms,
             int(self.keeps),
             int(self.heeds),
+            self.retention.keep_ms,
+            self.retention.most,
             batch,
             len(settlements),
         ]
         for settlement in settlements:
             args += _settlement_fields(settlement)
-        script_keys = [*self._keys, keys.settled(lane)]
+        script_keys = [*self._keys, keys.settled(lane), *self._gates]
         reply = await self._cycle.call(redis, keys=script_keys, args=args)
-        now_ms, upcoming, more, statuses, claimed = reply
+        now_ms, upcoming, more, statuses, claimed, *gated = reply
         values = iter(claimed)
         queue = self.queue
-        return CycleReply(
+        answer = CycleReply(
             queue=queue,
             now_ms=now_ms,
             next_due_ms=float(upcoming) if upcoming else None,
@@ -241,6 +271,10 @@ class Broker:
                 for job_id, score, payload, attempt, crashes in zip(*[values] * 5, strict=True)
             ],
         )
+        for gates in gated:
+            for job in answer.claimed:
+                job.gates = gates
+        return answer
 
 
 def raw_id(job_id: str) -> bytes:
@@ -256,6 +290,8 @@ def _settlement_fields(settlement: Settlement) -> tuple[Any, ...]:
         and settlement.counter == "succeeded"
         and not settlement.extra
         and not settlement.letter
+        and not settlement.had_errors
+        and not settlement.slots
     ):
         ends = (settlement.result, settlement.keep_ms)
         return (job_id, claimed.token, claimed.attempt, "ok", *ends)
@@ -272,8 +308,8 @@ def _settlement_fields(settlement: Settlement) -> tuple[Any, ...]:
         settlement.unit_id,
     )
     if mode == "submit":
-        return (*fields, settlement.operations, settlement.header)
-    return fields
+        return (*fields, settlement.operations, settlement.header, settlement.slots)
+    return (*fields, settlement.slots)
 
 
 async def enqueue(
@@ -458,7 +494,8 @@ async def queue_stats(redis: Redis, queue: str) -> QueueStats:
         pipe.hlen(keys.held(queue))
         pipe.hgetall(keys.counters(queue))
         pipe.zcard(keys.dead(queue))
-        queued, running, counts, dead = await pipe.execute()
+        pipe.zcount(queue, keys.PAUSED_MS, keys.PARKED_MS)
+        queued, running, counts, dead, parked = await pipe.execute()
     count = {key.decode(): int(value) for key, value in counts.items()}
     return QueueStats(
         queued=queued,
@@ -468,4 +505,15 @@ async def queue_stats(redis: Redis, queue: str) -> QueueStats:
         retried=count.get("retried", 0),
         crashed=count.get("crashed", 0),
         dead=dead,
+        parked=parked,
     )
+
+
+async def runnable(redis: Redis, queue: str) -> int:
+    """Return how many jobs of a queue run or will run: none of it while the queue is paused."""
+    async with asyncio.timeout(10), redis.pipeline(transaction=False) as pipe:
+        pipe.exists(keys.paused(queue))
+        pipe.zcard(queue)
+        pipe.zcount(queue, keys.PAUSED_MS, keys.PAUSED_MS)
+        is_paused, queued, rest = await pipe.execute()
+    return 0 if is_paused else int(queued - rest)

@@ -10,12 +10,11 @@ import time
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 from uuid import uuid4
 
-import msgspec
 from arq.connections import ArqRedis
 from arq.utils import to_ms, to_unix_ms
 from redis.exceptions import RedisError
 
-from runner import broker, codec, connections, keys
+from runner import broker, codec, connections
 from runner.broker import EnqueueEntry, Other
 from runner.codec import Codec, JobRecord
 from runner.errors import (
@@ -25,13 +24,15 @@ from runner.errors import (
     PayloadTooLarge,
     RedisUnavailable,
 )
+from runner.inspect import QueuedJobs
 from runner.job import Job, Results
+from runner.letters import DeadLetters
+from runner.limits import Limits, Paused, Pauses
 from runner.outbox import Outbox, Until
 from runner.pipe import Pipe
 from runner.schedule import Book, Schedules
 from runner.shapes import ANYTHING, Shape
 from runner.tasks import BoundTask, Call, EnqueueOptions, Task, checked_id
-from runner.types import DeadLetter, QueueStats, WriterStatus
 from runner.unique import place_of
 from runner.workflow import StartsFlows
 from runner.writer import writer_status
@@ -39,6 +40,8 @@ from runner.writer import writer_status
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime, timedelta
+
+    from runner.types import DeadLetter, QueueStats, WriterStatus
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -252,6 +255,30 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         queue = self.default_queue_name
         return Schedules(Book(self, self.codec, queue, lifetime_ms=self.expires_extra_ms))
 
+    @property
+    def limits(self) -> Limits:
+        """The limits of the whole fleet: list, set, clear."""
+        return Limits(self)
+
+    async def pause(self, *, queue: str | None = None, task: str | None = None) -> bool:
+        """Pause a queue or a task, at once in all workers; what runs goes on.
+
+        From a paused queue nothing is claimed. Jobs of a paused task are parked, and come back in
+        order. Stock arq workers know no pause.
+
+        Returns:
+            False when it was paused already.
+        """
+        return await Pauses(self).change(queue=queue, task=task, paused=True)
+
+    async def resume(self, *, queue: str | None = None, task: str | None = None) -> bool:
+        """Let a queue or a task go on; return False when it was not paused."""
+        return await Pauses(self).change(queue=queue, task=task, paused=False)
+
+    async def paused(self) -> Paused:
+        """Return the queues and tasks that are paused."""
+        return await Pauses(self).paused()
+
     async def queue_stats(self, queue: str | None = None) -> QueueStats:
         """Read one queue's counts."""
         return await broker.queue_stats(self, queue or self.default_queue_name)
@@ -260,20 +287,25 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         """Read the writer's position, backlog and counts."""
         return await writer_status(self)
 
+    @property
+    def dead(self) -> DeadLetters:
+        """The dead letters of this client's queue: list, show, requeue, purge."""
+        queue = self.default_queue_name
+        return DeadLetters(self, self.codec, queue, lifetime_ms=self.expires_extra_ms)
+
+    @property
+    def jobs(self) -> QueuedJobs:
+        """The jobs in this client's queue: list, show, cancel, run now, purge."""
+        return QueuedJobs(self, self.codec, self.default_queue_name)
+
     async def dead_letters(
         self,
         queue: str | None = None,
         *,
         limit: int = 100,
     ) -> list[DeadLetter]:
-        """Return the newest dead letters of a queue, the newest first."""
-        if limit < 1:
-            return []
-        ids = await self.zrevrange(keys.dead(queue or self.default_queue_name), 0, limit - 1)
-        if not ids:
-            return []
-        blobs = await self.mget([keys.DEAD_LETTER.encode() + raw for raw in ids])
-        return [msgspec.msgpack.decode(blob, type=DeadLetter) for blob in blobs if blob]
+        """Return the newest dead letters of a queue, the newest first; `dead` does more."""
+        return (await self.dead.of(queue or self.default_queue_name).list(limit=limit)).letters
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Send what waits to be sent, stop listening, close the connections. Idempotent."""

@@ -440,6 +440,7 @@ def _restored_classes() -> dict[str, type[BaseException]]:
 
     own = (
         errors.JobExpired,
+        errors.JobCancelled,
         errors.TooManyTries,
         errors.TooManyCrashes,
         errors.TaskNotFound,

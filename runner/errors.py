@@ -2,6 +2,8 @@
 
     RunnerError
     ├── SettingsError             a setting is unknown, mistyped or contradicts another
+    │   └── LimitError            what is said of a limit makes no sense
+    │       └── LimitNotFound     there is no limit of that name
     ├── TaskError
     │   ├── TaskNotFound          no task of that name in this worker
     │   └── ArgumentsError        the arguments do not fit the task
@@ -21,7 +23,11 @@
     │   ├── FlowRefused           its definition makes no sense; nothing was started
     │   ├── FlowNotFound          there is no flow of that id, or no more
     │   └── FlowFailed            it ended without success
+    ├── LetterError               a dead letter cannot be requeued as asked
+    │   └── LetterNotFound        there is no dead letter of that id
+    ├── JobNotFound               there is no job of that id in the queue
     ├── JobFailed                 the job ended without a result
+    │   ├── JobCancelled          somebody took the job out of its queue before it ran
     │   ├── RemoteError           the task raised; carries the remote traceback
     │   ├── JobReplaced           another job took its place while it waited
     │   ├── JobExpired            the job's time to start, or its payload, ran out
@@ -37,6 +43,7 @@
     │   ├── WriterBacklogFull     too much waits for the writer; nothing was submitted
     │   ├── WriterUnavailable     no database is configured, or it cannot be the writer's
     │   └── StoreWentBack         Redis or Postgres lost what the other still knows
+    ├── LimitUnavailable          Redis refused to decide whether a job may run
     └── ScriptError               a call does not fit a Lua script's contract
 
 A job that overran its hard time limit raises Python's own `TimeoutError`, as in arq.
@@ -68,10 +75,17 @@ __all__ = [
     "FlowFailed",
     "FlowNotFound",
     "FlowRefused",
+    "JobCancelled",
     "JobExpired",
     "JobFailed",
+    "JobNotFound",
     "JobReplaced",
     "LeaseLost",
+    "LetterError",
+    "LetterNotFound",
+    "LimitError",
+    "LimitNotFound",
+    "LimitUnavailable",
     "PayloadTooLarge",
     "QueueFull",
     "RedisOutOfMemory",
@@ -282,6 +296,34 @@ class ScheduleConflict(ScheduleError):
         self.source = source
 
 
+class LetterError(RunnerError):
+    """Raised when a dead letter cannot be requeued as asked; the letter stays.
+
+    Attributes:
+        job_id: whose letter it is.
+    """
+
+    def __init__(self, message: str = "", *, job_id: str = "") -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
+class LetterNotFound(LetterError):
+    """Raised when there is no dead letter of that id, or there is none any more."""
+
+
+class JobNotFound(RunnerError):
+    """Raised when there is no job of that id in the queue.
+
+    Attributes:
+        job_id: the id.
+    """
+
+    def __init__(self, message: str = "", *, job_id: str = "") -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
 class FlowError(RunnerError):
     """Raised when a flow cannot do what it is asked for."""
 
@@ -355,6 +397,10 @@ class RemoteError(JobFailed):
 
     def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str, str]]:
         return (type(self), (self.type_name, self.message, self.remote_traceback))
+
+
+class JobCancelled(JobFailed, ArqCompatible):
+    """Raised at those who wait for a job that was taken out of its queue before it ran."""
 
 
 class JobReplaced(JobFailed):
@@ -503,6 +549,26 @@ class WriterUnavailable(WriterError):
 
 class StoreWentBack(WriterError):
     """Raised when Redis or Postgres has lost what the other store still knows."""
+
+
+class LimitError(SettingsError):
+    """Raised when a limit makes no sense, such as a rate that cannot be read."""
+
+
+class LimitNotFound(LimitError):
+    """Raised when there is no limit of that name.
+
+    Attributes:
+        name: the name.
+    """
+
+    def __init__(self, message: str = "", *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class LimitUnavailable(RunnerError):
+    """Raised in a worker when Redis refused to decide whether a job may run; it is asked again."""
 
 
 class ScriptError(RunnerError):

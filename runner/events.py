@@ -115,7 +115,7 @@ class JobEnded:
         ran: the function was called, or its start hook; `JobStarted` precedes a call.
         committing: it succeeded, and wrote: its result is there when the writer has committed.
         has_letter: it is among the dead letters.
-        delay_s: until the next try; None: the job took its old place, or is over.
+        delay_s: until the next try; None: the job took its old place, is parked, or over.
         enqueued_ms: when it was enqueued; 0 when the payload could not be read.
         due_ms: when it was to run.
         started_ms: when this worker had it.
@@ -124,6 +124,7 @@ class JobEnded:
         error: the exception's message, or "".
         exception: the exception itself, with its traceback: of a failure, and also of what
             will be tried again.
+        limit: the limit that delayed or parked it, "" for a paused task.
     """
 
     worker: str
@@ -145,6 +146,7 @@ class JobEnded:
     error_type: str
     error: str
     exception: BaseException | None
+    limit: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

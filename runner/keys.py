@@ -22,8 +22,11 @@ runner:settled:<lane>           STRING   the last batch that a lane of a worker 
 runner:waiters:<id>             SET      reply channels that wait for the result; a minute, renewed
 runner:replaced:<id>            STRING   the job that took its place while it waited; a minute
 runner:counters:<queue>         HASH     counts by outcome; 30 days after the last
-runner:dead:<queue>             ZSET     job id → time of death in ms; 30 days after the last
-runner:dead-letter:<id>         STRING   the letter; 30 days
+runner:dead:<queue>             ZSET     job id → time of death in ms; as the last letter
+runner:dead-letter:<id>         STRING   the letter; ``dead_letters_keep``, 30 days
+runner:dead-errors:<id>         LIST     the errors of its earlier attempts; as the letter
+runner:errors:<id>              LIST     errors of a job that will be tried again: the first and
+                                         the last twenty; until it ends, 30 days at most
 runner:unique:<queue>           HASH     places of unique jobs: digest → "since over id"; an hour
                                          more than the longest place since may be needed
 runner:units                    STREAM   units not yet committed, and a tail; lasting
@@ -52,6 +55,25 @@ runner:flow:<flow>:jobs         HASH     number → payload
 runner:flow:<flow>:waits        HASH     number → parents that have not ended
 runner:flow:<flow>:states       HASH     number → what became of it
 runner:flow:<flow>:results      HASH     number → encoded result, where others need it
+runner:limits                   HASH     limit → what was set at run time, JSON; lasting
+runner:limits:declared          HASH     limit → what the code declares, JSON; 30 days
+runner:limits:turn              STRING   a worker has looked for stale slots; seconds
+runner:limit-buckets:<limit>    ZSET     buckets in use (``limit``, or ``limit[value of its key]``)
+                                         → last use in ms; 30 days
+runner:window:<bucket>          LIST     times of the last admissions in us; the period
+runner:bucket:<bucket>          STRING   when the tokens are full again, in us; until then
+runner:reserved:<bucket>        ZSET     delayed jobs (weight, queue, id in lines) → their time in
+                                         ms; a day behind the last
+runner:late:<bucket>            STRING   the last time given to one that was late, in us; until then
+runner:running:<bucket>         ZSET     jobs that have a slot → last look in ms; 30 days
+runner:parked:<bucket>          ZSET     jobs that wait for a slot → their score before; 30 days
+runner:paused:<queue>           STRING   there while the queue is paused; lasting
+runner:paused-queues            SET      paused queues; lasting
+runner:paused-tasks             SET      paused tasks; lasting
+runner:parked-task:<task>       ZSET     jobs parked while the task is paused → their score before;
+                                         30 days
+runner:parked-tasks             SET      tasks with such jobs; 30 days
+runner:gated                    STRING   paused tasks, and limits set on tasks, JSON; lasting
 ==============================  =======  =====================================================
 """
 
@@ -80,6 +102,8 @@ RETRY = retry_key_prefix
 RESULT = result_key_prefix
 WAITERS = "runner:waiters:"
 DEAD_LETTER = "runner:dead-letter:"
+DEAD_ERRORS = "runner:dead-errors:"
+ERRORS = "runner:errors:"
 FAILED_UNIT = "runner:failed:"
 ANSWER = "runner:answer:"
 MOVED_UNIT = "runner:moved:"
@@ -87,19 +111,38 @@ UNIT = "runner:unit:"
 COMMITS = "runner:commits:"
 FLOW = "runner:flow:"
 HELD = "runner:held:"
+REPLACED = "runner:replaced:"
 IDLE = "runner:idle:"
 WAKE = "runner:wake:"
-REPLACED = "runner:replaced:"
+LIMIT_BUCKETS = "runner:limit-buckets:"
+WINDOW = "runner:window:"
+BUCKET = "runner:bucket:"
+RESERVED = "runner:reserved:"
+LATE = "runner:late:"
+RUNNING = "runner:running:"
+PARKED = "runner:parked:"
+PARKED_TASK = "runner:parked-task:"
 
 UNITS = "runner:units"
 WRITER = "runner:writer"
 LEADER = "runner:writer:leader"
+
+LIMITS = "runner:limits"
+LIMITS_DECLARED = "runner:limits:declared"
+LIMIT_TURN = "runner:limits:turn"
+PAUSED_QUEUES = "runner:paused-queues"
+PAUSED_TASKS = "runner:paused-tasks"
+PARKED_TASKS = "runner:parked-tasks"
+GATED = "runner:gated"
 
 COMMITTING = "committing:"
 """What the in-progress key of a job says between its end and the commit of its unit."""
 
 FAR_OFF_MS = 4_102_444_800_000
 """The score of an id that nobody may claim: the year 2100."""
+
+PAUSED_MS, PARKED_MS = FAR_OFF_MS + 1, FAR_OFF_MS + 2
+"""The scores of ids that are parked: their task is paused, or no slot of a limit is free."""
 
 KEEP_MS = 30 * 24 * 3600 * 1000
 """How long payloads, dead letters and counters are kept at most: 30 days."""
@@ -136,6 +179,16 @@ def waiters(job_id: str) -> str:
 def dead_letter(job_id: str) -> str:
     """STRING: one dead letter."""
     return DEAD_LETTER + job_id
+
+
+def dead_errors(job_id: str) -> str:
+    """LIST: the errors of the earlier attempts of a job that is dead."""
+    return DEAD_ERRORS + job_id
+
+
+def errors(job_id: str) -> str:
+    """LIST: the errors of the earlier attempts of a job that goes on."""
+    return ERRORS + job_id
 
 
 def commits(job_id: str) -> str:
@@ -216,6 +269,16 @@ def fleet(queue: str) -> str:
 def fleet_member(queue: str, digest: str) -> str:
     """STRING: the tasks and schedules behind one digest."""
     return f"runner:fleet:{queue}:{digest}"
+
+
+def limit_buckets(limit: str) -> str:
+    """ZSET: the buckets of a limit that are in use."""
+    return LIMIT_BUCKETS + limit
+
+
+def paused(queue: str) -> str:
+    """STRING: there while nothing is claimed from this queue."""
+    return f"runner:paused:{queue}"
 
 
 def health(queue: str) -> str:

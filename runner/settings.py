@@ -21,7 +21,7 @@ from runner.queues import named
 from runner.schedule import Schedule, check_names
 from runner.signing import KeyRing, SigningKeys
 from runner.tasks import KEPT_RULE, MOST_KEPT_S, seconds
-from runner.worker import Worker
+from runner.worker import KEEP_LETTERS_S, MOST_LETTERS, Worker
 from runner.writer import BOUND_ENTRIES
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ class WorkerSettings:
     use_uvloop: ClassVar[bool] = True
     queues: ClassVar[Sequence[str] | Mapping[str, int]] = ()
     subscribers: ClassVar[Sequence[Subscriber]] = ()
+    dead_letters_keep: ClassVar[float | timedelta] = KEEP_LETTERS_S
+    dead_letters_max: ClassVar[int] = MOST_LETTERS
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -201,7 +203,14 @@ def _codec(value: Any) -> bool:
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
-        ("job_timeout", "keep_result", "poll_delay", "health_check_interval", "lease"),
+        (
+            "job_timeout",
+            "keep_result",
+            "poll_delay",
+            "health_check_interval",
+            "lease",
+            "dead_letters_keep",
+        ),
         (_number, "a number of seconds, 0 or more, or a timedelta"),
     ),
     **dict.fromkeys(
@@ -214,6 +223,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "expires_extra_ms",
             "max_burst_jobs",
             "writer_backlog_entries",
+            "dead_letters_max",
         ),
         (_whole, "a whole number"),
     ),
@@ -300,6 +310,7 @@ _LEAST = {
     "read_pool_size": 0,
     "writer_backlog_entries": 1,
     "expires_extra_ms": 0,
+    "dead_letters_max": 1,
 }
 _LEAST_LEASE_S = 1.0
 
@@ -320,6 +331,8 @@ def _check(owner: str, name: str, value: Any) -> None:
         raise SettingsError(f"{owner}.{name} is {value}, but must be at least {least}")
     if name == "keep_result" and seconds(value) > MOST_KEPT_S:
         raise SettingsError(f"{owner}.keep_result is {value!r}, but must be {KEPT_RULE}")
+    if name == "dead_letters_keep" and not 1 <= seconds(value) <= MOST_KEPT_S:
+        raise SettingsError(f"{owner}.{name} is {value!r}, but must be 1 s to 100 years")
     if name == "lease" and seconds(value) < _LEAST_LEASE_S:
         raise SettingsError(f"{owner}.lease is {value}, but must be at least {_LEAST_LEASE_S} s")
     try:

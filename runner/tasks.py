@@ -23,6 +23,8 @@ from typing import (
 
 from runner.arguments import Signature
 from runner.errors import ArgumentsError, SettingsError
+from runner.limits import Limit
+from runner.limits import declared as declared_limits
 from runner.retry import RetryPolicy
 from runner.types import PREVIOUS, Part
 from runner.unique import Debounce, Rule, Throttle, Unique, check_parameters, rule_of
@@ -50,9 +52,9 @@ class TaskOptions:
 
     Attributes:
         name: the name under which jobs travel; the function's qualified name by default.
-        retries: how often a job that raises is run again; None: only `Retry` runs it again,
-            as in arq, up to the worker's `max_tries`.
-        policy: how long to wait between tries.
+        retries: how often a job that raises is run again at most; None: only `Retry` and rules
+            of the policy run it again, up to the worker's `max_tries`.
+        policy: which errors are tried again, and how long to wait between tries.
         timeout: seconds an attempt may take.
         keep_result: seconds to keep a result; 0 keeps none.
         keep_result_forever: keep results without end.
@@ -65,6 +67,8 @@ class TaskOptions:
         writes: whether it may write by ``ctx.db``: a worker whose tasks all do not claims jobs
             also while too much waits for the writer.
         unique: which jobs of it may not stand beside each other.
+        limits: its own, and those it shares.
+        weight: what one of its jobs counts for its rates.
     """
 
     name: str
@@ -80,6 +84,9 @@ class TaskOptions:
     writes: bool = True
     # Uniqueness.
     unique: Rule | None = None
+    # Limits, in the whole fleet: see runner.limits.
+    limits: tuple[Limit, ...] = ()
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -402,6 +409,14 @@ def task(
     unique: bool | Unique | None = None,
     debounce: float | timedelta | Debounce | None = None,
     throttle: float | timedelta | Throttle | None = None,
+    # Limits, in the whole fleet: see runner.limits.
+    rate: str | None = None,
+    burst: int | None = None,
+    weight: int | None = None,
+    rate_key: str | None = None,
+    max_running: int | None = None,
+    max_running_key: str | None = None,
+    limits: Sequence[Limit] = (),
 ) -> Callable[[Callable[Concatenate[C, P], Awaitable[R]]], Task[P, R]]: ...
 
 
@@ -427,6 +442,14 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
     unique: bool | Unique | None = None,
     debounce: float | timedelta | Debounce | None = None,
     throttle: float | timedelta | Throttle | None = None,
+    # Limits, in the whole fleet: see runner.limits.
+    rate: str | None = None,
+    burst: int | None = None,
+    weight: int | None = None,
+    rate_key: str | None = None,
+    max_running: int | None = None,
+    max_running_key: str | None = None,
+    limits: Sequence[Limit] = (),
 ) -> Any:
     """Declare an async function whose first parameter is the context as a task.
 
@@ -460,14 +483,15 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
         called = getattr(function, "__qualname__", repr(function))
         _check(called, given)
+        policy = _policy(called, retries, backoff)
         try:
             rule = rule_of(unique, debounce, throttle)
         except SettingsError as exc:
             raise SettingsError(f"task {called!r}: {exc}") from None
         options = TaskOptions(
             name=function.__qualname__ if name is None else name,
-            retries=retries,
-            policy=RetryPolicy() if backoff is None else backoff,
+            retries=policy.most_retries,
+            policy=policy,
             timeout=seconds(timeout),
             keep_result=seconds(keep_result),
             keep_result_forever=keep_result_forever,
@@ -477,6 +501,18 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
             on_write_error=on_write_error or "fail",
             writes=writes,
             unique=rule or None,
+            limits=declared_limits(
+                function.__qualname__ if name is None else name,
+                function,
+                rate=rate,
+                burst=burst,
+                weight=weight,
+                rate_key=rate_key,
+                max_running=max_running,
+                max_running_key=max_running_key,
+                limits=limits,
+            ),
+            weight=1 if weight is None else weight,
         )
         if batch is not None or batch_wait is not None:
             from runner.many import many_task  # noqa: PLC0415  it is a task
@@ -485,6 +521,19 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
         return Task(function, options)
 
     return declare if function is None else declare(function)
+
+
+def _policy(function: str, retries: int | None, backoff: RetryPolicy | None) -> RetryPolicy:
+    """Return the policy of a task, with its number of retries in it."""
+    policy = RetryPolicy() if backoff is None else backoff
+    if retries is None or retries == policy.retries:
+        return policy
+    if policy.retries is not None:
+        raise SettingsError(
+            f"task {function!r}: retries is {retries}, and {policy.retries} in its backoff: "
+            "leave one out",
+        )
+    return replace(policy, retries=retries)
 
 
 def _whole(value: Any) -> bool:
@@ -536,7 +585,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 # Options without a rule here, and who checks them.
-_NO_RULE = dict.fromkeys(("unique", "debounce", "throttle"), "runner.unique.rule_of")
+_NO_RULE = {
+    **dict.fromkeys(("unique", "debounce", "throttle"), "runner.unique.rule_of"),
+    **dict.fromkeys(
+        ("rate", "burst", "weight", "rate_key", "max_running", "max_running_key", "limits"),
+        "runner.limits.declared",
+    ),
+}
 
 
 def _check(function: str, given: dict[str, Any]) -> None:

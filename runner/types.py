@@ -31,6 +31,34 @@ class Outcome(enum.Enum):
     TOO_MANY_CRASHES = "too_many_crashes"
     LOST_LEASE = "lost_lease"
     HANDED_BACK = "handed_back"
+    DELAYED = "delayed"
+    PARKED = "parked"
+
+
+class AttemptError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one attempt of a job went wrong.
+
+    Attributes:
+        attempt: its number, counted from 1.
+        outcome: the value of its `Outcome`, or "crashed" when its worker was lost.
+        error_type: the qualified name of the exception's class, "" for a crash.
+        error: the exception's message.
+        traceback: the traceback as text, or ""; of a long one the middle is left out.
+        started_ms: when it began, Unix time in milliseconds; 0 when nobody knows.
+        ended_ms: when it ended; of a crash, when it was noticed.
+        worker: the name of the worker that had it.
+        enqueued_ms: when the job was enqueued: a job that was requeued has several lives.
+    """
+
+    attempt: int = 0
+    outcome: str = ""
+    error_type: str = ""
+    error: str = ""
+    traceback: str = ""
+    started_ms: int = 0
+    ended_ms: int = 0
+    worker: str = ""
+    enqueued_ms: int = 0
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +78,11 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         enqueued_ms: when it was enqueued, Unix time in milliseconds.
         died_ms: when it ended, Unix time in milliseconds.
         payload: the job's bytes as they were enqueued, for a requeue.
+        started_ms: when the last attempt began; 0 in letters of older versions.
+        worker: the name of the worker that ended it.
+        requeued: how often the job had been dead before.
+        errors: what went wrong before the last attempt, the oldest first, also in earlier lives:
+            the first, and the last twenty. Read by ``client.dead.show`` alone.
     """
 
     job_id: str
@@ -65,6 +98,23 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     enqueued_ms: int
     died_ms: int
     payload: bytes = b""
+    started_ms: int = 0
+    worker: str = ""
+    requeued: int = 0
+    errors: tuple[AttemptError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long dead letters are kept, and how many.
+
+    Attributes:
+        keep_ms: a letter's lifetime.
+        most: how many letters a queue has at most; the oldest go first.
+    """
+
+    keep_ms: int = 30 * 24 * 3600 * 1000
+    most: int = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +129,7 @@ class QueueStats:
         retried: attempts that will be followed by another.
         crashed: leases that were lost: a worker was killed, stopped, or blocked too long.
         dead: letters in the dead-letter store.
+        parked: jobs of `queued` that wait for a slot of a limit, or for a paused task.
     """
 
     queued: int
@@ -88,6 +139,7 @@ class QueueStats:
     retried: int
     crashed: int
     dead: int
+    parked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -32,6 +33,7 @@ from runner.errors import SettingsError
 from runner.events import Bus, LeaseLost, Subscriber, WorkerStarted, WorkerStopped
 from runner.execution import Ending
 from runner.leases import Leases
+from runner.limits import Gate
 from runner.pipe import PlainPipe
 from runner.queues import Queues, named
 from runner.schedule import Book, Schedule, Tickers, check_for_worker, functions_of, split
@@ -40,11 +42,11 @@ from runner.signals import Signalled
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
 from runner.turns import Turns
-from runner.types import Outcome
+from runner.types import Outcome, Retention
 from runner.wake import Waker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
     from datetime import timezone as TimeZone  # noqa: N812  the parameter is called timezone
 
     from arq.connections import RedisSettings
@@ -54,12 +56,15 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from runner.broker import Claimed, CycleReply
+    from runner.limits import Limit
     from runner.scripts import Executes
 
 logger = logging.getLogger("arq.worker")
 
 LEASE_S = 15.0
 MAX_CRASHES = 3
+KEEP_LETTERS_S = 30 * 24 * 3600.0
+MOST_LETTERS = 100_000
 LEAST_WAIT_S = 0.01
 SOONEST_BACKOFF_S, LATEST_BACKOFF_S = 0.1, 5.0
 LEAST_LEASE_S = 0.1
@@ -94,6 +99,8 @@ class Worker(Signalled):
         cron_jobs: schedules, as `runner.cron` makes them, beside arq's cron jobs; with
             `history` both are kept in Redis, and each due time is run once in the fleet.
         subscribers: plain functions that get each event of `runner.events`.
+        dead_letters_keep: seconds for which a dead letter is kept.
+        dead_letters_max: how many dead letters a queue has at most; the oldest go first.
 
     Every other parameter is arq's own; its documentation holds.
     """
@@ -146,6 +153,8 @@ class Worker(Signalled):
         use_uvloop: bool = False,
         queues: Sequence[str] | Mapping[str, int] = (),
         subscribers: Sequence[Subscriber] = (),
+        dead_letters_keep: SecondsTimedelta = KEEP_LETTERS_S,
+        dead_letters_max: int = MOST_LETTERS,
     ) -> None:
         self.events = Bus(subscribers)
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
@@ -191,6 +200,7 @@ class Worker(Signalled):
         self.max_crashes = max_crashes
         self.history = history
         self.database_url = database_url
+        self._retention = Retention(int(seconds(dead_letters_keep) * 1000), dead_letters_max)
         self._bounds = writers.Bounds(writer_backlog_entries, writer_backlog_bytes)
         self._offers_writer = writer and database_url is not None
         self.reads = (
@@ -205,12 +215,17 @@ class Worker(Signalled):
         self._nudge = asyncio.Event()
         self._leases = Leases(self.lease_s, self._lease_lost)
         self.settler = Settler(self, self._leases, over=self._attempt_over)
-        lease_ms = int(self.lease_s * 1000)
         names, weights = named(self.queue_name, queues, default=default_queue_name)
-        # A claim cannot tell which task it will bring.
-        heeds = database_url is not None and any(map(_may_write, self.functions.values()))
+        new_broker = functools.partial(
+            Broker,
+            lease_ms=int(self.lease_s * 1000),
+            keeps=history,
+            # A claim cannot tell which task it will bring.
+            heeds=database_url is not None and any(map(_may_write, self.functions.values())),
+            retention=self._retention,
+        )
         self.cycles = self.settler.cycles = Queues(
-            [Broker(name, lease_ms=lease_ms, keeps=history, heeds=heeds) for name in names],
+            [new_broker(name) for name in names],
             self._engines_redis,
             weights=weights,
             start=self._start_job,
@@ -219,13 +234,14 @@ class Worker(Signalled):
             free=self._free,
             capacity=max_jobs,
             lanes=lanes,
-            worker=f"{id(self):x}-{time.time_ns():x}",
+            worker=self.name,
         )
         self._closing = False
         self._loop_ended = asyncio.Event()
         self._loop_ended.set()
         self._due: dict[str, float] = {}  # by queue, by time.monotonic
         self._pipe: PlainPipe | None = None
+        self.gate = Gate(self._engines_redis, _limits_of(self.functions))
         self._waker = Waker(self.cycles.names, self._woken)
         # Without history arq's own cron jobs stay arq's: a bare worker leaves no key behind.
         self.cron_jobs, schedules = split(cron_jobs or (), self.timezone, keeps=history)
@@ -253,6 +269,7 @@ class Worker(Signalled):
         if self.on_startup:
             await self.on_startup(self.ctx)
         self._turns.adopt_context()
+        await self.gate.declare(self.pool)
         self._leases.start(self.pool.connection_pool)
         await self._start_candidate()
         if self.history or self._tickers.schedules:
@@ -346,6 +363,7 @@ class Worker(Signalled):
                 database_url=self.database_url,
                 codec=self.codec,
                 bounds=self._bounds,
+                retention=self._retention,
             )
             await self.candidate.start()
 
@@ -356,14 +374,14 @@ class Worker(Signalled):
             self._nudge.clear()
             try:
                 await self._poll_iteration()
+                if self.burst and await self._burst_is_over():
+                    return
             except TROUBLE as exc:
                 logger.warning("Redis does not answer (%s); trying again", exc)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, LATEST_BACKOFF_S)
                 continue
             backoff_s = SOONEST_BACKOFF_S
-            if self.burst and await self._burst_is_over():
-                return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._wait_s()):
                     await self._nudge.wait()
@@ -376,9 +394,25 @@ class Worker(Signalled):
     async def _poll_iteration(self) -> None:
         """Claim once, look for aborts, and do what is due: one plain call, which raises."""
         await self.cycles.once()
-        if self.allow_abort_jobs:
-            await self._cancel_aborted_jobs()
-        await self.heart_beat()
+        async with asyncio.timeout(CYCLE_TIMEOUT_S):  # the pool has no limit of its own
+            if self.allow_abort_jobs:
+                await self._cancel_aborted_jobs()
+            await self.gate.look(self.pool)
+            await self.heart_beat()
+
+    async def _cancel_aborted_jobs(self) -> None:
+        """Cancel those of our jobs that are to be aborted; an id may be any bytes.
+
+        arq's own also throws away what is asked for by a clock that is ahead of this one.
+        """
+        asked = await self.pool.zrange(keys.ABORT, 0, -1)
+        ids = [raw.decode(errors="surrogateescape") for raw in asked]
+        aborted = [job_id for job_id in ids if job_id in self.job_tasks]
+        for job_id in aborted:
+            self.job_tasks[job_id].cancel()
+        if aborted:
+            self.aborting_tasks.update(aborted)
+            await self.pool.zrem(keys.ABORT, *map(broker.raw_id, aborted))
 
     async def _burst_is_over(self) -> bool:
         if 0 <= self.max_burst_jobs <= self._jobs_started():
@@ -386,7 +420,8 @@ class Worker(Signalled):
             return True
         if self._turns.ready or self.tasks or len(self._leases):
             return False
-        waiting = [await self.pool.zcard(name) for name in self.cycles.names]
+        async with asyncio.timeout(CYCLE_TIMEOUT_S):
+            waiting = [await broker.runnable(self.pool, name) for name in self.cycles.names]
         return not any(waiting)
 
     def _jobs_started(self) -> int:
@@ -473,13 +508,15 @@ class Worker(Signalled):
         claimed = attempt.claimed
         if isinstance(exc, asyncio.CancelledError):
             if not attempt.released and not attempt.lost_lease:
-                # Cancelled while its abort was looked up.
-                back = Settlement(claimed=claimed, mode="back")
+                # Cancelled while its abort was looked up, or its limits.
+                back = Settlement(claimed=claimed, mode="back", slots=attempt.slots)
                 self.settler.pass_in(back, attempt, Ending(Outcome.HANDED_BACK))
         elif exc is not None:
             # Its lease runs out: a crash, so that it ends as a dead letter if it goes on so.
             logger.error("job %s could not be settled", claimed.job_id, exc_info=exc)
         if not attempt.passed_in:
+            if not attempt.released:  # a limit refused it, or its lease is lost
+                self.cycles.freed(self._woken)
             self.settler.release(attempt)
             self._leases.remove(claimed.token, claimed.job_id)
         self._attempt_over()
@@ -515,12 +552,13 @@ class Worker(Signalled):
     def _cancel_lost(self, lease: Claimed) -> None:
         self._leases.remove(lease.token, lease.job_id)
         running = self._turns.waiting(lease)
-        if running is not None and lease.job_id in self.job_tasks:
-            task, attempt = running
-            attempt.lost_lease = True
-            task.cancel()
-            if self.events.wanted:
-                self.events.emit(self._lost(attempt))
+        if running is None or running[1].is_over:
+            return
+        task, attempt = running
+        attempt.lost_lease = True
+        task.cancel()
+        if self.events.wanted:
+            self.events.emit(self._lost(attempt))
 
     def _lost(self, attempt: execution.Attempt) -> LeaseLost:
         return LeaseLost(
@@ -575,6 +613,7 @@ class Worker(Signalled):
         await self._tickers.stop()
         await self._waker.stop()
         await self._end_jobs()
+        await self.gate.drain()
         if self.candidate is not None:
             await self.candidate.stop()
             self.candidate = None
@@ -588,9 +627,10 @@ class Worker(Signalled):
         if self.reads is not None:
             await self.reads.close()
         with contextlib.suppress(*TROUBLE):
-            for name in self.cycles.names:
-                await self.pool.zrem(keys.idle(name), self.cycles.worker)
-            await self.pool.delete(self.health_check_key, *self._notes())
+            async with asyncio.timeout(CYCLE_TIMEOUT_S):
+                for name in self.cycles.names:
+                    await self.pool.zrem(keys.idle(name), self.cycles.worker)
+                await self.pool.delete(self.health_check_key, *self._notes())
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
         await self._disconnect()
@@ -603,6 +643,13 @@ def _lease(given: SecondsTimedelta) -> float:
     if not LEAST_LEASE_S <= lease_s < math.inf:
         raise SettingsError(f"lease is {given!r}, but must be at least {LEAST_LEASE_S} s")
     return lease_s
+
+
+def _limits_of(functions: Mapping[str, Any]) -> Iterator[tuple[str, Limit]]:
+    for name, function in functions.items():
+        if isinstance(function.coroutine, Task):
+            for limit in function.coroutine.task_options.limits:
+                yield name, limit
 
 
 def _may_write(function: Any) -> bool:

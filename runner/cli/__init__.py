@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from runner.cli import cron, dev, writer
+from runner.cli import cron, dead, dev, jobs, limits, writer
 from runner.errors import RunnerError
 
 
@@ -31,3 +31,9 @@ def main() -> None:
 main.add_command(writer.writer)
 main.add_command(dev.dev)
 main.add_command(cron.cron)
+main.add_command(dead.dead)
+main.add_command(jobs.jobs)
+main.add_command(jobs.purge)
+main.add_command(limits.limits)
+for _command in (limits.pause, limits.resume, limits.paused):
+    main.add_command(_command)

@@ -7,18 +7,15 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import uvloop
 
-from runner.cli.load import client_by, load_settings
+from runner.cli.load import do, load_settings
+from runner.cli.tables import read_json, stamp, table
 from runner.errors import ScheduleError
 from runner.schedule import Schedule, ScheduleInfo, every, perpetual
 from runner.schedule import cron as schedule
 from runner.schedule.schedule import MAX_CAUGHT_UP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from datetime import datetime
-
     from runner.schedule import Schedules
     from runner.settings import WorkerSettings
 
@@ -84,7 +81,7 @@ def list_all(path: str, *, as_json: bool) -> None:
         click.echo(json.dumps([shown(info) for info in infos], indent=2, default=str))
         return
     rows = [[str(shown(info)[column]) for column in COLUMNS] for info in infos]
-    for line in _table([column.upper() for column in COLUMNS], rows):
+    for line in table([column.upper() for column in COLUMNS], rows):
         click.echo(line)
 
 
@@ -176,8 +173,8 @@ def shown(info: ScheduleInfo) -> dict[str, Any]:
         "overlap": "" if made is None else made.overlap,
         "catch_up": "" if made is None else made.catch_up,
         "jitter": 0 if made is None else made.jitter_ms / 1000,
-        "next_due": _time(info.next_due),
-        "last_due": _time(info.last_due),
+        "next_due": stamp(info.next_due),
+        "last_due": stamp(info.last_due),
         "last_job_id": info.last_job_id,
         "runs": info.runs,
         "skipped": info.skipped,
@@ -193,34 +190,16 @@ def _state(info: ScheduleInfo) -> str:
     return "on" if info.next_due else "ended"
 
 
-def _time(moment: datetime | None) -> str:
-    return "" if moment is None else moment.isoformat(timespec="milliseconds")
-
-
 def _tell(info: ScheduleInfo, what: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(shown(info), indent=2, default=str))
         return
-    when = f", next at {_time(info.next_due)}" if info.next_due else ""
+    when = f", next at {stamp(info.next_due)}" if info.next_due else ""
     click.echo(f"{what}: {info.name}{when}")
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> Iterable[str]:
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    for row in (heads, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield "  ".join(cells).rstrip()
-
-
 def _do(settings: type[WorkerSettings], work: Work[T]) -> T:
-    async def connected() -> T:
-        client = await client_by(settings)
-        try:
-            return await work(client.schedules)
-        finally:
-            await client.aclose()
-
-    return uvloop.run(connected())
+    return do(settings, lambda client: work(client.schedules))
 
 
 def _schedule(
@@ -248,20 +227,10 @@ def _schedule(
         task,
         when,
         name=name,
-        args=_json(args_json, list, "--args", "an array"),
-        kwargs=_json(kwargs_json, dict, "--kwargs", "an object"),
+        args=read_json(args_json, list, "--args", "an array", error=ScheduleError),
+        kwargs=read_json(kwargs_json, dict, "--kwargs", "an object", error=ScheduleError),
         **options,
     )
-
-
-def _json(text: str, kind: type[T], option: str, wanted: str) -> T:
-    try:
-        value = json.loads(text)
-    except ValueError as exc:
-        raise ScheduleError(f"{option} is no JSON: {exc}") from None
-    if not isinstance(value, kind):
-        raise ScheduleError(f"{option} must be {wanted}, not {text}")
-    return value
 
 
 def _tasks(settings: type[WorkerSettings]) -> set[str]:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import uvloop
 
 from runner.codec import Codec, codec_of
 from runner.connection import open_client
 from runner.errors import SettingsError, did_you_mean
 from runner.settings import WorkerSettings
 from runner.signing import chosen_codec
+from runner.tasks import Task
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from runner.client import Client
+
+T = TypeVar("T")
 
 
 def load_settings(path: str) -> type[WorkerSettings]:
@@ -58,3 +65,22 @@ async def client_by(settings: type[WorkerSettings]) -> Client:
         queue=settings.queue_name,
         expires_extra_ms=settings.expires_extra_ms,
     )
+
+
+def do(settings: type[WorkerSettings], work: Callable[[Client], Awaitable[T]]) -> T:
+    """Do something with a client of the workers' Redis, and return what came of it."""
+
+    async def connected() -> T:
+        client = await client_by(settings)
+        try:
+            return await work(client)
+        finally:
+            await client.aclose()
+
+    return uvloop.run(connected())
+
+
+def tasks_by(settings: type[WorkerSettings]) -> dict[str, Task[..., Any]]:
+    """Return the declared tasks of the workers, by name."""
+    declared = [function for function in settings.functions if isinstance(function, Task)]
+    return {task.name: task for task in declared}

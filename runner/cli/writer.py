@@ -12,6 +12,8 @@ import uvloop
 from runner import logs
 from runner.cli.load import client_by, codec_by, load_settings
 from runner.errors import SettingsError
+from runner.tasks import seconds
+from runner.types import Retention
 from runner.writer import Bounds, Candidate, adopt_database
 
 if TYPE_CHECKING:
@@ -69,6 +71,9 @@ async def serve(settings: type[WorkerSettings]) -> None:
         database_url=database_url,
         codec=codec_by(settings),
         bounds=Bounds(settings.writer_backlog_entries, settings.writer_backlog_bytes),
+        retention=Retention(
+            int(seconds(settings.dead_letters_keep) * 1000), settings.dead_letters_max
+        ),
     )
     await candidate.start()
     try:

@@ -17,25 +17,27 @@ import functools
 import logging
 import math
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from arq.jobs import DeserializationError
 from arq.utils import ms_to_datetime
-from arq.worker import RetryJob
 from redis.exceptions import RedisError
 
 from runner import codec, errors, logs
 from runner.client import Client
 from runner.codec import JobRecord
-from runner.errors import Cancel, DecodeError, Retry, Snooze
+from runner.errors import DecodeError, Snooze
 from runner.execution.context import Context
+from runner.execution.gate import limits_of, pass_gate
 from runner.execution.lines import log, log_start
 from runner.execution.records import (
     AGAIN,
+    LIMITED,
     Attempt,
     Ending,
     Host,
-    delay_after_refusal,
+    decision_on_refusal,
     max_tries_of,
     now_ms,
     timeout_of,
@@ -44,8 +46,9 @@ from runner.execution.report import started
 from runner.execution.settlement import settlement
 from runner.execution.steps import as_coroutine, go_on
 from runner.keys import KEEP_MS
+from runner.retry import Decision, Verdict, decide
 from runner.schedule import CRON_OPTION, ScheduledRun
-from runner.tasks import Task, seconds
+from runner.tasks import Task
 from runner.types import Outcome
 from runner.workflow import (
     REFERENCES,
@@ -75,6 +78,8 @@ async def run(host: Host, attempt: Attempt) -> None:
     """Run one attempt from its claim to its settlement."""
     try:
         ending = load(host, attempt) or await admit(host, attempt)
+        if ending is None and attempt.limited is not None:
+            ending = await pass_gate(host, attempt)
         if ending is None:
             ending = await perform(host, attempt)
     except Exception as exc:  # noqa: BLE001  whatever it is, the job must end
@@ -82,6 +87,10 @@ async def run(host: Host, attempt: Attempt) -> None:
     if host.events.wanted:
         attempt.ended_ms = now_ms()
     log(host, attempt, ending)
+    if attempt.limited is not None and ending.outcome in LIMITED:
+        # It is back already, or parked: it never began, and no hook hears of it.
+        host.settler.report(attempt, ending, None)
+        return
     count(host, ending)
     await end(host, attempt, ending)
 
@@ -115,6 +124,9 @@ def load(host: Host, attempt: Attempt) -> Ending | None:
     function = attempt.function = host.functions.get(attempt.record.task)
     if function is not None and isinstance(function.coroutine, Task):
         attempt.task = function.coroutine
+    task = attempt.task
+    if attempt.claimed.gates or (task is not None and task.task_options.limits):
+        attempt.limited = limits_of(host, attempt)
     return None
 
 
@@ -302,7 +314,7 @@ def arguments(
     return attempt.task.signature.convert(args, kwargs)
 
 
-def classify(  # noqa: C901, PLR0911  a list of rules, the first that fits decides
+def classify(  # noqa: PLR0911  a list of rules, the first that fits decides
     host: Host,
     attempt: Attempt,
     exc: BaseException,
@@ -311,37 +323,28 @@ def classify(  # noqa: C901, PLR0911  a list of rules, the first that fits decid
     cancelled = isinstance(exc, asyncio.CancelledError)
     if attempt.lost_lease or isinstance(exc, errors.LeaseLost):
         return Ending(Outcome.LOST_LEASE, exc)
-    if attempt.timed_out and (cancelled or isinstance(exc, TimeoutError)):
+    overran = attempt.timed_out and (cancelled or isinstance(exc, TimeoutError))
+    if overran:
         timeout = TimeoutError()
         timeout.__cause__ = exc
-        return Ending(Outcome.TIMED_OUT, timeout)
-    if attempt.claimed.job_id in host.aborting_tasks and cancelled:
+        exc = timeout
+    elif cancelled and attempt.claimed.job_id in host.aborting_tasks:
         return Ending(Outcome.ABORTED, exc)
-    if isinstance(exc, Snooze):
-        return snoozed(exc)
-    if isinstance(exc, Cancel):
-        return Ending(Outcome.CANCELLED, exc)
-    if host.retry_jobs:
-        if isinstance(exc, Retry):
-            return Ending(Outcome.RETRIED, exc, (exc.defer_score or 0) / 1000 or None)
-        if cancelled and host.stopping:
-            return Ending(Outcome.HANDED_BACK, exc)
-        if cancelled or isinstance(exc, RetryJob):
-            return Ending(Outcome.RETRIED, exc)
-        again_s = retry_delay(host, attempt, exc)
-        if again_s is not None:
-            return Ending(Outcome.RETRIED, exc, again_s)
-    return Ending(Outcome.FAILED, exc, extra=extra_of(exc))
-
-
-def snoozed(exc: Snooze) -> Ending:
-    """Return how a snoozing attempt ends: a time that is none is the task's own fault."""
-    delay_s: Any = seconds(exc.defer)
-    if isinstance(delay_s, int | float) and math.isfinite(delay_s):
-        return Ending(Outcome.SNOOZED, exc, delay_s)
-    fault = errors.TaskError(f"Snooze takes seconds or a timedelta, not {exc.defer!r}")
-    fault.__cause__ = exc
-    return Ending(Outcome.FAILED, fault)
+    elif cancelled and host.retry_jobs:
+        return Ending(Outcome.HANDED_BACK if host.stopping else Outcome.RETRIED, exc)
+    decision = decision_on(host, attempt, exc, overran=overran)
+    match decision.verdict:
+        case Verdict.AGAIN if host.retry_jobs:
+            return Ending(Outcome.RETRIED, exc, decision.delay_s)
+        case Verdict.SNOOZE:
+            return Ending(Outcome.SNOOZED, exc, decision.delay_s)
+        case Verdict.CANCEL:
+            return Ending(Outcome.CANCELLED, exc)
+        case _ if overran:
+            return Ending(Outcome.TIMED_OUT, exc)
+        case _:
+            final = decision.fault or exc
+            return Ending(Outcome.FAILED, final, extra=extra_of(final))
 
 
 def extra_of(exc: BaseException) -> Any:
@@ -353,22 +356,21 @@ def extra_of(exc: BaseException) -> Any:
         return f"<extra raised {type(broken).__name__}>"
 
 
-def retry_delay(host: Host, attempt: Attempt, exc: BaseException) -> float | None:
-    """Return the seconds until a task with `retries` is tried again, None to give it up."""
-    if attempt.context is not None and attempt.context.refused(exc):
-        return delay_after_refusal(host, attempt)
-    if attempt.task is None:
-        return None
-    retries = attempt.record.options.get(RETRIES, attempt.task.task_options.retries)
-    if retries is None:
-        return None
-    if isinstance(
-        exc, errors.ArgumentsError | errors.CodecError | errors.UnitError | errors.UnitChanged
-    ):
-        return None  # the same bytes will not fit the next time either
-    if attempt.number > retries:
-        return None
-    return attempt.task.task_options.policy.delay(attempt=attempt.number, random=random.random())  # noqa: S311  jitter
+def decision_on(host: Host, attempt: Attempt, exc: BaseException, *, overran: bool) -> Decision:
+    """Ask the task's policy what follows an exception."""
+    policy = attempt.task.task_options.policy if attempt.task else None
+    if policy is not None and RETRIES in attempt.record.options:
+        policy = replace(policy, retries=attempt.record.options[RETRIES])
+    if policy is not None and attempt.context is not None and attempt.context.refused(exc):
+        return decision_on_refusal(host, attempt, exc)
+    return decide(
+        exc,
+        attempt=attempt.number,
+        policy=policy,
+        max_tries=max_tries_of(host, attempt),
+        random=random.random(),  # noqa: S311  jitter
+        overran=overran,
+    )
 
 
 def count(host: Host, ending: Ending) -> None:
@@ -385,6 +387,7 @@ async def end(host: Host, attempt: Attempt, ending: Ending) -> None:
     """Run the hooks around the settlement, and settle."""
     context = attempt.context or make_context(host, attempt)
     context["outcome"] = ending.outcome.value
+    attempt.is_over = True
     host.aborting_tasks.discard(attempt.claimed.job_id)
     is_lost = ending.outcome is Outcome.LOST_LEASE
     prepared = None if is_lost else settlement(host, attempt, ending)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from runner.errors import WriteRejected
+from runner.retry import Decision, Verdict, decide
 from runner.types import Outcome
 from runner.workflow import RETRIES, TIMEOUT
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from runner.codec import Codec, JobRecord
     from runner.events import Bus
     from runner.execution.context import Context
+    from runner.limits import Gate, Limited
     from runner.tasks import Task
     from runner.writer import JobCommits, ReadPool
 
@@ -80,6 +83,11 @@ class Host(Protocol):
     job_counter: int
 
     @property
+    def gate(self) -> Gate:
+        """Where limited tasks ask whether they may run."""
+        ...
+
+    @property
     def settler(self) -> Settles:
         """Where attempts end."""
         ...
@@ -107,8 +115,10 @@ class Attempt:
 
     Attributes:
         task: the declared task, None for a plain function.
+        is_over: it was decided how it ended; what follows are hooks and the settlement.
         released: its slot is free again.
         passed_in: its settlement is under way, and nobody waits for it.
+        limited: its limits, None when it has none.
     """
 
     claimed: Claimed
@@ -122,13 +132,20 @@ class Attempt:
     unit: bytes = b""
     lost_lease: bool = False
     timed_out: bool = False
+    is_over: bool = False
     released: bool = False
     passed_in: bool = False
+    limited: Limited | None = None
 
     @property
     def is_cron(self) -> bool:
         """Whether a schedule made it: arq keeps its in-progress key for a while."""
         return hasattr(self.function, "next_run")
+
+    @property
+    def slots(self) -> bytes:
+        """What it gives up when it ends: the slots of its limits."""
+        return b"" if self.limited is None else self.limited.slots
 
     @property
     def ref(self) -> str:
@@ -143,19 +160,24 @@ class Ending(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         result: the value, or the exception.
-        delay_s: until the next try; None: the job takes its old place in the queue.
+        delay_s: until the next try; None: the job takes its old place in the queue, or is parked.
+        limit: the limit that refused it.
     """
 
     outcome: Outcome
     result: Any = None
     delay_s: float | None = None
     extra: Any = None
+    limit: str = ""
 
 
-AGAIN = frozenset({Outcome.RETRIED, Outcome.SNOOZED, Outcome.HANDED_BACK})
+LIMITED = frozenset({Outcome.DELAYED, Outcome.PARKED})
+"""Endings before the start, already acted on by the script that refused the attempt."""
+
+AGAIN = frozenset({Outcome.RETRIED, Outcome.SNOOZED, Outcome.HANDED_BACK, *LIMITED})
 """Endings that are followed by another attempt."""
 
-GIVEN_BACK = frozenset({Outcome.SNOOZED, Outcome.HANDED_BACK})
+GIVEN_BACK = frozenset({Outcome.SNOOZED, Outcome.HANDED_BACK, *LIMITED})
 """Endings that cost no try."""
 
 NO_LETTER = frozenset({Outcome.SUCCEEDED, Outcome.ABORTED, Outcome.LOST_LEASE, *AGAIN})
@@ -185,11 +207,25 @@ def timeout_of(host: Host, attempt: Attempt) -> float | None:
     return timeout
 
 
-def delay_after_refusal(host: Host, attempt: Attempt) -> float | None:
-    """Return the seconds until a job is tried again whose unit was refused, None to give it up."""
-    if attempt.task is None or not host.retry_jobs:
-        return None
-    options = attempt.task.task_options
-    if options.on_write_error != "retry" or attempt.number >= max_tries_of(host, attempt):
-        return None
-    return options.policy.delay(attempt=attempt.number, random=random.random())  # noqa: S311  jitter
+def decision_on_refusal(host: Host, attempt: Attempt, exc: BaseException | None = None) -> Decision:
+    """Decide what follows when Postgres refuses the unit of a job.
+
+    Args:
+        host: the worker.
+        attempt: the attempt whose unit it is.
+        exc: the refusal, None before it is known: its class alone decides then.
+    """
+    options = attempt.task.task_options if attempt.task else None
+    if options is None or not host.retry_jobs or options.on_write_error != "retry":
+        return Decision(Verdict.GIVE_UP)
+    policy = options.policy
+    max_tries = max_tries_of(host, attempt)
+    if policy.retries is None:
+        policy = replace(policy, retries=max_tries - 1)
+    return decide(
+        WriteRejected("") if exc is None else exc,
+        attempt=attempt.number,
+        policy=policy,
+        max_tries=max_tries,
+        random=random.random(),  # noqa: S311  jitter
+    )

@@ -56,4 +56,5 @@ def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | No
         error_type=described["type"],
         error=described["message"],
         exception=exception,
+        limit=ending.limit,
     )

@@ -7,7 +7,7 @@ import logging
 import msgspec
 from arq.constants import keep_cronjob_progress
 
-from runner import codec
+from runner import broker, codec
 from runner.broker import Settlement
 from runner.codec import ResultRecord
 from runner.errors import EncodeError
@@ -18,10 +18,11 @@ from runner.execution.records import (
     Attempt,
     Ending,
     Host,
-    delay_after_refusal,
+    decision_on_refusal,
     now_ms,
 )
-from runner.letters import encode_letter
+from runner.letters import REQUEUED, encode_letter, error_of, requeues
+from runner.retry import Verdict
 from runner.tasks import MOST_KEPT_S
 from runner.types import DeadLetter, Outcome
 from runner.workflow import JOB_PREFIX, WaitForFlow
@@ -33,11 +34,14 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
     """Turn an ending into what happens in Redis. The only place that does."""
     done = ending.outcome is Outcome.SUCCEEDED
     if not done and ending.outcome in AGAIN:
+        gives_back = ending.outcome in GIVEN_BACK
         return Settlement(
             claimed=attempt.claimed,
-            mode="back" if ending.outcome in GIVEN_BACK else "again",
-            counter="" if ending.outcome in GIVEN_BACK else "retried",
+            mode="back" if gives_back else "again",
+            counter="" if gives_back else "retried",
             extra=delay_of(ending),
+            letter=error_record(host, attempt, ending) if host.history and not gives_back else b"",
+            slots=attempt.slots,
         )
     keep_ms = keep_ms_of(host, attempt)
     # Of a node of a flow always: others may take it, however long it is kept beside that.
@@ -51,14 +55,19 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
         keep_ms=keep_ms if result else 0,
         extra=str(keep_cronjob_progress * 1000) if attempt.is_cron and attempt.context else "",
     )
+    if attempt.claimed.crashes or attempt.record.options:
+        settled.had_errors = attempt.claimed.crashes > 0 or REQUEUED in attempt.record.options
+    if attempt.limited is not None:
+        settled.slots = attempt.slots
     if done and attempt.unit:
         settled.mode = "submit"
         # The number 0 is kept for this unit: those of `commit` count from 1, in any attempt.
         settled.unit_id = f"{attempt.claimed.job_id}:{attempt.record.enqueued_ms}:0"
         settled.operations = attempt.unit
-        settled.header = header(host, attempt, keep_ms)
+        had_errors = settled.had_errors or attempt.number > 1
+        settled.header = header(host, attempt, keep_ms, had_errors=had_errors)
     elif not done and host.history and ending.outcome not in NO_LETTER:
-        settled.letter = letter(attempt, ending)
+        settled.letter = letter(host, attempt, ending)
     return settled
 
 
@@ -99,15 +108,29 @@ def encode(host: Host, attempt: Attempt, ending: Ending) -> bytes:
         result=ending.result,
     )
     try:
-        return codec.encode_result(host.codec, result)
+        blob = codec.encode_result(host.codec, result)
+        if len(blob) <= broker.MAX_RESULT_BYTES:
+            return blob
+        logger.error("job %s: its result takes %s bytes, too many", attempt.ref, f"{len(blob):,}")
+        return codec.encode_result(host.codec, without_value(result, len(blob)))
     except EncodeError:
         logger.critical("job %s: its result cannot be written down", attempt.ref, exc_info=True)
         return b""
 
 
-def header(host: Host, attempt: Attempt, keep_ms: int) -> bytes:
+def without_value(result: ResultRecord, size: int) -> ResultRecord:
+    """Return what is kept in the place of a result that is too large: why there is none."""
+    why = (
+        f"unable to keep result: with its arguments it takes {size:,} bytes, more than the "
+        f"{broker.MAX_RESULT_BYTES:,} allowed; return a reference to it"
+    )
+    return msgspec.structs.replace(result, success=False, result=why, args=(), kwargs={})
+
+
+def header(host: Host, attempt: Attempt, keep_ms: int, *, had_errors: bool) -> bytes:
     """Return what the writer needs to settle the job when its unit is committed, or refused."""
-    again_s = delay_after_refusal(host, attempt)
+    decision = decision_on_refusal(host, attempt)
+    again_s = (decision.delay_s or 0) if decision.verdict is Verdict.AGAIN else None
     fields = (
         attempt.claimed.job_id,
         attempt.claimed.queue,
@@ -117,11 +140,26 @@ def header(host: Host, attempt: Attempt, keep_ms: int) -> bytes:
         keep_ms,
         keep_cronjob_progress * 1000 if attempt.is_cron else 0,
         -1 if again_s is None else int(again_s * 1000),
+        host.name,
+        had_errors,
     )
     return msgspec.msgpack.encode(fields)
 
 
-def letter(attempt: Attempt, ending: Ending) -> bytes:
+def error_record(host: Host, attempt: Attempt, ending: Ending) -> bytes:
+    """Encode the error of an attempt that is followed by another."""
+    return error_of(
+        ending.result,
+        attempt=attempt.number,
+        outcome=ending.outcome.value,
+        started_ms=attempt.started_ms,
+        ended_ms=now_ms(),
+        worker=host.name,
+        enqueued_ms=attempt.record.enqueued_ms,
+    )
+
+
+def letter(host: Host, attempt: Attempt, ending: Ending) -> bytes:
     """Encode the dead letter of a job that ended for good without success."""
     described = codec.describe(ending.result)
     record = attempt.record
@@ -140,5 +178,8 @@ def letter(attempt: Attempt, ending: Ending) -> bytes:
             enqueued_ms=record.enqueued_ms,
             died_ms=now_ms(),
             payload=attempt.claimed.payload or b"",
+            started_ms=attempt.started_ms,
+            worker=host.name,
+            requeued=requeues(record.options),
         ),
     )

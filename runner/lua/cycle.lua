@@ -1,8 +1,8 @@
 -- Settle attempts that have ended, then claim due jobs: one round trip of the engine.
--- KEYS: queue held clock_key idle wake counters dead units writer note
--- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int heeds:int batch settling:int entries...
--- Uses: clock grace wake tell bury fence backlog flow
--- Returns: {now, next due or '', more, statuses, claimed}
+-- KEYS: queue held clock_key idle wake counters dead units writer note paused gated
+-- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int heeds:int dead_ms:int dead_max:int batch settling:int entries...
+-- Uses: clock grace wake tell bury errors fence backlog again limits flow
+-- Returns: {now, next due or '', more, statuses, claimed}, and sixth what is gated, where it is set
 --
 -- Settled first: `settling` entries. An entry begins with id, token of its claim, attempt, mode.
 --   ok      it succeeded, and that is all: two more, result and keep_ms
@@ -12,7 +12,8 @@
 --   back    the same, and it costs no try (refused, snoozed, handed back)
 --   submit  the job is over when its unit of writes is committed; the writer settles it
 -- All but `ok` have counter, result, keep_ms, extra, letter, unit id; and `submit` has two more:
--- operations, job header.
+-- operations, job header. The letter of `again` is the record of the attempt's error. The last is
+-- always the slots that the attempt gives up, or ''.
 -- A status is 1 (settled), 2 (settled by an earlier sending of this batch), 0 (the lease is lost:
 -- nothing was done) or an error text. `batch` names the entries: the token of the call that carried
 -- them first, or '' when they are never sent again. `note` remembers the last batch of its lane, so
@@ -22,42 +23,25 @@
 -- or false, attempt, crashes. The id's score becomes the end of the lease, so that running jobs
 -- leave the head of the set. `next due` is '' when due jobs are left (`more`). `worker` registers as
 -- idle when slots stay free ('' never does). `keeps` 1 writes counters and dead letters; arq's bare
--- Worker leaves no key of its own. With `heeds` 1 nothing is claimed, and nothing said to be left,
--- while too much waits for the writer.
+-- Worker leaves no key of its own. Letters live for `dead_ms`, and there are `dead_max` of them at
+-- most. With `heeds` 1 nothing is claimed, and nothing said to be left, while too much waits for the
+-- writer. Nothing is claimed from a queue that is `paused`.
 --
 -- `arq:retry` counts the tries that have ended: it is written when a job is to be tried again, and
 -- an attempt that goes on is the one after them.
 
 local HEAD = 4
-local FIELDS = {ok = 6, done = 10, again = 10, back = 10, submit = 12}
+local FIELDS = {ok = 6, done = 11, again = 11, back = 11, submit = 13}
 local FAR_OFF_MS = 4102444800000
 local RETRY_TTL_S = 88400
 local COUNTERS_MS = 2592000000
 local NOTE_MS = 3600000
 local LOOK_AHEAD = 5000
--- In place of a token: nobody holds the job, which waits for another try; its crashes are kept.
-local WAITS = '-'
-
 local counts = {}
+local buried = false
 
 local function run_again(id, attempt, extra, costs_a_try)
-  local score, crashes = now_exact, '0'
-  local value = redis.call('HGET', held, id)
-  if value then
-    local _, counted, kept = held_parts(value)
-    score, crashes = tonumber(kept), counted
-  end
-  if extra ~= '' then
-    score = now_exact + flow_delay(extra)
-  end
-  -- What frees memory goes first: the server refuses only a script's first write.
-  redis.call('DEL', 'arq:in-progress:' .. id)
-  if crashes == '0' then
-    redis.call('HDEL', held, id)
-  else
-    redis.call('HSET', held, id, WAITS .. ' ' .. crashes .. ' ' .. score_text(score))
-  end
-  redis.call('ZADD', queue, 'XX', score_text(score), id)
+  put_back(id, extra ~= '' and now_exact + flow_delay(extra) or nil)
   if costs_a_try then
     redis.call('SET', 'arq:retry:' .. id, attempt, 'EX', RETRY_TTL_S)
   end
@@ -74,7 +58,14 @@ local function submit(id, result, unit, operations, header)
   redis.call('SET', 'arq:in-progress:' .. id, 'committing:' .. entry)
   redis.call('PERSIST', 'arq:job:' .. id)
   redis.call('ZADD', queue, 'XX', FAR_OFF_MS, id)
-  redis.call('HDEL', held, id)
+  -- Its crashes are kept: a job whose unit is refused may run again.
+  local value = redis.call('HGET', held, id)
+  local _, crashes, score = held_parts(value or '- 0 0')
+  if not crashes or crashes == '0' then
+    redis.call('HDEL', held, id)
+  else
+    redis.call('HSET', held, id, WAITS .. ' ' .. crashes .. ' ' .. score)
+  end
   note_added(#operations + #result)
   return 1
 end
@@ -93,16 +84,19 @@ local function keep_result(id, result, keep_ms)
   return stored.err or 1
 end
 
-local function finish(id, result, keep_ms, extra)
+local function finish(id, result, keep_ms, extra, letter)
   redis.call('ZREM', queue, id)
   redis.call('HDEL', held, id)
+  local names = {'arq:job:' .. id, 'arq:retry:' .. id, 'runner:commits:' .. id}
   if extra == '' then
-    redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id, 'arq:in-progress:' .. id,
-      'runner:commits:' .. id)
+    names[#names + 1] = 'arq:in-progress:' .. id
   else
-    redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id, 'runner:commits:' .. id)
     redis.call('PEXPIRE', 'arq:in-progress:' .. id, extra)
   end
+  if letter == '' then
+    names[#names + 1] = 'runner:errors:' .. id
+  end
+  redis.call('DEL', unpack(names))
   -- An abort that came too late is not meant for the next job of this id.
   redis.pcall('ZREM', 'arq:abort', id)
   local status = keep_result(id, result, keep_ms)
@@ -112,6 +106,16 @@ local function finish(id, result, keep_ms, extra)
   return status
 end
 
+local function give_up(id, slots)
+  if slots ~= '' then
+    if not free_slots then
+      open_limits()
+    end
+    -- The job has ended, whatever became of a limit's keys.
+    pcall(free_slots, member_of(queue, id), slots)
+  end
+end
+
 local function settle(at, holder)
   local id, claim, attempt, mode = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   if not is_mine(id, claim, attempt, holder) then
@@ -119,29 +123,34 @@ local function settle(at, holder)
   end
   at = at + HEAD
   if mode == 'submit' then
-    local submitted = submit(id, ARGV[at + 1], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7])
-    if submitted == 1 then
+    local status = submit(id, ARGV[at + 1], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7])
+    if status == 1 then
+      give_up(id, ARGV[at + 8])
       flow_note(id, 'w', ARGV[at + 1])
     end
-    return submitted
+    return status
   end
   local status
   local counter, letter = 'succeeded', ''
   if mode == 'ok' then
-    status = finish(id, ARGV[at], ARGV[at + 1], '')
+    status = finish(id, ARGV[at], ARGV[at + 1], '', '')
     flow_note(id, 's', ARGV[at])
   else
     counter, letter = ARGV[at], ARGV[at + 4]
     if mode == 'done' then
-      status = finish(id, ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
+      status = finish(id, ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], letter)
       flow_note(id, counter == 'succeeded' and 's' or 'f', ARGV[at + 1])
     else
       status = run_again(id, attempt, ARGV[at + 3], mode == 'again')
     end
+    give_up(id, ARGV[at + 6])
   end
   if keeps == 1 then
-    if letter ~= '' then
-      bury(dead, id, letter)
+    if letter ~= '' and mode == 'again' then
+      note_error(id, letter)
+    elseif letter ~= '' then
+      bury(dead, id, letter, dead_ms)
+      buried = true
     end
     if counter ~= '' then
       counts[counter] = (counts[counter] or 0) + 1
@@ -173,6 +182,7 @@ local function settle_plain(ats, holders)
       names[#names + 1] = 'arq:job:' .. id
       if ARGV[at + 2] ~= '1' then
         names[#names + 1] = 'arq:retry:' .. id
+        names[#names + 1] = 'runner:errors:' .. id
       end
       if may_have_committed then
         names[#names + 1] = 'runner:commits:' .. id
@@ -245,6 +255,9 @@ local function settle_all()
 end
 
 local statuses = settling > 0 and settle_all() or {}
+if buried then
+  trim_dead(dead, dead_ms, dead_max)
+end
 -- Before the claims, which find what comes next in a flow.
 flow_settle()
 
@@ -289,6 +302,16 @@ local function hold(ids, marks)
   end
 end
 
+-- An attempt that took its worker with it, or was taken from it, can say nothing itself.
+local function note_crash(id, attempt, holder)
+  if keeps == 1 then
+    pcall(note_error, id, cmsgpack.pack({
+      attempt = attempt, outcome = 'crashed', error = 'the job lost its worker', ended_ms = now,
+      worker = string.match(holder, '^r:(.+):%x+:%d+$') or holder,
+    }))
+  end
+end
+
 -- Take one page of due ids; return how many it held.
 local function claim_page(count)
   local page = redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'WITHSCORES',
@@ -323,13 +346,15 @@ local function claim_page(count)
       redis.pcall('ZREM', 'arq:abort', id)
     else
       local mark, crashes = no_crash, 0
-      if leftover then
-        local holder, counted, kept = held_parts(leftover)
+      local attempt = (tonumber(values[2 * size + index]) or 0) + 1
+      local holder, counted, kept = held_parts(leftover or '')
+      if holder and tonumber(kept) then  -- what else stands there is none of ours
         crashes = tonumber(counted)
         if holder ~= WAITS then
           crashes = crashes + 1
           score = kept
           counts.crashed = (counts.crashed or 0) + 1
+          note_crash(id, attempt, holder)
         end
         mark = token .. ' ' .. crashes .. ' '
       end
@@ -340,7 +365,7 @@ local function claim_page(count)
       claimed[found + 1] = id
       claimed[found + 2] = score
       claimed[found + 3] = payload
-      claimed[found + 4] = (tonumber(values[2 * size + index]) or 0) + 1
+      claimed[found + 4] = attempt
       claimed[found + 5] = crashes
       found = found + 5
     end
@@ -352,9 +377,14 @@ local function claim_page(count)
 end
 
 local more = 0
+local gates = redis.call('MGET', paused, gated)
+local wanted = limit
+if gates[1] then
+  limit = 0
+end
 local holds_back = heeds == 1 and limit > 0 and is_behind()
 if holds_back then
-  limit = 0
+  limit, wanted = 0, 0
 end
 if limit > 0 and flow_clear(queue) then
   flows_due = 1
@@ -366,7 +396,7 @@ if limit > 0 then
     end
   end
 end
-if taken >= limit and not holds_back then
+if taken >= limit and not holds_back and not gates[1] then
   more = #redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', offset, 1)
 end
 if flows_due == 1 then
@@ -380,30 +410,39 @@ elseif noted > 0 then
 end
 
 if worker ~= '' then
-  if limit > 0 and taken < limit then
-    redis.call('ZADD', idle, now + idle_ms, worker)
-    redis.call('ZREMRANGEBYSCORE', idle, '-inf', now)
+  if wanted > 0 and taken < wanted then
+    redis.pcall('ZADD', idle, now + idle_ms, worker)
+    redis.pcall('ZREMRANGEBYSCORE', idle, '-inf', now)
     redis.call('PEXPIRE', idle, idle_ms)
   else
-    redis.call('ZREM', idle, worker)
+    redis.pcall('ZREM', idle, worker)
   end
   if more == 1 then
-    wake_idle(idle, wake, 1)
+    pcall(wake_idle, idle, wake, 1)
   end
+end
+if next(released) then
+  -- What this call has claimed itself needs nobody else.
+  released[queue] = (released[queue] or 0) - taken
+  pcall(wake_released)
 end
 
 flow_wake(worker ~= '' and queue or '')
 keep_account()
 if keeps == 1 and next(counts) then
   for counter, count in pairs(counts) do
-    redis.call('HINCRBY', counters, counter, count)
+    -- What a count cannot be written to must not cost the jobs that were claimed.
+    redis.pcall('HINCRBY', counters, counter, count)
   end
   redis.call('PEXPIRE', counters, COUNTERS_MS)
 end
 
 local upcoming = ''
-if more == 0 then
+if more == 0 and not gates[1] then
   upcoming = redis.call('ZRANGEBYSCORE', queue, '(' .. (now + 1), '+inf', 'WITHSCORES',
     'LIMIT', 0, 1)[2] or ''
+end
+if gates[2] then
+  return {now, upcoming, more, statuses, claimed, gates[2]}
 end
 return {now, upcoming, more, statuses, claimed}

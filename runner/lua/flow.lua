@@ -454,6 +454,12 @@ local function flow_sweep(flow, key, from, total)
   end
 end
 
+-- Whether a flow that runs stands in a queue under this id, which is no job then.
+local function flow_stands_as(id)
+  return string.sub(id, 1, 5) == 'flow:'
+    and redis.call('HGET', 'runner:flow:' .. string.sub(id, 6), 'state') == 'running'
+end
+
 -- See to the flow that stands in a queue under this id because it is due: when its deadline has come, it
 -- is stopped. Returns whether there is such a flow. Nothing is taken out of the queue here: the page of
 -- ids that is being claimed was read before.

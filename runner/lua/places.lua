@@ -51,7 +51,8 @@ end
 local function take_out(id, successor)
   local removed = redis.call('ZREM', queue, id)
   redis.call('HDEL', held, id)
-  redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id, 'runner:commits:' .. id)
+  redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id, 'runner:commits:' .. id,
+    'runner:errors:' .. id)
   redis.pcall('ZREM', 'arq:abort', id)
   redis.call('SET', 'runner:replaced:' .. id, successor, 'PX', REPLACED_MS)
   tell_waiters(id, '')

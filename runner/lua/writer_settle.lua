@@ -1,15 +1,16 @@
 -- Settle what the writer has committed, so that callers see results.
--- KEYS: queue dead counters writer stream idle wake
--- ARGV: channel previous last look leader units:int operations:int batches:int rejected:int done:int released:int released_bytes:int entries...
--- Uses: clock tell bury wake order flow
+-- KEYS: queue dead counters writer stream idle wake held
+-- ARGV: channel previous last look leader units:int operations:int batches:int rejected:int done:int released:int released_bytes:int dead_ms:int dead_max:int entries...
+-- Uses: clock tell bury errors wake order flow
 -- Returns: for each entry 1 (settled), 0 (not this entry's job any more) or an error text
 --
 -- `entries` are seven values each: entry id, job id, mode, keep_ms, result, letter, afterlife_ms.
 -- Modes:
---   ok       the unit is committed, and so is its job over
+--   ok       the unit is committed, and so is its job over; with a letter, earlier attempts failed
 --   refused  it is not, and the letter says why: the job's dead letter, or for a unit without a job
 --            ('') the facts for whoever submitted it
---   again    it is not, and the job runs again: `keep_ms` is the delay, `afterlife_ms` the attempt
+--   again    it is not, and the job runs again: `keep_ms` is the delay, `afterlife_ms` the attempt,
+--            the letter the record of its error
 --   told     a unit without a job is committed; the result says what it did
 --   commit-told, commit-refused  the same for the commit of a running job; `keep_ms` is its number
 -- An entry acts only where the job's marker names it, so the call can be repeated. `last` is ''
@@ -17,7 +18,8 @@
 -- announced. `look` names the entries of which there is more to read, or is '*'. A Redis that has
 -- lost that entry answers LOST, and `answered` stays where it is: what is below it may be new, and
 -- not applied.
--- `released` are the units, and their bytes, that wait no more.
+-- `released` are the units, and their bytes, that wait no more. Letters live for `dead_ms`, and
+-- there are `dead_max` of them at most.
 
 local FIELDS = 7
 local COUNTERS_MS = 2592000000
@@ -77,11 +79,15 @@ do
         names[#names + 1] = 'arq:job:' .. id
         names[#names + 1] = 'arq:retry:' .. id
         names[#names + 1] = 'runner:commits:' .. id
+        if mode == 'ok' and ARGV[at + 5] ~= '' then
+          names[#names + 1] = 'runner:errors:' .. id
+        end
       end
     end
   end
   if #ids > 0 then
     redis.call('ZREM', queue, unpack(ids))
+    redis.call('HDEL', held, unpack(ids))
   end
   if #names > 0 then
     redis.call('DEL', unpack(names))
@@ -94,6 +100,9 @@ local function run_again(at)
   redis.call('ZADD', queue, 'XX', now + tonumber(ARGV[at + 3]), id)
   redis.call('PEXPIRE', 'arq:job:' .. id, KEEP_MS)
   redis.call('SET', 'arq:retry:' .. id, ARGV[at + 6], 'EX', RETRY_TTL_S)
+  if ARGV[at + 5] ~= '' then
+    note_error(id, ARGV[at + 5])
+  end
 end
 
 -- What a commit of a running job did, kept beside its entry until the job is over: an attempt that
@@ -169,7 +178,7 @@ local function answer(at)
     succeeded = succeeded + 1
   else
     failed = failed + 1
-    bury(dead, id, letter)
+    bury(dead, id, letter, dead_ms)
   end
 end
 
@@ -198,6 +207,7 @@ if succeeded > 0 then
   redis.pcall('HINCRBY', counters, 'succeeded', succeeded)
 end
 if failed > 0 then
+  trim_dead(dead, dead_ms, dead_max)
   redis.pcall('HINCRBY', counters, 'failed', failed)
 end
 if retried > 0 then

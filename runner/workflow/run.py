@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 PROGRESS_S = 0.2
-LOOK_S = 0.02
+LOOK_S = 0.05
 SHOWN_FAILURES = 100
 
 

@@ -25,6 +25,7 @@ import asyncpg
 from redis.exceptions import RedisError
 
 from runner.errors import StoreWentBack, WriterUnavailable
+from runner.types import Retention
 from runner.writer.backlog import Bounds
 from runner.writer.election import Election, NotElected
 from runner.writer.failures import Fenced
@@ -65,6 +66,7 @@ class Candidate:
         name: what it is called in the status; by default host, process and a random part.
         term_s: a leader that does not answer for this long may be replaced.
         bounds: how much may wait for the writer while this one leads.
+        retention: how long the dead letters of refused units are kept, and how many.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Candidate:
         name: str | None = None,
         term_s: float = 1.0,
         bounds: Bounds | None = None,
+        retention: Retention | None = None,
     ) -> None:
         self._redis = redis
         self._database_url = database_url
@@ -84,6 +87,7 @@ class Candidate:
         self._election = Election(redis, self.name, term_s)
         self._term_s = term_s
         self._bounds = bounds or Bounds()
+        self._retention = retention or Retention()
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._backoff_s = SOONEST_BACKOFF_S
@@ -187,6 +191,7 @@ class Candidate:
             codec=self._codec,
             name=self.name,
             pulse=pulse,
+            retention=self._retention,
         )
         logger.info("%s is the writer: term %d, from %s", self.name, office.epoch, office.position)
         self.leading = self._led = True

@@ -32,6 +32,8 @@ class JobHeader(msgspec.Struct, frozen=True, array_like=True):
         keep_ms: how long the result is kept: 0 not at all, -1 for ever.
         afterlife_ms: how long the in-progress key stays, so that a cron job is not made again.
         again_ms: should the unit be refused, the delay until the job runs again; -1: it fails.
+        worker: the name of the worker that ran the attempt.
+        had_errors: attempts before it may have left records of their errors.
     """
 
     job_id: str
@@ -42,6 +44,8 @@ class JobHeader(msgspec.Struct, frozen=True, array_like=True):
     keep_ms: int
     afterlife_ms: int = 0
     again_ms: int = -1
+    worker: str = ""
+    had_errors: bool = False
 
 
 class CommitHeader(msgspec.Struct, frozen=True, array_like=True):

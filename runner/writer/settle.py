@@ -5,15 +5,15 @@ from __future__ import annotations
 import collections
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner import codec as codecs
 from runner import keys
 from runner.errors import DecodeError
-from runner.letters import encode_letter
+from runner.letters import encode_error, encode_letter, requeues
 from runner.scripts import load
-from runner.types import DeadLetter, Outcome
+from runner.types import AttemptError, DeadLetter, Outcome, Retention
 from runner.writer.entries import encode_rejection
 from runner.writer.status import exceeds
 from runner.writer.tally import certain_tally
@@ -55,12 +55,14 @@ class Settler:
         codec: what results are written in.
         name: the leader's name, kept for whoever asks.
         answered: the last entry that was settled.
+        retention: how long dead letters are kept, and how many.
     """
 
     redis: Redis
     codec: Codec
     name: str
     answered: str
+    retention: Retention = field(default_factory=Retention)
 
     async def settle(
         self,
@@ -112,11 +114,11 @@ class Settler:
                 "ok",
                 job.keep_ms,
                 unit.result,
-                b"",
+                b"1" if job.had_errors else b"",
                 job.afterlife_ms,
             )
         if job.again_ms >= 0:
-            return job.queue, _again_entry(unit.entry, job)
+            return job.queue, _again_entry(unit.entry, job, letter[1])
         return job.queue, (
             unit.entry,
             job.job_id,
@@ -142,10 +144,11 @@ class Settler:
                 self.redis,
                 keys=[
                     *(queue, keys.dead(queue), keys.counters(queue), keys.WRITER, keys.UNITS),
-                    *(keys.idle(queue), keys.wake(queue)),
+                    *(keys.idle(queue), keys.wake(queue), keys.held(queue)),
                 ],
                 args=[
                     *(channel, self.answered, *(news if is_last else ("", "")), self.name, *head),
+                    *(self.retention.keep_ms, self.retention.most),
                     *(value for entry in part for value in entry),
                 ],
             )
@@ -165,6 +168,9 @@ class Settler:
                 continue
             if unit.job is None:
                 letters[unit.entry] = (b"", encode_rejection(why))
+                continue
+            if unit.job.again_ms >= 0:
+                letters[unit.entry] = (b"", _error(unit.job, why))
                 continue
             payload = await self.redis.get(keys.job(unit.job.job_id))
             letters[unit.entry] = self._letter(unit.job, payload or b"", why)
@@ -204,6 +210,9 @@ class Settler:
             enqueued_ms=record.enqueued_ms,
             died_ms=int(time.time() * 1000),
             payload=payload,
+            started_ms=job.started_ms,
+            worker=job.worker,
+            requeued=requeues(record.options),
         )
         return result, encode_letter(dead)
 
@@ -216,9 +225,25 @@ class Settler:
             )
 
 
-def _again_entry(entry: str, job: JobHeader) -> _Entry:
+def _again_entry(entry: str, job: JobHeader, error: bytes) -> _Entry:
     """Say that a job is to run again, because its unit was refused and it has tries left."""
-    return (entry, job.job_id, "again", job.again_ms, b"", b"", job.attempt)
+    return (entry, job.job_id, "again", job.again_ms, b"", error, job.attempt)
+
+
+def _error(job: JobHeader, why: WriteRejected) -> bytes:
+    """Encode the refusal as the error of an attempt that is followed by another."""
+    described = codecs.describe(why)
+    return encode_error(
+        AttemptError(
+            attempt=job.attempt,
+            outcome=Outcome.RETRIED.value,
+            error_type=described["type"],
+            error=described["message"],
+            started_ms=job.started_ms,
+            ended_ms=int(time.time() * 1000),
+            worker=job.worker,
+        )
+    )
 
 
 def _answer_entry(

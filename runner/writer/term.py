@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from runner.codec import Codec
+    from runner.types import Retention
     from runner.writer.apply import Office
     from runner.writer.entries import Unit
     from runner.writer.pulse import Pulse
@@ -66,13 +67,14 @@ class Term:
         codec: Codec,
         name: str,
         pulse: Pulse,
+        retention: Retention,
     ) -> None:
         self._pulse = pulse
         self._redis = redis
         self._connection = connection
         self._office = office
         self._batches = Batches(connection, office)
-        self._settler = Settler(redis, codec, name, office.answered)
+        self._settler = Settler(redis, codec, name, office.answered, retention)
         self._buffer = Buffer()
         self._planned: asyncio.Queue[Batch | None] = asyncio.Queue()
         self._wanted = asyncio.Event()

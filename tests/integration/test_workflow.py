@@ -524,3 +524,26 @@ async def test_batch_can_be_cancelled_and_run_again(
     await batch.add([add.call(1)])  # it was never closed
     await wait_until(lambda: succeeded(batch, 2), description="what was added ran")
     assert await batch.close()
+
+
+async def test_flow_hears_of_jobs_that_are_taken_out_of_their_queue(client: Client) -> None:
+    run = await client.start(chain(add.call(1), add.s()))
+    await client.jobs.purge()
+    assert (await run.wait(timeout=5)).state is FlowState.FAILED
+    assert await states(run) == {"add": NodeState.FAILED, "add-2": NodeState.SKIPPED}
+    assert await client.zcard(keys.DEFAULT_QUEUE) == 0
+
+
+@task(max_running=2, rate="1000/s")
+async def limited(ctx: Context, number: int) -> int:
+    ctx["notes"].append(number)
+    await asyncio.sleep(0)
+    return number
+
+
+async def test_limits_hold_for_nodes(redis_url: str, client: Client, notes: list[Any]) -> None:
+    tasks: list[Any] = [*TASKS, limited]
+    async with serving(redis_url, tasks, ctx={"notes": notes}, max_jobs=20):
+        run = await client.start(chord(limited.map(range(50)), total.s()))
+        assert await run.result(timeout=30) == sum(range(50))
+    assert sorted(notes) == list(range(50))

