@@ -47,7 +47,8 @@ runner:unit:<id>                STRING   of a unit whose id its caller chose: it
 runner:sent:<client>            STRING   a client's last submission, so that it can be repeated;
                                          a minute
 runner:limits                   HASH     limit → what was set at run time, JSON; lasting
-runner:limits:declared          HASH     limit → what the code declares, JSON; 30 days
+runner:limits:declared          HASH     limit → what the code declares, JSON; a day behind the last
+                                         worker that had it, 30 days at most
 runner:limits:turn              STRING   a worker has looked for stale slots; seconds
 runner:limit-buckets:<limit>    ZSET     buckets in use (``limit``, or ``limit[value of its key]``)
                                          → last use in ms; 30 days
