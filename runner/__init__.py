@@ -19,10 +19,12 @@ from runner.errors import (
     Cancel,
     DuplicateJob,
     JobReplaced,
+    ProcessDied,
     ResultTooLarge,
     Retry,
     RunnerError,
     Snooze,
+    SoftTimeLimit,
     UnitChanged,
     WriteRejected,
 )
@@ -36,7 +38,7 @@ from runner.retry import Backoff, RetryPolicy, Rule, give_up, on
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
-from runner.tasks import Call, Task, task
+from runner.tasks import Call, SyncTask, Task, task
 from runner.types import AttemptError, Committed, DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.unique import Debounce, Throttle, Unique
 from runner.worker import Worker
@@ -74,6 +76,7 @@ __all__ = [
     "NodeInfo",
     "NodeState",
     "Outcome",
+    "ProcessDied",
     "QueueStats",
     "RateLimit",
     "RedisSettings",
@@ -89,6 +92,8 @@ __all__ = [
     "ScheduleInfo",
     "SignedCodec",
     "Snooze",
+    "SoftTimeLimit",
+    "SyncTask",
     "Task",
     "Throttle",
     "Unique",

@@ -33,11 +33,13 @@
     │   ├── JobExpired            the job's time to start, or its payload, ran out
     │   ├── TooManyTries          `max_tries` was used up
     │   ├── TooManyCrashes        the job took too many workers with it
+    │   ├── ProcessDied           the process that ran the job died
     │   └── WriteRejected         Postgres refused the job's unit of writes
     ├── WriterError
     │   ├── UnitError             an operation cannot be written down
     │   │   └── UnitChanged       a unit was submitted before, with other writes
     │   ├── LeaseLost             the job runs elsewhere: what it commits here is not taken
+    │   ├── AttemptOver           the job has ended, and its function goes on and writes
     │   ├── CommitTimeout         a unit was not committed in time; a TimeoutError too
     │   ├── ResultTooLarge        a unit is committed, but its rows are too many to bring back
     │   ├── WriterBacklogFull     too much waits for the writer; nothing was submitted
@@ -47,11 +49,13 @@
     └── ScriptError               a call does not fit a Lua script's contract
 
 A job that overran its hard time limit raises Python's own `TimeoutError`, as in arq.
-Control flow stands apart, because it is no failure: `Retry`, `Snooze`, `Cancel`.
+A job that let its soft time limit escape does, too.
+Control flow stands apart, because it is no failure: `Retry`, `Snooze`, `Cancel`, `SoftTimeLimit`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from typing import TYPE_CHECKING
 
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArgumentsError",
+    "AttemptOver",
     "Cancel",
     "CodecError",
     "CommitTimeout",
@@ -87,6 +92,7 @@ __all__ = [
     "LimitNotFound",
     "LimitUnavailable",
     "PayloadTooLarge",
+    "ProcessDied",
     "QueueFull",
     "RedisOutOfMemory",
     "RedisUnavailable",
@@ -100,6 +106,7 @@ __all__ = [
     "ScriptError",
     "SettingsError",
     "Snooze",
+    "SoftTimeLimit",
     "StoreWentBack",
     "TaskError",
     "TaskNotFound",
@@ -427,6 +434,28 @@ class TooManyCrashes(JobFailed, ArqCompatible):
     """Raised when a job lost its worker `max_crashes` times: it is not run again."""
 
 
+class ProcessDied(JobFailed, ArqCompatible):
+    """Raised in the place of a job's end when the process that ran the job died.
+
+    Another try has a new process. The jobs beside it have processes of their own.
+
+    Attributes:
+        exit_status: what it ended with; None when a signal ended it.
+        signal: the number of the signal, 9 (SIGKILL) where memory ran out; None without one.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        exit_status: int | None = None,
+        signal: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+        self.signal = signal
+
+
 class WriteRejected(JobFailed):
     """Raised when Postgres refused a unit of writes; nothing of the unit was kept.
 
@@ -471,6 +500,14 @@ class UnitError(WriterError):
 
 class LeaseLost(WriterError):
     """Raised by a commit in a job whose lease is over: another worker has the job now."""
+
+
+class AttemptOver(WriterError):
+    """Raised by ``ctx.db`` in a function that goes on although its job has ended without it.
+
+    So it is with one that does not heed its time limit, or its abort: what it writes then
+    belongs to nothing that could commit.
+    """
 
 
 class UnitChanged(UnitError):
@@ -597,6 +634,23 @@ class Cancel(Exception):
     def __init__(self, reason: str = "cancelled by the task") -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class SoftTimeLimit(asyncio.CancelledError):
+    """Raised inside a job at its soft time limit: to tidy up, and to end before the hard one.
+
+    It is a cancellation: ``except Exception`` does not stop it, and what the job awaits is
+    given up as at any cancellation. It comes once, and it may come at any line of a function
+    that runs in a thread or in a process.
+
+    Example:
+        >>> @task(timeout=60, soft_timeout=50)
+        ... async def export(ctx: Context, path: str) -> str:
+        ...     try:
+        ...         return await write(path)
+        ...     except SoftTimeLimit:
+        ...         return await write_the_rest_later(path)
+    """
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

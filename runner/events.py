@@ -9,6 +9,8 @@ event             when
                   is cancelled, and a `JobEnded` with ``lost_lease`` follows
 `JobEnded`        Redis confirmed how an attempt ended; once for each claimed job,
                   also for those that never started
+`JobStuck`        a job ended without its function, which goes on: it did not heed its
+                  cancellation, or runs in a thread, which nobody can stop
 `WorkerStopped`   a worker has closed, its last jobs are settled
 ================  ===============================================================
 
@@ -161,7 +163,28 @@ class LeaseLost:
     at_ms: int
 
 
-Event: TypeAlias = WorkerStarted | WorkerStopped | JobStarted | JobEnded | LeaseLost
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStuck:
+    """A job has ended, by its time limit for example, while its function goes on.
+
+    Attributes:
+        runs_in: "loop" or "thread".
+        where: the line at which it is, as "file:line in function", or "".
+        stack: the whole stack as text.
+    """
+
+    worker: str
+    queue: str
+    job_id: str
+    task: str
+    attempt: int
+    runs_in: str
+    where: str
+    stack: str
+    at_ms: int
+
+
+Event: TypeAlias = WorkerStarted | WorkerStopped | JobStarted | JobEnded | JobStuck | LeaseLost
 Subscriber: TypeAlias = "Callable[[Event], Any]"
 
 
@@ -219,6 +242,7 @@ __all__ = [
     "Event",
     "JobEnded",
     "JobStarted",
+    "JobStuck",
     "LeaseLost",
     "Subscriber",
     "WorkerStarted",

@@ -56,7 +56,8 @@ runner:flow:<flow>:waits        HASH     number → parents that have not ended
 runner:flow:<flow>:states       HASH     number → what became of it
 runner:flow:<flow>:results      HASH     number → encoded result, where others need it
 runner:limits                   HASH     limit → what was set at run time, JSON; lasting
-runner:limits:declared          HASH     limit → what the code declares, JSON; 30 days
+runner:limits:declared          HASH     limit → what the code declares, JSON; a day behind the last
+                                         worker that had it, 30 days at most
 runner:limits:turn              STRING   a worker has looked for stale slots; seconds
 runner:limit-buckets:<limit>    ZSET     buckets in use (``limit``, or ``limit[value of its key]``)
                                          → last use in ms; 30 days

@@ -17,11 +17,12 @@ from runner import keys, logs
 from runner.codec import Codec, codec_named
 from runner.errors import SettingsError, did_you_mean
 from runner.events import Subscriber, is_subscriber
+from runner.executors import MAX_THREADS
 from runner.queues import named
 from runner.schedule import Schedule, check_names
 from runner.signing import KeyRing, SigningKeys
-from runner.tasks import KEPT_RULE, MOST_KEPT_S, seconds
-from runner.worker import KEEP_LETTERS_S, MOST_LETTERS, Worker
+from runner.tasks import KEPT_RULE, MOST_KEPT_S, Task, seconds
+from runner.worker import CANCEL_GRACE_S, KEEP_LETTERS_S, MOST_LETTERS, Worker
 from runner.writer import BOUND_ENTRIES
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ class WorkerSettings:
     use_uvloop: ClassVar[bool] = True
     queues: ClassVar[Sequence[str] | Mapping[str, int]] = ()
     subscribers: ClassVar[Sequence[Subscriber]] = ()
+    max_threads: ClassVar[int] = MAX_THREADS
+    max_processes: ClassVar[int | None] = None
+    calls_per_process: ClassVar[int | None] = None
+    cancel_grace: ClassVar[float | timedelta] = CANCEL_GRACE_S
     dead_letters_keep: ClassVar[float | timedelta] = KEEP_LETTERS_S
     dead_letters_max: ClassVar[int] = MOST_LETTERS
 
@@ -176,7 +181,7 @@ def _function(value: Any) -> bool:
     if isinstance(value, str):
         module, _, name = value.strip(" ").rpartition(".")
         return all(part.isidentifier() for part in (*module.split("."), name))
-    return isinstance(value, Function) or inspect.iscoroutinefunction(value)
+    return isinstance(value, Function | Task) or inspect.iscoroutinefunction(value)
 
 
 def _functions(value: Any) -> bool:
@@ -209,6 +214,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "poll_delay",
             "health_check_interval",
             "lease",
+            "cancel_grace",
             "dead_letters_keep",
         ),
         (_number, "a number of seconds, 0 or more, or a timedelta"),
@@ -223,6 +229,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "expires_extra_ms",
             "max_burst_jobs",
             "writer_backlog_entries",
+            "max_threads",
             "dead_letters_max",
         ),
         (_whole, "a whole number"),
@@ -267,6 +274,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (_whole(value) and value > 0),
         "a whole number of bytes, or None",
     ),
+    **dict.fromkeys(
+        ("max_processes", "calls_per_process"),
+        (
+            lambda value: value is None or (_whole(value) and value > 0),
+            "a whole number, more than 0, or None",
+        ),
+    ),
     "health_check_key": (
         lambda value: value is None or _text(value),
         "the name of a key of Redis, or None",
@@ -307,6 +321,7 @@ _LEAST = {
     "max_tries": 1,
     "lanes": 1,
     "max_crashes": 1,
+    "max_threads": 1,
     "read_pool_size": 0,
     "writer_backlog_entries": 1,
     "expires_extra_ms": 0,

@@ -36,6 +36,10 @@ class Signalled(arq.worker.Worker):
         """Leave what cannot be settled now to its lease."""
         raise NotImplementedError
 
+    def jobs_cancelled(self) -> None:
+        """See to it that all jobs end, now that they were cancelled."""
+        raise NotImplementedError
+
     def _add_signal_handler(self, signum: Signals, handler: Callable[[Signals], None]) -> None:
         """Take a signal also before the loop runs: uvloop forgets what comes until then."""
         if self.loop.is_running():
@@ -62,6 +66,7 @@ class Signalled(arq.worker.Worker):
             self._told_to_stop = True  # before the start, on a loop that runs already
         self.stopping = True
         super().handle_sig(signum)
+        self.jobs_cancelled()
 
     def handle_sig_wait_for_completion(self, signum: Signals) -> None:
         """Let running jobs finish for `job_completion_wait`; stop now when told again."""
@@ -79,5 +84,6 @@ class Signalled(arq.worker.Worker):
         self._job_completion_wait, wait = 0, self._job_completion_wait
         try:
             await super()._wait_for_tasks_to_complete(signum)
+            self.jobs_cancelled()
         finally:
             self._job_completion_wait = wait

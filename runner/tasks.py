@@ -26,6 +26,7 @@ from runner.errors import ArgumentsError, SettingsError
 from runner.limits import Limit
 from runner.limits import declared as declared_limits
 from runner.retry import RetryPolicy
+from runner.time_limits import PLACES, RunsIn, check_limits, place_of
 from runner.types import PREVIOUS, Part
 from runner.unique import Debounce, Rule, Throttle, Unique, check_parameters, rule_of
 
@@ -66,6 +67,8 @@ class TaskOptions:
             policy's delay, as long as it has tries left.
         writes: whether it may write by ``ctx.db``: a worker whose tasks all do not claims jobs
             also while too much waits for the writer.
+        soft_timeout: seconds after which `SoftTimeLimit` is raised inside the job, to tidy up.
+        runs_in: "loop", "thread" or "process"; None: a thread for a function that is not async.
         unique: which jobs of it may not stand beside each other.
         limits: its own, and those it shares.
         weight: what one of its jobs counts for its rates.
@@ -82,6 +85,9 @@ class TaskOptions:
     max_crashes: int | None = None
     on_write_error: OnWriteError = "fail"
     writes: bool = True
+    # time limits
+    soft_timeout: float | None = None
+    runs_in: RunsIn | None = None
     # Uniqueness.
     unique: Rule | None = None
     # Limits, in the whole fleet: see runner.limits.
@@ -187,11 +193,10 @@ class Task(Generic[P, R]):
 
     def __init__(
         self,
-        function: Callable[Concatenate[Any, P], Awaitable[R]],
+        function: Callable[Concatenate[Any, P], Any],
         options: TaskOptions,
     ) -> None:
-        if not inspect.iscoroutinefunction(function):
-            raise SettingsError(f"task {options.name!r} must be an async function")
+        self.runs_in: RunsIn = place_of(options.name, function, options.runs_in)
         self.function = function
         self.task_options = options
         self.name = options.name
@@ -208,7 +213,8 @@ class Task(Generic[P, R]):
 
     def __call__(self, ctx: Any, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Call the function itself; nothing is enqueued."""
-        return self.function(ctx, *args, **kwargs)
+        coroutine: Coroutine[Any, Any, R] = self.function(ctx, *args, **kwargs)
+        return coroutine
 
     def __repr__(self) -> str:
         return f"<task {self.name}>"
@@ -346,6 +352,15 @@ class Task(Generic[P, R]):
         return rule
 
 
+class SyncTask(Task[P, R]):
+    """A declared function that is not async: workers run it in a thread, or in a process."""
+
+    def __call__(self, ctx: Any, *args: P.args, **kwargs: P.kwargs) -> R:  # type: ignore[override]
+        """Call the function itself; nothing is enqueued."""
+        value: R = self.function(ctx, *args, **kwargs)
+        return value
+
+
 @dataclass(frozen=True, slots=True)
 class BoundTask(Generic[P, R]):
     """A task with the options of its next calls."""
@@ -378,8 +393,30 @@ class DeclaresMany(Protocol):
     ) -> Task[[T], R]: ...
 
 
+class Declares(Protocol):
+    """What `task` with options returns: it makes a task of a function."""
+
+    # The first that fits is taken: what is awaited is no value of a plain function.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self,
+        function: Callable[Concatenate[C, P], Awaitable[R]],
+        /,
+    ) -> Task[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[C, P], R], /) -> SyncTask[P, R]: ...
+
+
 @overload
-def task(function: Callable[Concatenate[C, P], Awaitable[R]], /) -> Task[P, R]: ...
+def task(  # type: ignore[overload-overlap]
+    function: Callable[Concatenate[C, P], Awaitable[R]],
+    /,
+) -> Task[P, R]: ...
+
+
+@overload
+def task(function: Callable[Concatenate[C, P], R], /) -> SyncTask[P, R]: ...
 
 
 @overload
@@ -405,6 +442,9 @@ def task(
     max_crashes: int | None = None,
     on_write_error: OnWriteError | None = None,
     writes: bool = True,
+    # time limits
+    soft_timeout: float | timedelta | None = None,
+    runs_in: RunsIn | None = None,
     # Uniqueness: one of them at most.
     unique: bool | Unique | None = None,
     debounce: float | timedelta | Debounce | None = None,
@@ -417,7 +457,7 @@ def task(
     max_running: int | None = None,
     max_running_key: str | None = None,
     limits: Sequence[Limit] = (),
-) -> Callable[[Callable[Concatenate[C, P], Awaitable[R]]], Task[P, R]]: ...
+) -> Declares: ...
 
 
 def task(  # type: ignore[misc]  # with `batch` the rest are these by name
@@ -438,6 +478,9 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
     # Many jobs in one call: how many items it gets at most, and how long the first waits.
     batch: int | None = None,
     batch_wait: float | timedelta | None = None,
+    # time limits
+    soft_timeout: float | timedelta | None = None,
+    runs_in: RunsIn | None = None,
     # Uniqueness: one of them at most.
     unique: bool | Unique | None = None,
     debounce: float | timedelta | Debounce | None = None,
@@ -451,7 +494,10 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
     max_running_key: str | None = None,
     limits: Sequence[Limit] = (),
 ) -> Any:
-    """Declare an async function whose first parameter is the context as a task.
+    """Declare a function whose first parameter is the context as a task.
+
+    An async function runs in the worker's event loop. One that is not runs in a thread, or in
+    a process by ``runs_in="process"``, which is the place for long computations.
 
     Example:
         >>> @task(retries=5, timeout=30)
@@ -462,7 +508,7 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
         With `batch` one call takes many jobs; see `runner.many`.
 
     Raises:
-        SettingsError: an option contradicts itself, or the function is not async.
+        SettingsError: an option contradicts itself, or another, or the function.
     """
     given = {
         "name": name,
@@ -478,6 +524,9 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
         "writes": writes,
         "batch": batch,
         "batch_wait": batch_wait,
+        # time limits
+        "soft_timeout": soft_timeout,
+        "runs_in": runs_in,
     }
 
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
@@ -500,6 +549,9 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
             max_crashes=max_crashes,
             on_write_error=on_write_error or "fail",
             writes=writes,
+            # time limits
+            soft_timeout=seconds(soft_timeout),
+            runs_in=runs_in,
             unique=rule or None,
             limits=declared_limits(
                 function.__qualname__ if name is None else name,
@@ -514,11 +566,17 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
             ),
             weight=1 if weight is None else weight,
         )
+        check_limits(
+            options.name,
+            timeout_s=options.timeout,
+            soft_timeout_s=options.soft_timeout,
+        )
         if batch is not None or batch_wait is not None:
             from runner.many import many_task  # noqa: PLC0415  it is a task
 
             return many_task(function, options, most=batch, wait_s=seconds(batch_wait))
-        return Task(function, options)
+        kind = Task if inspect.iscoroutinefunction(function) else SyncTask
+        return kind(function, options)
 
     return declare if function is None else declare(function)
 
@@ -581,6 +639,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "backoff": (lambda value: isinstance(value, RetryPolicy), "a RetryPolicy"),
     "batch": (lambda value: _whole(value) and value > 0, "a whole number, 1 or more"),
     "batch_wait": (_seconds, "a number of seconds, 0 or more, or a timedelta"),
+    # time limits
+    "soft_timeout": (_some_seconds, "a number of seconds, more than 0, or a timedelta"),
+    "runs_in": (lambda value: value in PLACES, '"loop", "thread" or "process"'),
 }
 
 

@@ -32,6 +32,7 @@ from runner.cycle import CYCLE_TIMEOUT_S, TROUBLE
 from runner.errors import SettingsError
 from runner.events import Bus, LeaseLost, Subscriber, WorkerStarted, WorkerStopped
 from runner.execution import Ending
+from runner.executors import MAX_THREADS, Executors
 from runner.leases import Leases
 from runner.limits import Gate
 from runner.pipe import PlainPipe
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from runner.broker import Claimed, CycleReply
+    from runner.execution.records import Frames
     from runner.limits import Limit
     from runner.scripts import Executes
 
@@ -68,6 +70,7 @@ MOST_LETTERS = 100_000
 LEAST_WAIT_S = 0.01
 SOONEST_BACKOFF_S, LATEST_BACKOFF_S = 0.1, 5.0
 LEAST_LEASE_S = 0.1
+CANCEL_GRACE_S = 5.0
 LOOP_END_S = 1.0
 
 
@@ -99,6 +102,11 @@ class Worker(Signalled):
         cron_jobs: schedules, as `runner.cron` makes them, beside arq's cron jobs; with
             `history` both are kept in Redis, and each due time is run once in the fleet.
         subscribers: plain functions that get each event of `runner.events`.
+        max_threads: how many jobs may run in threads; others wait for one.
+        max_processes: how many may run in processes; None: as many as the machine has cores.
+        calls_per_process: how many jobs a process runs before another takes its place.
+        cancel_grace: seconds that a job has to end once it is cancelled, by its time limit, an
+            abort or the worker's end: beyond them it is given up, and a process killed.
         dead_letters_keep: seconds for which a dead letter is kept.
         dead_letters_max: how many dead letters a queue has at most; the oldest go first.
 
@@ -153,6 +161,10 @@ class Worker(Signalled):
         use_uvloop: bool = False,
         queues: Sequence[str] | Mapping[str, int] = (),
         subscribers: Sequence[Subscriber] = (),
+        max_threads: int = MAX_THREADS,
+        max_processes: int | None = None,
+        calls_per_process: int | None = None,
+        cancel_grace: SecondsTimedelta = CANCEL_GRACE_S,
         dead_letters_keep: SecondsTimedelta = KEEP_LETTERS_S,
         dead_letters_max: int = MOST_LETTERS,
     ) -> None:
@@ -210,10 +222,18 @@ class Worker(Signalled):
         )
         self._commits: writers.Commits | None = None
         self.candidate: writers.Candidate | None = None
-        self._turns = Turns(self._begin, self._line_over, self.tasks)
+        self._turns = Turns(self._begin, self._line_over, self.tasks, self)
         self._candidates_redis: Redis | None = None
         self._nudge = asyncio.Event()
         self._leases = Leases(self.lease_s, self._lease_lost)
+        self.cancel_grace_s = float(seconds(cancel_grace))
+        self.executors = Executors(
+            self,
+            self._leases,
+            max_threads=max_threads,
+            max_processes=max_processes,
+            calls_per_process=calls_per_process,
+        )
         self.settler = Settler(self, self._leases, over=self._attempt_over)
         names, weights = named(self.queue_name, queues, default=default_queue_name)
         new_broker = functools.partial(
@@ -269,6 +289,7 @@ class Worker(Signalled):
         if self.on_startup:
             await self.on_startup(self.ctx)
         self._turns.adopt_context()
+        await self.executors.start()
         await self.gate.declare(self.pool)
         self._leases.start(self.pool.connection_pool)
         await self._start_candidate()
@@ -329,6 +350,24 @@ class Worker(Signalled):
                 expires_extra_ms=self.expires_extra_ms,
             )
             connections.let_callers_wait(self._pool)
+
+    @property
+    def orphans(self) -> int:
+        """How many functions go on in the loop though their jobs have ended."""
+        return self._turns.orphans
+
+    @property
+    def stuck_threads(self) -> int:
+        """How many threads are taken by functions whose jobs have ended."""
+        return self.executors.threads.stuck
+
+    def abandon(self, attempt: execution.Attempt, frames: Frames) -> None:
+        """Settle a job without its function, which does not heed its cancellation."""
+        self._turns.abandon(attempt, frames)
+
+    def jobs_cancelled(self) -> None:
+        """See to it that all jobs end, now that they were cancelled."""
+        self._turns.watch()
 
     def _started(self) -> WorkerStarted:
         return WorkerStarted(
@@ -397,6 +436,8 @@ class Worker(Signalled):
         async with asyncio.timeout(CYCLE_TIMEOUT_S):  # the pool has no limit of its own
             if self.allow_abort_jobs:
                 await self._cancel_aborted_jobs()
+                if self.aborting_tasks:
+                    self._turns.watch(self.aborting_tasks)
             await self.gate.look(self.pool)
             await self.heart_beat()
 
@@ -518,6 +559,7 @@ class Worker(Signalled):
             if not attempt.released:  # a limit refused it, or its lease is lost
                 self.cycles.freed(self._woken)
             self.settler.release(attempt)
+        if not attempt.passed_in and not attempt.is_left:
             self._leases.remove(claimed.token, claimed.job_id)
         self._attempt_over()
 
@@ -557,6 +599,7 @@ class Worker(Signalled):
         task, attempt = running
         attempt.lost_lease = True
         task.cancel()
+        self._turns.watch((lease.job_id,))
         if self.events.wanted:
             self.events.emit(self._lost(attempt))
 
@@ -613,6 +656,7 @@ class Worker(Signalled):
         await self._tickers.stop()
         await self._waker.stop()
         await self._end_jobs()
+        await self.executors.stop()
         await self.gate.drain()
         if self.candidate is not None:
             await self.candidate.stop()

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import runner.writer
-from runner.errors import FlowError, ScheduleError, UnitError
+from runner.errors import FlowError, ScheduleError, TaskError, UnitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from runner.client import Client
     from runner.schedule import ScheduledRun
     from runner.workflow import JobFlow
     from runner.writer import JobCommits, JobDatabase, ReadPool
+
+T = TypeVar("T")
+
+
+class Bridge(Protocol):
+    """What a function in a thread has of the event loop."""
+
+    cancelled: bool
+
+    def run(self, coroutine: Coroutine[Any, Any, T], /) -> T:
+        """Run a coroutine in the event loop, and return its value."""
+        ...
 
 
 class Context(dict[Any, Any]):
@@ -29,7 +41,7 @@ class Context(dict[Any, Any]):
         ...     ctx.db.update("orders", key={"id": order_id}, shipped=True)
     """
 
-    __slots__ = ("_commits", "_db", "_flow", "_make_flow", "_reads", "_run")
+    __slots__ = ("_bridge", "_commits", "_db", "_flow", "_make_flow", "_reads", "_run")
 
     def __init__(
         self,
@@ -88,6 +100,35 @@ class Context(dict[Any, Any]):
         """When the schedule that made this job was due, None when none did."""
         return None if self._run is None else self._run.due
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether this job is to end, or has ended already: for functions that run in a thread.
+
+        A thread cannot be stopped. A function that works for long looks here now and then.
+        """
+        return hasattr(self, "_bridge") and self._bridge.cancelled
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the worker's event loop, from a function that runs in a thread.
+
+        So such a function enqueues, reads and commits: ``ctx.run(ctx.db.commit())``. When the job
+        is cancelled meanwhile, so is the coroutine.
+
+        Raises:
+            TaskError: this is no thread of a job.
+        """
+        if not hasattr(self, "_bridge"):
+            coroutine.close()
+            raise TaskError(
+                "ctx.run is for functions that run in a thread: an async function awaits, and "
+                "in a process there is no event loop of the worker",
+            )
+        return self._bridge.run(coroutine)
+
+    def connect_thread(self, bridge: Bridge) -> None:
+        """Let a function in a thread reach the event loop."""
+        self._bridge = bridge
+
     async def reschedule(
         self,
         when: float | timedelta | datetime | None,
@@ -138,6 +179,12 @@ class Context(dict[Any, Any]):
                 "`await ctx.db.commit()`"
             )
         return self._db.encode()
+
+    def end(self) -> None:
+        """Refuse writes from now on: the job has ended, and its function goes on."""
+        if self._db is None:
+            self._db = runner.writer.JobDatabase()
+        self._db.end()
 
     def refused(self, exc: BaseException) -> bool:
         """Say whether an exception is the refusal of a commit of this very attempt."""

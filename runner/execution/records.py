@@ -16,14 +16,19 @@ from runner.workflow import RETRIES, TIMEOUT
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
+    from types import FrameType
 
     from runner.broker import Claimed, Settlement
     from runner.codec import Codec, JobRecord
     from runner.events import Bus
     from runner.execution.context import Context
+    from runner.execution.limits import Limits
     from runner.limits import Gate, Limited
     from runner.tasks import Task
     from runner.writer import JobCommits, ReadPool
+
+    Frames = list[tuple[FrameType, int]]
 
 
 class Function(Protocol):
@@ -50,6 +55,28 @@ class Settles(Protocol):
 
     def report(self, attempt: Attempt, ending: Ending, settled: Settlement | None, /) -> None:
         """Tell subscribers how an attempt ended."""
+        ...
+
+
+class Elsewhere(Protocol):
+    """What runs functions outside of the event loop."""
+
+    async def run(
+        self,
+        attempt: Attempt,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        starts: Callable[[], float | None],
+        /,
+    ) -> Any:
+        """Return what the attempt's function returns, and leave its writes in the attempt.
+
+        Args:
+            attempt: the attempt.
+            args: the arguments behind the context.
+            kwargs: the same, by name.
+            starts: called right before the function is; returns the seconds it may take.
+        """
         ...
 
 
@@ -81,6 +108,7 @@ class Host(Protocol):
     jobs_failed: int
     jobs_retried: int
     job_counter: int
+    cancel_grace_s: float
 
     @property
     def gate(self) -> Gate:
@@ -90,6 +118,15 @@ class Host(Protocol):
     @property
     def settler(self) -> Settles:
         """Where attempts end."""
+        ...
+
+    @property
+    def executors(self) -> Elsewhere:
+        """Where functions run that are not for the event loop."""
+        ...
+
+    def abandon(self, attempt: Attempt, frames: Frames) -> None:
+        """Go on without the function of an attempt, which does not heed its cancellation."""
         ...
 
     def commits_of(self, attempt: Attempt) -> JobCommits:
@@ -118,6 +155,12 @@ class Attempt:
         is_over: it was decided how it ended; what follows are hooks and the settlement.
         released: its slot is free again.
         passed_in: its settlement is under way, and nobody waits for it.
+        limits: its clocks, while its function waits in the event loop.
+        softened: its function was told of its soft time limit.
+        goes_on: its function goes on, though the attempt has ended.
+        is_abandoned: it is settled by another task than its own.
+        is_discarded: no further line of its function is to run.
+        is_left: it is not settled, and its lease goes on: its function runs in a thread.
         limited: its limits, None when it has none.
     """
 
@@ -135,6 +178,12 @@ class Attempt:
     is_over: bool = False
     released: bool = False
     passed_in: bool = False
+    limits: Limits | None = None
+    softened: bool = False
+    goes_on: bool = False
+    is_abandoned: bool = False
+    is_discarded: bool = False
+    is_left: bool = False
     limited: Limited | None = None
 
     @property

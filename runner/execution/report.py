@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from runner import codec
-from runner.events import JobEnded, JobStarted
+from runner.events import JobEnded, JobStarted, JobStuck
+from runner.execution.limits import shown
 from runner.execution.records import AGAIN, NO_LETTER, Attempt, Ending, Host, now_ms
 from runner.types import Outcome
 
 if TYPE_CHECKING:
     from runner.broker import Settlement
+    from runner.execution.records import Frames
+
+logger = logging.getLogger("arq.worker")
 
 
 def started(host: Host, attempt: Attempt) -> JobStarted:
@@ -27,6 +32,32 @@ def started(host: Host, attempt: Attempt) -> JobStarted:
         due_ms=claimed.run_at_ms,
         started_ms=attempt.started_ms,
     )
+
+
+def stuck(host: Host, attempt: Attempt, runs_in: str, frames: Frames) -> None:
+    """Say, in the log and to subscribers, that a function goes on though its job has ended."""
+    where, stack = shown(frames)
+    logger.error(
+        "job %s has ended, but its function goes on in the %s, at %s\n%s",
+        attempt.ref,
+        runs_in,
+        where or "an unknown line",
+        stack.rstrip(),
+    )
+    if host.events.wanted:
+        host.events.emit(
+            JobStuck(
+                worker=host.name,
+                queue=attempt.claimed.queue,
+                job_id=attempt.claimed.job_id,
+                task=attempt.record.task,
+                attempt=attempt.number,
+                runs_in=runs_in,
+                where=where,
+                stack=stack,
+                at_ms=now_ms(),
+            ),
+        )
 
 
 def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | None) -> JobEnded:

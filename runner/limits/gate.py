@@ -111,7 +111,10 @@ class Gate:
         """Let the fleet know the limits of this worker's code."""
         if not self._declared:
             return
-        fields: dict[Any, Any] = {name: stored(limit) for name, limit in self._declared.items()}
+        seen_ms = str(time.time_ns() // 1_000_000)
+        fields: dict[Any, Any] = {
+            name: stored(limit, seen_ms=seen_ms) for name, limit in self._declared.items()
+        }
         async with redis.pipeline(transaction=True) as pipe:
             pipe.hset(keys.LIMITS_DECLARED, mapping=fields)
             pipe.pexpire(keys.LIMITS_DECLARED, keys.KEEP_MS)

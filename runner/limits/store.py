@@ -98,7 +98,7 @@ class Limits:
         self._redis = redis
 
     async def list(self) -> list[LimitInfo]:
-        """Return all limits that workers have declared in 30 days, or that are set, by name."""
+        """Return all limits that workers have declared in a day, or that are set, by name."""
         declared, changed = await self._read()
         names = sorted(declared.keys() | changed.keys())
         return [await self._info(name, declared, changed) for name in names]
@@ -267,7 +267,8 @@ def _asked_for(
     if name in declared and wanted.key not in (None, known["key"]):
         raise LimitError(f"the code says that the key of {name!r} is {known['key']!r}")
     limit = wanted.limit(name, known["key"] if wanted.key is None else wanted.key)
-    return limit, {} if name in declared else {"task": known["task"]}
+    task = "" if name in declared else known.get("task", "")
+    return limit, {"task": task} if task else {}
 
 
 def _check_known(name: str, declared: dict[str, Any], changed: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@
 -- has used or looked at for longest. A bucket that is empty leaves the list.
 
 open_limits()
-local LOOKED_AT = 20
+local LOOKED_AT, FORGOTTEN_MS = 20, 86400000
 
 if not redis.call('SET', turn, '1', 'NX', 'PX', turn_ms) then
   return 0
@@ -21,7 +21,12 @@ for at = 1, #set, 2 do
 end
 local declared = redis.call('HGETALL', 'runner:limits:declared')
 for at = 1, #declared, 2 do
-  names[declared[at]] = cjson.decode(declared[at + 1])
+  local definition = cjson.decode(declared[at + 1])
+  if tonumber(definition.seen_ms or now) < now - FORGOTTEN_MS then
+    redis.call('HDEL', 'runner:limits:declared', declared[at])  -- no worker's code has it any more
+  else
+    names[declared[at]] = definition
+  end
 end
 
 local function sweep(name, limit)

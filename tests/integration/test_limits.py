@@ -706,3 +706,17 @@ async def test_a_bad_key_stops_its_own_jobs_and_no_others(
 
 def handed_back(ended: list[JobEnded]) -> bool:
     return any(e.outcome is Outcome.HANDED_BACK and e.task == "bad" for e in ended)
+
+
+async def test_a_limit_that_no_worker_declares_any_more_is_forgotten(
+    client: runner.Client, redis: Any
+) -> None:
+    old = '{"kind":"running","count":1,"period_us":0,"burst":0,"key":null,"seen_ms":"1000"}'
+    await redis.hset(keys.LIMITS_DECLARED, mapping={"old": old, "new": old.replace("1000", "9e15")})
+    await redis.expire(keys.LIMITS_DECLARED, 60)
+    await client.limits.set("old", max_running=3)
+    await load("limit_sweep").call(redis, keys=[keys.LIMIT_TURN], args=[1000])
+    assert [info.name for info in await client.limits.list()] == ["new", "old"]
+    assert (await client.limits.set("old", max_running=2)).declared is None
+    assert await client.limits.clear("old") is None
+    assert [info.name for info in await client.limits.list()] == ["new"]
