@@ -189,6 +189,8 @@ def many_task(
     """Return a task that takes many jobs; raise `SettingsError` when it cannot be one."""
     if most is None:
         raise SettingsError(f"task {options.name!r}: batch_wait needs batch")
+    if not inspect.iscoroutinefunction(function):
+        raise SettingsError(f"task {options.name!r}: with batch= it must be an async function")
     return ManyTask(
         function, options, most=most, wait_s=DEFAULT_WAIT_S if wait_s is None else wait_s
     )

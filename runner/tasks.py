@@ -381,6 +381,18 @@ class BoundTask(Generic[P, R]):
 _NO_OPTIONS = EnqueueOptions()
 
 
+class DeclaresMany(Protocol):
+    """Makes a task of a function that takes many jobs: each job brings one item of its list."""
+
+    @overload
+    def __call__(self, function: Callable[[C, list[T]], Awaitable[None]], /) -> Task[[T], None]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[[C, list[T]], Awaitable[Sequence[R | Exception]]], /
+    ) -> Task[[T], R]: ...
+
+
 class Declares(Protocol):
     """What `task` with options returns: it makes a task of a function."""
 
@@ -394,18 +406,6 @@ class Declares(Protocol):
 
     @overload
     def __call__(self, function: Callable[Concatenate[C, P], R], /) -> SyncTask[P, R]: ...
-
-
-class DeclaresMany(Protocol):
-    """Makes a task of a function that takes many jobs: each job brings one item of its list."""
-
-    @overload
-    def __call__(self, function: Callable[[C, list[T]], Awaitable[None]], /) -> Task[[T], None]: ...
-
-    @overload
-    def __call__(
-        self, function: Callable[[C, list[T]], Awaitable[Sequence[R | Exception]]], /
-    ) -> Task[[T], R]: ...
 
 
 @overload
@@ -475,12 +475,12 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
     max_crashes: int | None = None,
     on_write_error: OnWriteError | None = None,
     writes: bool = True,
-    # time limits
-    soft_timeout: float | timedelta | None = None,
-    runs_in: RunsIn | None = None,
     # Many jobs in one call: how many items it gets at most, and how long the first waits.
     batch: int | None = None,
     batch_wait: float | timedelta | None = None,
+    # time limits
+    soft_timeout: float | timedelta | None = None,
+    runs_in: RunsIn | None = None,
     # Uniqueness: one of them at most.
     unique: bool | Unique | None = None,
     debounce: float | timedelta | Debounce | None = None,
@@ -522,11 +522,11 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
         "max_crashes": max_crashes,
         "on_write_error": on_write_error,
         "writes": writes,
+        "batch": batch,
+        "batch_wait": batch_wait,
         # time limits
         "soft_timeout": soft_timeout,
         "runs_in": runs_in,
-        "batch": batch,
-        "batch_wait": batch_wait,
     }
 
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
@@ -637,11 +637,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "on_write_error": (lambda value: value in ("fail", "retry"), '"fail" or "retry"'),
     "keep_result": (_kept_seconds, KEPT_RULE),
     "backoff": (lambda value: isinstance(value, RetryPolicy), "a RetryPolicy"),
+    "batch": (lambda value: _whole(value) and value > 0, "a whole number, 1 or more"),
+    "batch_wait": (_seconds, "a number of seconds, 0 or more, or a timedelta"),
     # time limits
     "soft_timeout": (_some_seconds, "a number of seconds, more than 0, or a timedelta"),
     "runs_in": (lambda value: value in PLACES, '"loop", "thread" or "process"'),
-    "batch": (lambda value: _whole(value) and value > 0, "a whole number, 1 or more"),
-    "batch_wait": (_seconds, "a number of seconds, 0 or more, or a timedelta"),
 }
 
 

@@ -18,7 +18,7 @@ import logging
 import math
 import random
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from arq.jobs import DeserializationError
 from arq.utils import ms_to_datetime
@@ -146,7 +146,8 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
         hint = errors.did_you_mean(record.task, host.functions)
         message = f"function {record.task!r} not found{hint}"
         return Ending(Outcome.UNKNOWN_TASK, errors.TaskNotFound(message))
-    if record.options and has_expired(attempt, attempt.started_ms):
+    timed = "exp" in record.options or WITHIN in record.options
+    if timed and has_expired(attempt, attempt.started_ms):
         return expired()
     most = attempt.task.task_options.max_crashes if attempt.task else None
     most = host.max_crashes if most is None else most
@@ -168,10 +169,10 @@ def has_expired(attempt: Attempt, at_ms: int) -> bool:
 
     A job that was tried, or whose worker was lost, has started: its other tries do not expire.
     """
-    options = attempt.record.options
-    expires_ms = options.get("exp")
-    if WITHIN in options:  # a node of a flow, since it was queued
-        expires_ms = attempt.claimed.run_at_ms + options[WITHIN] * 1000
+    expires_ms = attempt.record.options.get("exp")
+    within_s = attempt.record.options.get(WITHIN)
+    if within_s is not None:  # a node of a flow, since it was queued
+        expires_ms = attempt.claimed.run_at_ms + within_s * 1000
     if expires_ms is None or attempt.claimed.attempt > 1 or attempt.claimed.crashes:
         return False
     return bool(at_ms > expires_ms)
@@ -197,10 +198,8 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
     try:
         if host.on_job_start:
             await host.on_job_start(context)
-        record = attempt.record
-        refers = REFERENCES in record.options
-        given = await results_for(host, attempt) if refers else (record.args, record.kwargs)
-        args, kwargs = arguments(attempt, *given)
+        takes_results = REFERENCES in attempt.record.options
+        args, kwargs = arguments(attempt, takes_results and await results_for(host, attempt))
         if attempt.task is not None and attempt.task.runs_in != "loop":
             value = await run_elsewhere(host, attempt, args, kwargs)
         else:
@@ -365,10 +364,15 @@ async def results_for(host: Host, attempt: Attempt) -> tuple[tuple[Any, ...], di
 
 def arguments(
     attempt: Attempt,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    given: tuple[tuple[Any, ...], dict[str, Any]] | Literal[False],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments as the task's annotations want them; raise what does not fit."""
+    """Return the arguments as the task's annotations want them; raise what does not fit.
+
+    Args:
+        attempt: of the job.
+        given: the arguments in place of those of the job, where others' results are among them.
+    """
+    args, kwargs = given or (attempt.record.args, attempt.record.kwargs)
     if attempt.task is None:
         return args, kwargs
     attempt.task.signature.bind(attempt.record.task, args, kwargs)

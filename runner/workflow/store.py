@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from runner import codec as codecs
@@ -130,11 +130,11 @@ class FlowStore:
             raise RedisUnavailable(
                 f"Redis did not answer for flow {flow_id}: {exc}", may_have_run=True
             ) from exc
+        except OutOfMemoryError as exc:
+            raise RedisOutOfMemory(
+                f"Redis is full, flow {flow_id} is left as it was: raise its maxmemory"
+            ) from exc
         except ResponseError as exc:
-            if str(exc).startswith("OOM"):
-                raise RedisOutOfMemory(
-                    f"Redis is full, flow {flow_id} is left as it was: raise its maxmemory"
-                ) from exc
             raise FlowError(f"Redis refused it for flow {flow_id}: {exc}") from exc
 
     def new_id(self) -> str:

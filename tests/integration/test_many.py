@@ -191,3 +191,12 @@ def test_function_takes_the_context_and_a_list() -> None:
     untyped: Any = task(batch=2)
     with pytest.raises(errors.SettingsError, match="nothing more"):
         untyped(_takes_more)
+
+
+def _is_sync(_ctx: Context, _items: list[int]) -> None: ...
+
+
+def test_function_that_takes_many_is_async() -> None:
+    untyped: Any = task(batch=2)
+    with pytest.raises(errors.SettingsError, match="must be an async function"):
+        untyped(_is_sync)

@@ -547,3 +547,17 @@ async def test_limits_hold_for_nodes(redis_url: str, client: Client, notes: list
         run = await client.start(chord(limited.map(range(50)), total.s()))
         assert await run.result(timeout=30) == sum(range(50))
     assert sorted(notes) == list(range(50))
+
+
+@task
+def in_a_thread(_ctx: Context, number: int, right: int = 0) -> int:
+    return number + right
+
+
+async def test_functions_in_threads_are_nodes_too(redis_url: str, client: Client) -> None:
+    tasks: list[Any] = [*TASKS, in_a_thread]
+    async with serving(redis_url, tasks):
+        first: Any = in_a_thread.call(1)
+        then: Any = in_a_thread
+        run = await client.start(chain(first, then.s(10), add.s(100)))
+        assert await run.result(timeout=30) == 111

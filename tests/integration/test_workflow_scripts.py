@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from runner import Client
     from runner.broker import Claimed
+    from tests.servers import ChaosServers
 
 pytestmark = pytest.mark.lasting_keys("runner:held:*")
 
@@ -266,23 +267,24 @@ async def test_deadline_is_where_the_flow_stands(client: Client, rig: Rig) -> No
     assert (await run.status()).state is FlowState.EXPIRED
 
 
-async def test_full_redis_is_told_and_nothing_is_started(client: Client, rig: Rig) -> None:
-    used = int((await rig.redis.info("memory"))["used_memory"])
-    assert used
-    flow = Flow("f")
-    flow.add(work.call())
-    store = client.flows
-
-    class Full:
-        async def execute_command(self, *_command: Any) -> Any:
-            from redis.exceptions import OutOfMemoryError  # noqa: PLC0415
-
-            raise OutOfMemoryError("OOM command not allowed when used memory > 'maxmemory'.")
-
-    store.redis = Full()
-    with pytest.raises(RedisOutOfMemory, match="left as it was"):
-        await store.start(flow)
-    assert await rig.ids() == set()
+async def test_full_redis_starts_no_flow_and_holds_none_up(chaos_servers: ChaosServers) -> None:
+    async with (
+        runner.connect(chaos_servers.redis_url) as client,
+        raw(chaos_servers.redis_url) as redis,
+    ):
+        rig = Rig(redis)
+        run = await client.start(chord(work.map(range(3)), join.s()))
+        claims = await rig.claim(10)
+        await redis.config_set("maxmemory", 1)
+        with pytest.raises(RedisOutOfMemory, match="left as it was"):
+            await client.start(chord(work.map(range(3)), join.s()))
+        assert await rig.settle(*map(done, claims)) == [1, 1, 1]
+        status = await run.status()
+        assert (status.succeeded, status.queued, status.problem) == (3, 1, "")
+        await redis.config_set("maxmemory", 0)
+        (last,) = await rig.claim()
+        await rig.settle(done(last))
+        assert (await run.status()).state is FlowState.SUCCEEDED
 
 
 def test_ids_of_jobs_name_flow_and_number() -> None:
