@@ -98,6 +98,31 @@ def chaos_servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChaosServers]:
 
 
 @pytest.fixture(autouse=True)
+def _loops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Close the loop that nobody runs, before and after a test that is not asynchronous.
+
+    The one before leaves its successor's loop in the policy, where `asyncio.run` forgets it; arq's
+    Worker makes one where it finds none. Both would be reported when they are collected, in
+    whatever test runs by then.
+    """
+    is_plain = not inspect.iscoroutinefunction(getattr(request, "function", None))
+    if is_plain:
+        _close_idle_loop()
+    yield
+    if is_plain:
+        _close_idle_loop()
+
+
+def _close_idle_loop() -> None:
+    # There is no public way to ask for the loop that is set without making one.
+    local = getattr(asyncio.get_event_loop_policy(), "_local", None)
+    loop = getattr(local, "_loop", None)
+    if loop is not None and not loop.is_running() and not loop.is_closed():
+        loop.close()
+        asyncio.set_event_loop(None)
+
+
+@pytest.fixture(autouse=True)
 def _guard(request: pytest.FixtureRequest) -> None:
     """Set the guard of asynchronous tests up first, so that it looks when all else is torn down."""
     if inspect.iscoroutinefunction(getattr(request, "function", None)):
