@@ -99,27 +99,24 @@ def chaos_servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChaosServers]:
 
 @pytest.fixture(autouse=True)
 def _loops(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Close the loop that nobody runs, before and after a test that is not asynchronous.
+    """Close the loop that a test left in the policy: arq's Worker makes one where it finds none.
 
-    The one before leaves its successor's loop in the policy, where `asyncio.run` forgets it; arq's
-    Worker makes one where it finds none. Both would be reported when they are collected, in
-    whatever test runs by then.
+    It would be reported when it is collected, in whatever test runs by then.
     """
-    is_plain = not inspect.iscoroutinefunction(getattr(request, "function", None))
-    if is_plain:
-        _close_idle_loop()
+    before = _loop_that_is_set()
     yield
-    if is_plain:
-        _close_idle_loop()
-
-
-def _close_idle_loop() -> None:
-    # There is no public way to ask for the loop that is set without making one.
-    local = getattr(asyncio.get_event_loop_policy(), "_local", None)
-    loop = getattr(local, "_loop", None)
-    if loop is not None and not loop.is_running() and not loop.is_closed():
+    loop = _loop_that_is_set()
+    is_plain = not inspect.iscoroutinefunction(getattr(request, "function", None))
+    if is_plain and loop is not None and loop is not before and not loop.is_running():
         loop.close()
         asyncio.set_event_loop(None)
+
+
+def _loop_that_is_set() -> asyncio.AbstractEventLoop | None:
+    # There is no public way to ask for it without making one.
+    local = getattr(asyncio.get_event_loop_policy(), "_local", None)
+    loop: asyncio.AbstractEventLoop | None = getattr(local, "_loop", None)
+    return loop
 
 
 @pytest.fixture(autouse=True)
