@@ -241,26 +241,42 @@ class Task(Generic[P, R]):
             return False
         return True
 
+    @overload
     def s(
         self: Callable[Concatenate[Any, T, Q], Awaitable[R]],
         *args: Q.args,
         **kwargs: Q.kwargs,
-    ) -> Step[T, R]:
+    ) -> Step[T, R]: ...
+
+    @overload
+    def s(
+        self: Callable[Concatenate[Any, T, Q], R],
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> Step[T, R]: ...
+
+    def s(self, *args: Any, **kwargs: Any) -> Step[Any, Any]:
         """Write a step of a chain or chord down: the result before it is its first argument.
 
         Celery's word for it. What `call` writes down gets nothing from the step before, as
         Celery's ``si``.
         """
-        # As a callable its type tells the first parameter from the others.
-        this = cast(Task[Any, R], self)
+        # Typed as a callable, whose first parameter can be told from the others.
+        this: Any = self
         this.signature.check(this.name, (PREVIOUS, *args), kwargs)
         return Step(this, args, kwargs, _NO_OPTIONS)
 
-    def map(self: Callable[[Any, T], Awaitable[R]], values: Iterable[T]) -> Group[R]:
+    @overload
+    def map(self: Callable[[Any, T], Awaitable[R]], values: Iterable[T]) -> Group[R]: ...
+
+    @overload
+    def map(self: Callable[[Any, T], R], values: Iterable[T]) -> Group[R]: ...
+
+    def map(self, values: Iterable[Any]) -> Group[Any]:
         """Return a group of one call for each value."""
         from runner.composition import group  # noqa: PLC0415  it is made of calls
 
-        this = cast(Task[Any, R], self)
+        this: Any = self
         return group([this.call(value) for value in values])
 
     def starmap(self, arguments: Iterable[Iterable[Any]]) -> Group[R]:

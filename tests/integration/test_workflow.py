@@ -557,7 +557,7 @@ def in_a_thread(_ctx: Context, number: int, right: int = 0) -> int:
 async def test_functions_in_threads_are_nodes_too(redis_url: str, client: Client) -> None:
     tasks: list[Any] = [*TASKS, in_a_thread]
     async with serving(redis_url, tasks):
-        first: Any = in_a_thread.call(1)
-        then: Any = in_a_thread
-        run = await client.start(chain(first, then.s(10), add.s(100)))
+        first = in_a_thread.call(1)
+
+        run = await client.start(chain(first, in_a_thread.s(10), add.s(100)))
         assert await run.result(timeout=30) == 111

@@ -22,8 +22,8 @@ async def shout(_ctx: Context, text: str) -> str:
 
 flow = Flow()
 chain(show.call(1), show.s())  # error: misc
-show.s(3)  # error: arg-type
-show.s(titel="x")  # error: call-arg
+show.s(3)  # error: call-overload
+show.s(titel="x")  # error: call-overload
 load.map(["x"])  # error: list-item
 group(1, 2)  # error: call-overload
 node(shout.call("x"), on_failure="ignore")  # error: arg-type

@@ -79,3 +79,19 @@ async def store(ctx: ManyContext, rows: list[str]) -> list[int | Exception]:
 async def many(client: Client) -> None:
     assert_type(await client.enqueue(store, "row"), Job[int])
     assert_type(store.call("row"), Call[int])
+
+
+@task
+def crunch(_ctx: Context, number: int, base: int = 10) -> float:
+    return number / base
+
+
+async def threads(client: Client) -> None:
+    assert_type(await client.start(chain(crunch.call(1), show.call(2))), Run[str])
+    assert_type(await client.start(chain(show.call(1), crunch.call(2))), Run[float])
+    assert_type(await client.start(chord(crunch.map([1, 2]), average.s())), Run[float])
+
+
+@task
+def average(_ctx: Context, numbers: list[float]) -> float:
+    return sum(numbers) / len(numbers)
