@@ -76,6 +76,7 @@ class Call:
         self._right_to_raise = [True]
         self._was_raised = threading.Event()
         self._has_struck = False
+        self._is_softened = False
 
     def perform(self) -> None:
         """Call the function, in this thread."""
@@ -102,11 +103,18 @@ class Call:
         """Raise `SoftTimeLimit` in the thread, unless the function is over; False: not begun."""
         if not self._thread_id:
             return False
-        with contextlib.suppress(IndexError):
+        try:
             self._right_to_raise.pop()
+        except IndexError:
+            return True  # it is over
+        awaits = self._awaits  # the thread sets it to None when it likes
+        self._is_softened = True
+        if awaits is not None and awaits.cancel():
+            # `run` raises it: a thread that waits would hear of the other only afterwards.
+            self._has_struck = True
+        else:
             _raise_in_thread(self._thread_id, self._strike())
-            self._was_raised.set()
-            self._cancel_awaited()  # the thread would hear of it only then
+        self._was_raised.set()
         return True
 
     def _refuse_soft_limit(self) -> None:
@@ -162,6 +170,8 @@ class Call:
                 awaits.cancel()
             return awaits.result()
         except concurrent.futures.CancelledError:
+            if self._is_softened and not self.cancelled:
+                raise SoftTimeLimit from None
             raise asyncio.CancelledError from None
         finally:
             self._awaits = None
