@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runner import codec
-from runner.events import JobEnded, JobStarted
+from runner.events import JobEnded, JobStarted, LeaseLost
 from runner.execution.records import AGAIN, NO_LETTER, Attempt, Ending, Host, now_ms
 from runner.types import Outcome
 
@@ -26,6 +26,18 @@ def started(host: Host, attempt: Attempt) -> JobStarted:
         enqueued_ms=attempt.record.enqueued_ms,
         due_ms=claimed.run_at_ms,
         started_ms=attempt.started_ms,
+    )
+
+
+def lost(host: Host, attempt: Attempt) -> LeaseLost:
+    """Return the event of a job that goes on here though somebody else has it by now."""
+    return LeaseLost(
+        worker=host.name,
+        queue=attempt.claimed.queue,
+        job_id=attempt.claimed.job_id,
+        task=attempt.record.task,
+        attempt=attempt.number,
+        at_ms=now_ms(),
     )
 
 
