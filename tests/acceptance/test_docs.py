@@ -10,14 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from asyncio.subprocess import Process
+from tests.support import start_python
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -36,15 +33,6 @@ def programs(page: Path) -> list[tuple[str, str, str]]:
         elif kind == "text" and found and not found[-1][2]:
             found[-1] = (*found[-1][:2], lines)
     return found
-
-
-async def start(folder: Path, environment: dict[str, str], *words: str) -> Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, *words),
-        cwd=folder,
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-    )
 
 
 @pytest.mark.lasting_keys("runner:*")
@@ -68,12 +56,12 @@ async def test_a_page_does_what_it_says(
     }
     worker = None
     if (tmp_path / "tasks.py").exists():
-        worker = await start(tmp_path, environment, "-m", "arq", "tasks.WorkerSettings")
+        worker = await start_python(tmp_path, environment, "-m", "arq", "tasks.WorkerSettings")
     try:
         for name, _, printed in files:
             if name == "tasks.py":
                 continue
-            program = await start(tmp_path, environment, name)
+            program = await start_python(tmp_path, environment, name)
             said, _ = await asyncio.wait_for(program.communicate(), ENOUGH_S)
             assert (said.decode(), program.returncode) == (printed, 0)
     finally:
