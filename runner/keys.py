@@ -7,9 +7,9 @@ key                             type     lifetime
 ==============================  =======  =====================================================
 arq:queue (or the queue's name) ZSET     while it has jobs: id → run-at ms; of a running job
                                          the end of its lease
-arq:job:<id>                    STRING   until the job ends; 30 days at most
+arq:job:<id>                    STRING   until the job ends; 30 days, and a day beyond its next try
 arq:in-progress:<id>            STRING   the lease; without expiry while ``committing:<entry>``
-arq:retry:<id>                  STRING   tries that have ended; 88,400 s as in arq
+arq:retry:<id>                  STRING   tries that have ended; 88,400 s, as in arq, beyond the next
 arq:result:<id>                 STRING   ``keep_result``
 arq:abort                       ZSET     arq's
 <queue>:health-check            STRING   arq's
