@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from runner import broker
 from runner.connections import TROUBLE
 from runner.errors import ScheduleConflict
-from runner.schedule.book import FLEET_MS, Book, DueSchedule, Look, Offer
+from runner.schedule.book import FLEET_MS, UNREADABLE_MS, Book, DueSchedule, Look, Offer
 from runner.schedule.missed import Runs, runs_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ MOST_WAIT_S = 1.0
 RENEW_S = 30.0
 RETIRE_AFTER_S = 60.0
 AGAIN_S = 1.0
-UNREADABLE_MS = 60_000
 
 
 class Ticker:
@@ -143,19 +142,17 @@ class Ticker:
             await asyncio.sleep(wait_s)
 
     def _offer(self, due: DueSchedule, now_ms: int) -> Offer:
-        schedule = due.schedule
+        schedule, error = due.schedule, due.error
+        runs = Runs((), None)
+        if schedule is not None:
+            try:
+                runs = _runs(schedule, due.due_ms, now_ms)
+            except Exception as exc:  # noqa: BLE001  a time that is none: the others are run
+                schedule, error = None, repr(exc)
         if schedule is None:
-            logger.error("schedule %r is not run: %s", due.name, due.error)
+            logger.error("schedule %r is not run: %s", due.name, error)
             again_ms = now_ms + UNREADABLE_MS
             return Offer("postpone", due.name, None, (), due.due_ms, again_ms, now_ms)
-        runs: Runs = runs_of(
-            schedule.trigger,
-            due_ms=due.due_ms,
-            now_ms=now_ms,
-            grace_ms=schedule.grace_ms,
-            catch_up=schedule.catch_up,
-            most=schedule.catch_up_max,
-        )
         if not runs.due_ms:
             logger.info("schedule %r: missed due times are skipped", due.name)
         return Offer("due", due.name, schedule, runs.due_ms, due.due_ms, runs.next_ms, now_ms)
@@ -246,6 +243,17 @@ def conflict(name: str, source: str) -> ScheduleConflict:
             f"(runner cron remove {name}), or take another name"
         )
     return ScheduleConflict(message, name=name, source=source)
+
+
+def _runs(schedule: Schedule, due_ms: int, now_ms: int) -> Runs:
+    return runs_of(
+        schedule.trigger,
+        due_ms=due_ms,
+        now_ms=now_ms,
+        grace_ms=schedule.grace_ms,
+        catch_up=schedule.catch_up,
+        most=schedule.catch_up_max,
+    )
 
 
 def _wait_s(look: Look) -> float:
