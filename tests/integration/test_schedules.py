@@ -666,7 +666,7 @@ async def test_due_times_while_redis_was_away_are_run_when_it_is_back(
 async def test_schedule_that_is_none_stops_no_other(
     redis: Any, book: Book, client: runner.Client, rubbish: str
 ) -> None:
-    odd = replace(cron("work", every(3600), grace=7200, name="odd"), task="work")
+    odd = cron("work", every(3600), grace=7200, name="odd")
     name, key = b"odd", (keys.schedule_book(QUEUE) + "odd").encode()
     await book.put("add", [odd])
     due_ms = await book.now_ms() - 5
