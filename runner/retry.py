@@ -234,6 +234,10 @@ def decide(
 ) -> Decision:
     """Decide what follows an attempt that raised. The only place that does.
 
+    A group of exceptions, as `asyncio.TaskGroup` raises it, is decided by each of them, and the
+    gravest verdict counts: what is final for one is final for all; else the longest delay. A
+    policy that names a class of groups decides about them as about other errors.
+
     Args:
         exc: what was raised.
         attempt: the number of the attempt, counted from 1.
@@ -244,6 +248,19 @@ def decide(
         overran: the attempt was ended by its time limit.
     """
     match exc:
+        case BaseExceptionGroup() if not _is_named(policy, exc):
+            decisions = [
+                decide(
+                    one,
+                    attempt=attempt,
+                    policy=policy,
+                    max_tries=max_tries,
+                    random=random,
+                    overran=overran,
+                )
+                for one in exc.exceptions
+            ]
+            return max(decisions, key=_gravity)
         case Snooze():
             return _snoozed(exc)
         case Cancel():
@@ -256,6 +273,22 @@ def decide(
         return _GIVE_UP
     delay_s = _delay(policy, exc, attempt, max_tries, random=random, overran=overran)
     return _GIVE_UP if delay_s is None else Decision(Verdict.AGAIN, delay_s)
+
+
+_GRAVITY = (Verdict.SNOOZE, Verdict.AGAIN, Verdict.GIVE_UP, Verdict.CANCEL)
+
+
+def _is_named(policy: RetryPolicy | None, exc: BaseException) -> bool:
+    """Tell whether a policy says something of this class of groups itself."""
+    if policy is None:
+        return False
+    lists = [cast(_Tuple, policy.give_up_on), cast(_Tuple, policy.retry_on or ())]
+    kinds = [kind for named in (*(rule.kinds for rule in policy.rules), *lists) for kind in named]
+    return any(issubclass(kind, BaseExceptionGroup) and isinstance(exc, kind) for kind in kinds)
+
+
+def _gravity(decision: Decision) -> tuple[int, float]:
+    return _GRAVITY.index(decision.verdict), decision.delay_s or 0
 
 
 def _delay(
