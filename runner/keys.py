@@ -136,6 +136,9 @@ PAUSED_TASKS = "runner:paused-tasks"
 PARKED_TASKS = "runner:parked-tasks"
 GATED = "runner:gated"
 
+NODE = "flow:"
+"""How the ids of the jobs of flows begin; ``lua/flow.lua`` knows a node by it."""
+
 COMMITTING = "committing:"
 """What the in-progress key of a job says between its end and the commit of its unit."""
 
@@ -195,6 +198,14 @@ def errors(job_id: str) -> str:
 def commits(job_id: str) -> str:
     """HASH: what a job has committed before its end."""
     return COMMITS + job_id
+
+
+def node_of(job_id: str) -> tuple[str, int] | None:
+    """Return flow and number of a node's job; None for a job that is no node's."""
+    if not job_id.startswith(NODE):
+        return None
+    flow_id, _, number = job_id[len(NODE) :].rpartition(":")
+    return (flow_id, int(number)) if flow_id and number.isdigit() else None
 
 
 def flow(flow_id: str) -> str:

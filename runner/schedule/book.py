@@ -23,7 +23,7 @@ from runner.schedule.schedule import Schedule
 from runner.schedule.triggers import Perpetual
 from runner.scripts import load
 from runner.tasks import Task
-from runner.unique import NO_PLACE, place_of
+from runner.unique import NO_PLACE, PLACE, Place, noted, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -440,6 +440,9 @@ class Book:
         options: dict[str, Any] = {CRON_OPTION: [self.queue, offer.name, due_ms]}
         if schedule.expires:
             options["exp"] = int(max(start_ms, offer.now_ms) + schedule.expires * 1000)
+        place = self._place(schedule)
+        if (said := noted(place)) is not None:
+            options[PLACE] = said
         if codecs.signs(self._codec):
             options["id"] = job_id
         record = JobRecord(
@@ -457,23 +460,22 @@ class Book:
             codecs.encode_job(self._codec, record),
             start_ms if lies_ahead else "",
             max(start_ms - offer.now_ms, 0) + self._lifetime_ms,
-            *self._place_fields(schedule),
+            *(NO_PLACE if place is None else place.fields()),
         ]
 
-    def _place_fields(self, schedule: Schedule) -> tuple[Any, ...]:
+    def _place(self, schedule: Schedule) -> Place | None:
         task = getattr(self._functions.get(schedule.task), "coroutine", None)
         rule = task.task_options.unique if isinstance(task, Task) else None
         # What is debounced for its callers is due when the schedule says so.
         if not isinstance(task, Task) or rule is None or rule.until == "debounce":
-            return NO_PLACE
+            return None
         bound = task.signature.bound
         try:
-            place = place_of(rule, task.name, lambda: bound(schedule.args, dict(schedule.kwargs)))
+            return place_of(rule, task.name, lambda: bound(schedule.args, dict(schedule.kwargs)))
         except (ArgumentsError, TypeError) as exc:
             # The others are to run all the same; what does not fit fails in its own job.
             logger.error("schedule %r runs as if it were not unique: %s", schedule.name, exc)  # noqa: TRY400  the message says it
-            return NO_PLACE
-        return place.fields()
+            return None
 
 
 _KNOWN = tuple[list[str], list[str]]
