@@ -381,9 +381,7 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         job_id = options.key or _new_id()
 
         def encode() -> bytes:
-            return self._encode(
-                name, job_id, args, kwargs, now_ms=now_ms, extra=extra, task=task
-            )
+            return self._encode(name, job_id, args, kwargs, now_ms=now_ms, extra=extra, task=task)
 
         place = None
         if rule and task is not None:

@@ -123,6 +123,7 @@ LATE = "runner:late:"
 RUNNING = "runner:running:"
 PARKED = "runner:parked:"
 PARKED_TASK = "runner:parked-task:"
+PAUSED = "runner:paused:"
 
 UNITS = "runner:units"
 WRITER = "runner:writer"
@@ -290,7 +291,7 @@ def limit_buckets(limit: str) -> str:
 
 def paused(queue: str) -> str:
     """STRING: there while nothing is claimed from this queue."""
-    return f"runner:paused:{queue}"
+    return PAUSED + queue
 
 
 def health(queue: str) -> str:

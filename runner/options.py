@@ -8,13 +8,14 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from runner.errors import ArgumentsError, SettingsError
-from runner.limits import Limit
 from runner.retry import RetryPolicy
 from runner.time_limits import PLACES, RunsIn
-from runner.unique import Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from runner.limits import Limit
+    from runner.unique import Rule
 
 WhenFull: TypeAlias = Literal["raise", "wait"]
 OnWriteError: TypeAlias = Literal["fail", "retry"]
@@ -206,6 +207,7 @@ NO_RULE = {
 
 
 def check_options(function: str, given: dict[str, Any]) -> None:
+    """Raise `SettingsError` for an option that is not what it must be."""
     for option, value in given.items():
         fits, wanted = RULES[option]
         if value is not None and not fits(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -247,20 +248,17 @@ def decide(
         random: a number from 0 to 1 that spreads jobs which failed together.
         overran: the attempt was ended by its time limit.
     """
+    if isinstance(exc, BaseExceptionGroup) and not _is_named(policy, exc):
+        about = functools.partial(
+            decide,
+            attempt=attempt,
+            policy=policy,
+            max_tries=max_tries,
+            random=random,
+            overran=overran,
+        )
+        return max(map(about, exc.exceptions), key=_gravity)
     match exc:
-        case BaseExceptionGroup() if not _is_named(policy, exc):
-            decisions = [
-                decide(
-                    one,
-                    attempt=attempt,
-                    policy=policy,
-                    max_tries=max_tries,
-                    random=random,
-                    overran=overran,
-                )
-                for one in exc.exceptions
-            ]
-            return max(decisions, key=_gravity)
         case Snooze():
             return _snoozed(exc)
         case Cancel():
@@ -269,9 +267,10 @@ def decide(
             return Decision(Verdict.AGAIN, (exc.defer_score or 0) / 1000 or None)
         case RetryJob():
             return Decision(Verdict.AGAIN)
-    if policy is None or isinstance(exc, PERMANENT) or (overran and not policy.retry_on_timeout):
-        return _GIVE_UP
-    delay_s = _delay(policy, exc, attempt, max_tries, random=random, overran=overran)
+    delay_s = None
+    is_final = isinstance(exc, PERMANENT)
+    if policy is not None and not is_final and (policy.retry_on_timeout or not overran):
+        delay_s = _delay(policy, exc, attempt, max_tries, random=random, overran=overran)
     return _GIVE_UP if delay_s is None else Decision(Verdict.AGAIN, delay_s)
 
 

@@ -145,7 +145,9 @@ def resume(path: str, name: str, *, as_json: bool) -> None:
 def run(path: str, name: str, *, as_json: bool) -> None:
     """Run the task of schedule NAME now."""
     job_id = _do(load_settings(path), lambda schedules: schedules.run(name))
-    click.echo(json.dumps({"name": name, "job_id": job_id}) if as_json else f"queued: {escaped(job_id)}")
+    click.echo(
+        json.dumps({"name": name, "job_id": job_id}) if as_json else f"queued: {escaped(job_id)}"
+    )
 
 
 @cron.command()
@@ -155,7 +157,9 @@ def run(path: str, name: str, *, as_json: bool) -> None:
 def remove(path: str, name: str, *, as_json: bool) -> None:
     """Remove schedule NAME; jobs that it has made stay."""
     _do(load_settings(path), lambda schedules: schedules.remove(name))
-    click.echo(json.dumps({"name": name, "removed": True}) if as_json else f"removed: {escaped(name)}")
+    click.echo(
+        json.dumps({"name": name, "removed": True}) if as_json else f"removed: {escaped(name)}"
+    )
 
 
 def shown(info: ScheduleInfo) -> dict[str, Any]:

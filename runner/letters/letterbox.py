@@ -220,8 +220,8 @@ class DeadLetters:
         Raises:
             LetterNotFound: there is no letter of the one id that was given.
             LetterError: the letter of the one id that was given stays: a job of the id is in the
-                queue, or another one that it may not stand beside; its payload is gone, or cannot be
-                read and has new arguments; it is a step of a flow.
+                queue, or another one that it may not stand beside; its payload is gone, or cannot
+                be read and has new arguments; it is a step of a flow.
             ArgumentsError: new arguments do not fit the task.
             EncodeError: a new argument cannot travel.
         """

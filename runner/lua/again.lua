@@ -4,12 +4,14 @@
 local WAITS = '-'
 -- What it needs outlives its wait by a day, as arq keeps the count of tries; of those who are
 -- parked nobody knows how long they wait: a month.
-local KEPT_MS, PARKED_FOR_MS, NEVER_MS = 88400000, 2592000000, 4102444800000
+local RETRY_TTL_MS = 88400000
+local PARKED_FOR_MS = 2592000000
+local FAR_OFF_MS = 4102444800000
 
 -- Only what would be gone too early is kept longer: a job that is tried again and again, or that
 -- snoozes for longer than its payload was to live, runs all the same, and forgets no try.
 local function keep_until(id, at)
-  local needed = (at < NEVER_MS and math.max(at - now, 0) or PARKED_FOR_MS) + KEPT_MS
+  local needed = (at < FAR_OFF_MS and math.max(at - now, 0) or PARKED_FOR_MS) + RETRY_TTL_MS
   for _, key in ipairs({'arq:job:' .. id, 'arq:retry:' .. id, 'runner:commits:' .. id}) do
     local left = redis.call('PTTL', key)
     if left >= 0 and left < needed then

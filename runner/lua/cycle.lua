@@ -43,7 +43,7 @@ local function run_again(id, attempt, extra, costs_a_try)
   local delay_ms = extra ~= '' and flow_delay(extra) or nil
   put_back(id, delay_ms and now_exact + delay_ms)
   if costs_a_try then
-    local kept_ms = KEPT_MS + math.max(delay_ms or 0, 0)
+    local kept_ms = RETRY_TTL_MS + math.max(delay_ms or 0, 0)
     redis.call('SET', 'arq:retry:' .. id, attempt, 'PX', string.format('%d', kept_ms))
   end
   return 1

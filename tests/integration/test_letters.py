@@ -522,7 +522,7 @@ async def test_run_of_a_schedule_is_requeued_as_a_unique_job(
     redis_url: str, client: Client
 ) -> None:
     async with serving(redis_url, [charge], cron_jobs=[cron(charge, every(0.1), args=(1,))]):
-        await wait_until(lambda: client.dead.count(), description="a run has died")
+        await wait_until(client.dead.count, description="a run has died")
     (letter, *_) = (await client.dead.list()).letters
     other = await client.enqueue(charge.options(delay=600), 1)
     with pytest.raises(LetterError, match=other.job_id):
