@@ -298,8 +298,12 @@ class Book:
 
     async def enlist(
         self, worker: str, digest: str, tasks: Sequence[str], schedules: Sequence[str]
-    ) -> None:
-        """Say what a live worker knows; it counts for two minutes, or until it leaves."""
+    ) -> bool:
+        """Say what a live worker knows; it counts for two minutes, or until it leaves.
+
+        Returns:
+            Whether it counted before.
+        """
         fleet = keys.fleet(self.queue)
         now_ms = await self.now_ms()
         known = msgspec.msgpack.encode((tasks, schedules))
@@ -308,7 +312,8 @@ class Book:
             pipe.zremrangebyscore(fleet, "-inf", now_ms)
             pipe.pexpire(fleet, FLEET_MS)
             pipe.set(keys.fleet_member(self.queue, digest), known, px=FLEET_MS)
-            await pipe.execute()
+            added, *_ = await pipe.execute()
+        return not added
 
     async def leave(self, worker: str, digest: str) -> None:
         """Say that a worker has ended."""

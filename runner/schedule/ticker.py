@@ -94,10 +94,7 @@ class Ticker:
 
     async def open(self) -> None:
         """Write the settings' schedules into the book, and make the runs of a start."""
-        statuses = await self._book.put("settings", self._schedules)
-        for schedule, status in zip(self._schedules, statuses, strict=True):
-            if isinstance(status, str):
-                logger.error("%s", conflict(schedule.name, status))
+        statuses = await self._write()
         now_ms = await self._book.now_ms()
         offers = [
             Offer("startup", schedule.name, schedule, (now_ms,), 0, None, now_ms)
@@ -107,9 +104,20 @@ class Ticker:
         if offers:
             await self._book.offer(self._worker, offers)
 
+    async def _write(self) -> list[int | str]:
+        statuses = await self._book.put("settings", self._schedules)
+        for schedule, status in zip(self._schedules, statuses, strict=True):
+            if isinstance(status, str):
+                logger.error("%s", conflict(schedule.name, status))
+        return statuses
+
     async def tick(self) -> float:
         """See to what is due now; return the seconds until there may be more."""
         look = await self._book.look(self._worker)
+        if not look.due and look.again_ms is None and self._schedules:
+            logger.warning("Redis has lost the schedules: those of the settings are written again")
+            await self._write()
+            return 0.0
         if not look.due:
             return _wait_s(look)
         offers = [self._offer(due, look.now_ms) for due in look.due]
@@ -179,7 +187,10 @@ class Ticker:
         if self._enlisted is not None and now < self._enlisted + RENEW_S:
             return
         names = [schedule.name for schedule in self._schedules]
-        await self._book.enlist(self._worker, self._digest, self._tasks, names)
+        known = await self._book.enlist(self._worker, self._digest, self._tasks, names)
+        if self._enlisted is not None and not known:
+            # Redis has lost it; and schedules, maybe, of which others are left.
+            await self._write()
         self._enlisted = now
         if now >= self._started + RETIRE_AFTER_S:
             await self.retire()

@@ -122,3 +122,4 @@ async def test_delay_into_the_past_is_none(redis_url: str, client: runner.Client
     job = await client.enqueue(eager)
     await drain(redis_url, [eager])
     assert await job.result(timeout=5) == "done"
+    assert (await client.queue_stats()).crashed == 0

@@ -718,3 +718,35 @@ async def test_settings_write_over_a_key_that_is_no_schedule(redis: Any, book: B
     await ticker(book, cron(work, every(3600))).open()
     (info,) = await book.infos(["work"])
     assert (info.source, info.error) == ("settings", "")
+
+
+async def test_settings_write_their_schedules_again_when_redis_has_lost_them(
+    redis_url: str, redis: Any
+) -> None:
+    async with serving(redis_url, [work], cron_jobs=[cron(work, every(0.1))]):
+        await wait_until(lambda: runs(redis), description="it runs")
+        await redis.flushdb()
+        await wait_until(lambda: runs(redis), description="it runs again")
+
+
+async def both_exist(redis: Any, *names: str) -> bool:
+    return bool(await redis.exists(*names) == len(names))
+
+
+async def test_a_schedule_that_was_lost_alone_is_written_again(
+    redis: Any, book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.schedule.ticker.RENEW_S", 0.0)
+    monkeypatch.setattr("runner.schedule.ticker.MOST_WAIT_S", 0.05)
+    one, other = (cron(work, every(3600), name=name) for name in ("one", "other"))
+    started = ticker(book, one, other)
+    started.start()
+    try:
+        key = keys.schedule_book(QUEUE) + "one"
+        await wait_until(lambda: both_exist(redis, key, keys.fleet(QUEUE)), description="they are")
+        await redis.zrem(keys.schedules(QUEUE), "one")
+        await redis.delete(key, keys.fleet(QUEUE))
+        await wait_until(lambda: redis.exists(key), description="it is there again")
+        assert await redis.zscore(keys.schedules(QUEUE), "one")
+    finally:
+        await started.stop()
