@@ -33,7 +33,7 @@ from runner.pipe import Pipe
 from runner.schedule import Book, Schedules
 from runner.shapes import ANYTHING, Shape
 from runner.tasks import BoundTask, Call, EnqueueOptions, Task, checked_id
-from runner.unique import place_of
+from runner.unique import PLACE, noted, place_of
 from runner.workflow import StartsFlows
 from runner.writer import writer_status
 
@@ -377,26 +377,28 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         if rule and rule.until == "debounce":
             due_ms = now_ms + rule.ms
         expires = options.expires or (declared.expires if declared else None)
-        extra = {"exp": int(due_ms + expires * 1000)} if expires else {}
+        extra: dict[str, Any] = {"exp": int(due_ms + expires * 1000)} if expires else {}
         job_id = options.key or _new_id()
-        payload = self._encode(
-            name,
-            job_id,
-            args,
-            kwargs,
-            now_ms=now_ms,
-            extra=extra,
-            task=task,
-        )
+
+        def encode() -> bytes:
+            return self._encode(name, job_id, args, kwargs, now_ms=now_ms, extra=extra, task=task)
+
+        place = None
+        if rule and task is not None:
+            try:
+                place = place_of(rule, name, lambda: task.signature.bound(args, kwargs))
+            except ArgumentsError:
+                encode()  # what cannot travel says so itself
+                raise
+            if (said := noted(place)) is not None:
+                extra[PLACE] = said
+        payload = encode()
         lifetime = int(max(due_ms - now_ms, 0)) + self.expires_extra_ms
         queue = _name_of_queue(
             options.queue or (declared.queue if declared else None) or self.default_queue_name,
         )
         max_length = self.bound.max_length if options.max_length is None else options.max_length
         may_exist = options.key is not None
-        place = None
-        if rule and task is not None:
-            place = place_of(rule, name, lambda: task.signature.bound(args, kwargs))
         entry = EnqueueEntry(job_id, payload, run_at, lifetime, may_exist, max_length or 0, place)
         return entry, queue
 

@@ -7,9 +7,9 @@ key                             type     lifetime
 ==============================  =======  =====================================================
 arq:queue (or the queue's name) ZSET     while it has jobs: id → run-at ms; of a running job
                                          the end of its lease
-arq:job:<id>                    STRING   until the job ends; 30 days at most
+arq:job:<id>                    STRING   until the job ends; 30 days, and a day beyond its next try
 arq:in-progress:<id>            STRING   the lease; without expiry while ``committing:<entry>``
-arq:retry:<id>                  STRING   tries that have ended; 88,400 s as in arq
+arq:retry:<id>                  STRING   tries that have ended; 88,400 s, as in arq, beyond the next
 arq:result:<id>                 STRING   ``keep_result``
 arq:abort                       ZSET     arq's
 <queue>:health-check            STRING   arq's
@@ -123,6 +123,7 @@ LATE = "runner:late:"
 RUNNING = "runner:running:"
 PARKED = "runner:parked:"
 PARKED_TASK = "runner:parked-task:"
+PAUSED = "runner:paused:"
 
 UNITS = "runner:units"
 WRITER = "runner:writer"
@@ -135,6 +136,9 @@ PAUSED_QUEUES = "runner:paused-queues"
 PAUSED_TASKS = "runner:paused-tasks"
 PARKED_TASKS = "runner:parked-tasks"
 GATED = "runner:gated"
+
+NODE = "flow:"
+"""How the ids of the jobs of flows begin; ``lua/flow.lua`` knows a node by it."""
 
 COMMITTING = "committing:"
 """What the in-progress key of a job says between its end and the commit of its unit."""
@@ -195,6 +199,14 @@ def errors(job_id: str) -> str:
 def commits(job_id: str) -> str:
     """HASH: what a job has committed before its end."""
     return COMMITS + job_id
+
+
+def node_of(job_id: str) -> tuple[str, int] | None:
+    """Return flow and number of a node's job; None for a job that is no node's."""
+    if not job_id.startswith(NODE):
+        return None
+    flow_id, _, number = job_id[len(NODE) :].rpartition(":")
+    return (flow_id, int(number)) if flow_id and number.isdigit() else None
 
 
 def flow(flow_id: str) -> str:
@@ -279,7 +291,7 @@ def limit_buckets(limit: str) -> str:
 
 def paused(queue: str) -> str:
     """STRING: there while nothing is claimed from this queue."""
-    return f"runner:paused:{queue}"
+    return PAUSED + queue
 
 
 def health(queue: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -234,6 +235,10 @@ def decide(
 ) -> Decision:
     """Decide what follows an attempt that raised. The only place that does.
 
+    A group of exceptions, as `asyncio.TaskGroup` raises it, is decided by each of them, and the
+    gravest verdict counts: what is final for one is final for all; else the longest delay. A
+    policy that names a class of groups decides about them as about other errors.
+
     Args:
         exc: what was raised.
         attempt: the number of the attempt, counted from 1.
@@ -243,6 +248,16 @@ def decide(
         random: a number from 0 to 1 that spreads jobs which failed together.
         overran: the attempt was ended by its time limit.
     """
+    if isinstance(exc, BaseExceptionGroup) and not _is_named(policy, exc):
+        about = functools.partial(
+            decide,
+            attempt=attempt,
+            policy=policy,
+            max_tries=max_tries,
+            random=random,
+            overran=overran,
+        )
+        return max(map(about, exc.exceptions), key=_gravity)
     match exc:
         case Snooze():
             return _snoozed(exc)
@@ -252,10 +267,27 @@ def decide(
             return Decision(Verdict.AGAIN, (exc.defer_score or 0) / 1000 or None)
         case RetryJob():
             return Decision(Verdict.AGAIN)
-    if policy is None or isinstance(exc, PERMANENT) or (overran and not policy.retry_on_timeout):
-        return _GIVE_UP
-    delay_s = _delay(policy, exc, attempt, max_tries, random=random, overran=overran)
+    delay_s = None
+    is_final = isinstance(exc, PERMANENT)
+    if policy is not None and not is_final and (policy.retry_on_timeout or not overran):
+        delay_s = _delay(policy, exc, attempt, max_tries, random=random, overran=overran)
     return _GIVE_UP if delay_s is None else Decision(Verdict.AGAIN, delay_s)
+
+
+_GRAVITY = (Verdict.SNOOZE, Verdict.AGAIN, Verdict.GIVE_UP, Verdict.CANCEL)
+
+
+def _is_named(policy: RetryPolicy | None, exc: BaseException) -> bool:
+    """Tell whether a policy says something of this class of groups itself."""
+    if policy is None:
+        return False
+    lists = [cast(_Tuple, policy.give_up_on), cast(_Tuple, policy.retry_on or ())]
+    kinds = [kind for named in (*(rule.kinds for rule in policy.rules), *lists) for kind in named]
+    return any(issubclass(kind, BaseExceptionGroup) and isinstance(exc, kind) for kind in kinds)
+
+
+def _gravity(decision: Decision) -> tuple[int, float]:
+    return _GRAVITY.index(decision.verdict), decision.delay_s or 0
 
 
 def _delay(

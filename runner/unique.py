@@ -83,6 +83,27 @@ class Place(msgspec.Struct, frozen=True):
 NO_PLACE = ("", "", "", 0, "")
 """The fields of a job that needs none."""
 
+PLACE = "un"
+"""The option of a job's payload that names its place, for who queues it again after its death."""
+
+
+def noted(place: Place | None) -> list[str] | None:
+    """Return what a payload says of a place; None of one that ends with its time."""
+    if place is None or place.rule.until == "time":
+        return None
+    return [place.digest.hex(), place.rule.until]
+
+
+def read_noted(value: Any) -> tuple[bytes, str]:
+    """Return digest and rule of what `noted` returned; nothings of what is none of that."""
+    match value:
+        case [str(digest), "start" | "end" | "debounce" as rule]:
+            try:
+                return bytes.fromhex(digest), rule
+            except ValueError:
+                return b"", ""
+    return b"", ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unique:
@@ -371,6 +392,7 @@ def _listed(names: Sequence[str]) -> str:
 
 __all__ = [
     "NO_PLACE",
+    "PLACE",
     "Debounce",
     "Place",
     "Rule",
@@ -379,6 +401,8 @@ __all__ = [
     "Unique",
     "canonical",
     "check_parameters",
+    "noted",
     "place_of",
+    "read_noted",
     "rule_of",
 ]

@@ -439,8 +439,8 @@ class Worker(Signalled):
                 await self._cancel_aborted_jobs()
                 if self.aborting_tasks:
                     self._turns.watch(self.aborting_tasks)
-            await self.gate.look(self.pool)
             await self.heart_beat()
+            await self.gate.look(self.pool)
 
     async def _cancel_aborted_jobs(self) -> None:
         """Cancel those of our jobs that are to be aborted; an id may be any bytes.

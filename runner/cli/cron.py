@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from runner.cli.load import do, load_settings
-from runner.cli.tables import read_json, stamp, table
+from runner.cli.tables import escaped, read_json, stamp, table
 from runner.errors import ScheduleError
 from runner.schedule import Schedule, ScheduleInfo, every, perpetual
 from runner.schedule import cron as schedule
@@ -145,7 +145,9 @@ def resume(path: str, name: str, *, as_json: bool) -> None:
 def run(path: str, name: str, *, as_json: bool) -> None:
     """Run the task of schedule NAME now."""
     job_id = _do(load_settings(path), lambda schedules: schedules.run(name))
-    click.echo(json.dumps({"name": name, "job_id": job_id}) if as_json else f"queued: {job_id}")
+    click.echo(
+        json.dumps({"name": name, "job_id": job_id}) if as_json else f"queued: {escaped(job_id)}"
+    )
 
 
 @cron.command()
@@ -155,7 +157,9 @@ def run(path: str, name: str, *, as_json: bool) -> None:
 def remove(path: str, name: str, *, as_json: bool) -> None:
     """Remove schedule NAME; jobs that it has made stay."""
     _do(load_settings(path), lambda schedules: schedules.remove(name))
-    click.echo(json.dumps({"name": name, "removed": True}) if as_json else f"removed: {name}")
+    click.echo(
+        json.dumps({"name": name, "removed": True}) if as_json else f"removed: {escaped(name)}"
+    )
 
 
 def shown(info: ScheduleInfo) -> dict[str, Any]:
@@ -195,7 +199,7 @@ def _tell(info: ScheduleInfo, what: str, as_json: bool) -> None:
         click.echo(json.dumps(shown(info), indent=2, default=str))
         return
     when = f", next at {stamp(info.next_due)}" if info.next_due else ""
-    click.echo(f"{what}: {info.name}{when}")
+    click.echo(f"{what}: {escaped(info.name)}{when}")
 
 
 def _do(settings: type[WorkerSettings], work: Work[T]) -> T:

@@ -29,6 +29,9 @@ from runner.workflow import JOB_PREFIX, WaitForFlow
 
 logger = logging.getLogger("arq.worker")
 
+MOST_DELAY_S = 10 * 366 * 24 * 3600.0
+"""Who waits for ten years waits for ever: later scores mean that a job is parked."""
+
 
 def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
     """Turn an ending into what happens in Redis. The only place that does."""
@@ -75,8 +78,13 @@ def delay_of(ending: Ending) -> str:
     """Return how long a job waits for its next try, in ms; and the flow whose end it waits for."""
     if ending.delay_s is None:
         return ""
-    delay = str(int(ending.delay_s * 1000))
+    delay = str(in_ms(ending.delay_s))
     return f"{delay} {ending.result.flow_id}" if isinstance(ending.result, WaitForFlow) else delay
+
+
+def in_ms(delay_s: float) -> int:
+    """Return a delay in ms, such as a score can be: from now on, and within ten years."""
+    return int(min(max(delay_s, 0), MOST_DELAY_S) * 1000)
 
 
 def keep_ms_of(host: Host, attempt: Attempt) -> int:
@@ -139,7 +147,7 @@ def header(host: Host, attempt: Attempt, keep_ms: int, *, had_errors: bool) -> b
         now_ms(),
         keep_ms,
         keep_cronjob_progress * 1000 if attempt.is_cron else 0,
-        -1 if again_s is None else int(again_s * 1000),
+        -1 if again_s is None else in_ms(again_s),
         host.name,
         had_errors,
     )

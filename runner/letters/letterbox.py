@@ -33,6 +33,7 @@ from runner.letters.records import (
 )
 from runner.scripts import load
 from runner.tasks import Task, seconds
+from runner.unique import PLACE, noted, place_of, read_noted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -51,6 +52,7 @@ ANSWERED = 1_000
 """Of how many letters a requeue says why they stay."""
 
 ALL = LetterFilter()
+NOWHERE = (b"", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,17 @@ class _Edit(NamedTuple):
     @property
     def is_one(self) -> bool:
         return self.args is not None or self.kwargs is not None
+
+    def place(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str] | None:
+        """Return what a payload says of the place that these arguments ask for.
+
+        None where the task is not known, or has no rule of its own.
+        """
+        rule = None if self.task is None else self.task.task_options.unique
+        if self.task is None or rule is None:
+            return None
+        bound = self.task.signature.bound
+        return noted(place_of(rule, self.task.name, lambda: bound(tuple(args), dict(kwargs))))
 
 
 class DeadLetters:
@@ -207,7 +220,8 @@ class DeadLetters:
         Raises:
             LetterNotFound: there is no letter of the one id that was given.
             LetterError: the letter of the one id that was given stays: a job of the id is in the
-                queue, its payload is gone, or cannot be read and has new arguments.
+                queue, or another one that it may not stand beside; its payload is gone, or cannot
+                be read and has new arguments; it is a step of a flow.
             ArgumentsError: new arguments do not fit the task.
             EncodeError: a new argument cannot travel.
         """
@@ -328,12 +342,13 @@ class DeadLetters:
             letter = self._read(found)
             job_id = found.raw.decode(errors="surrogateescape")
             try:
-                payload = self._payload(letter, job_id, edit, now_ms)
+                payload, place = self._payload(letter, job_id, edit, now_ms)
             except (LetterError, ArgumentsError, EncodeError) as exc:
                 said.refuse(job_id, exc)
                 continue
             names.append(job_id)
-            entries += (found.raw, found.died, payload, encode_error(last_error(letter)))
+            record = encode_error(last_error(letter))
+            entries += (found.raw, found.died, payload, record, *place)
         if not entries:
             return
         delay_ms = int(delay_s * 1000)
@@ -342,7 +357,7 @@ class DeadLetters:
             self._redis,
             keys=[
                 *(queue, keys.dead(queue), keys.held(queue)),
-                *(keys.idle(queue), keys.wake(queue)),
+                *(keys.idle(queue), keys.wake(queue), keys.places(queue)),
             ],
             args=[now_ms + delay_ms if delay_ms else "", self._lifetime_ms + delay_ms, *entries],
         )
@@ -353,11 +368,23 @@ class DeadLetters:
                 said.gone += 1
             elif status == -1:
                 said.refuse(job_id, _stays(job_id, "a job of this id is in the queue"))
+            elif isinstance(status, list):
+                other = status[0].decode(errors="backslashreplace")
+                why = f"job {other!r} is there, and there is to be no second one beside it"
+                said.refuse(job_id, _stays(job_id, why))
             else:
                 said.refuse(job_id, _stays(job_id, f"Redis refused it: {status.decode()}"))
 
-    def _payload(self, letter: DeadLetter, job_id: str, edit: _Edit, now_ms: int) -> bytes:
-        """Return the bytes with which a job is queued again."""
+    def _payload(
+        self, letter: DeadLetter, job_id: str, edit: _Edit, now_ms: int
+    ) -> tuple[bytes, tuple[bytes, str]]:
+        """Return the bytes with which a job is queued again, and digest and rule of its place."""
+        if (node := keys.node_of(job_id)) is not None:
+            raise _stays(
+                job_id,
+                f"it is a step of flow {node[0]!r}, which would hear nothing of it: run again what "
+                f"failed of that by client.flow({node[0]!r}).retry()",
+            )
         if not letter.payload:
             raise _stays(job_id, "its payload is gone; enqueue it anew")
         try:
@@ -367,8 +394,9 @@ class DeadLetters:
                 raise _stays(
                     job_id, f"its payload cannot be read, so its arguments stay as they are: {exc}"
                 ) from exc
-            return letter.payload
-        return codecs.encode_job(self._codec, self._renewed(record, job_id, edit, now_ms))
+            return letter.payload, NOWHERE
+        renewed = self._renewed(record, job_id, edit, now_ms)
+        return codecs.encode_job(self._codec, renewed), read_noted(renewed.options.get(PLACE))
 
     def _renewed(self, record: JobRecord, job_id: str, edit: _Edit, now_ms: int) -> JobRecord:
         args = record.args if edit.args is None else tuple(edit.args)
@@ -382,6 +410,10 @@ class DeadLetters:
             edit.task.signature.check(record.task, args, kwargs)
         options = {name: value for name, value in record.options.items() if name != "exp"}
         options[REQUEUED] = requeues(record.options) + 1
+        if edit.is_one and options.pop(PLACE, None) is not None:
+            place = edit.place(args, kwargs)  # other arguments have another one
+            if place is not None:
+                options[PLACE] = place
         if codecs.signs(self._codec):
             options["id"] = job_id
         return JobRecord(

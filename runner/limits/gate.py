@@ -34,6 +34,11 @@ ADMIT = load("admit")
 SWEEP_S = 15.0
 """How often one worker of the fleet looks for slots whose jobs are gone."""
 
+SWEEPS = 20
+"""How often it looks again at once, where there is more to release."""
+
+MORE = 2
+
 RETRY_DELAYS_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 MOST_VALUE = 100
 _TROUBLE = (RedisError, OSError, TimeoutError)
@@ -190,13 +195,24 @@ class Gate:
                 tries += 1
 
     async def look(self, redis: Redis) -> None:
-        """Now and then, find slots whose jobs are gone, when this worker knows limits at all."""
-        if not self._is_used or time.monotonic() < self._sweep_at:
+        """Now and then, find slots whose jobs are gone, and who waits for what holds no more.
+
+        A worker that knows no limit looks too, once there are some: it may be all that is left
+        when the code of the last one that had any was changed.
+        """
+        if time.monotonic() < self._sweep_at:
             return
         self._sweep_at = time.monotonic() + SWEEP_S
+        known = (keys.LIMITS_DECLARED, keys.LIMITS, keys.PARKED_TASKS)
+        if not self._is_used and not await redis.exists(*known):
+            return
         await self.declare(redis)
         turn_ms = int(SWEEP_S * 1000 / 2)
-        await load("limit_sweep").call(redis, keys=[keys.LIMIT_TURN], args=[turn_ms])
+        for _ in range(SWEEPS):
+            args = [turn_ms]
+            if await load("limit_sweep").call(redis, keys=[keys.LIMIT_TURN], args=args) != MORE:
+                return
+        self._sweep_at = 0.0
 
     async def drain(self) -> None:
         """Wait for the questions that are under way."""

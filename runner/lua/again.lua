@@ -2,6 +2,23 @@
 
 -- In place of a token: nobody holds the job, which waits for another try; its crashes are kept.
 local WAITS = '-'
+-- What it needs outlives its wait by a day, as arq keeps the count of tries; of those who are
+-- parked nobody knows how long they wait: a month.
+local RETRY_TTL_MS = 88400000
+local PARKED_FOR_MS = 2592000000
+local FAR_OFF_MS = 4102444800000
+
+-- Only what would be gone too early is kept longer: a job that is tried again and again, or that
+-- snoozes for longer than its payload was to live, runs all the same, and forgets no try.
+local function keep_until(id, at)
+  local needed = (at < FAR_OFF_MS and math.max(at - now, 0) or PARKED_FOR_MS) + RETRY_TTL_MS
+  for _, key in ipairs({'arq:job:' .. id, 'arq:retry:' .. id, 'runner:commits:' .. id}) do
+    local left = redis.call('PTTL', key)
+    if left >= 0 and left < needed then
+      redis.call('PEXPIRE', key, string.format('%d', needed))
+    end
+  end
+end
 
 -- Put it back at a score, or at its old one (nil); return the score that it had before the claim.
 local function put_back(id, at)
@@ -20,5 +37,6 @@ local function put_back(id, at)
     redis.call('HSET', held, id, WAITS .. ' ' .. crashes .. ' ' .. score_text(at))
   end
   redis.call('ZADD', queue, 'XX', score_text(at), id)
+  keep_until(id, at)
   return kept
 end

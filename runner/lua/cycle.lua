@@ -33,7 +33,6 @@
 local HEAD = 4
 local FIELDS = {ok = 6, done = 11, again = 11, back = 11, submit = 13}
 local FAR_OFF_MS = 4102444800000
-local RETRY_TTL_S = 88400
 local COUNTERS_MS = 2592000000
 local NOTE_MS = 3600000
 local LOOK_AHEAD = 5000
@@ -41,9 +40,11 @@ local counts = {}
 local buried = false
 
 local function run_again(id, attempt, extra, costs_a_try)
-  put_back(id, extra ~= '' and now_exact + flow_delay(extra) or nil)
+  local delay_ms = extra ~= '' and flow_delay(extra) or nil
+  put_back(id, delay_ms and now_exact + delay_ms)
   if costs_a_try then
-    redis.call('SET', 'arq:retry:' .. id, attempt, 'EX', RETRY_TTL_S)
+    local kept_ms = RETRY_TTL_MS + math.max(delay_ms or 0, 0)
+    redis.call('SET', 'arq:retry:' .. id, attempt, 'PX', string.format('%d', kept_ms))
   end
   return 1
 end

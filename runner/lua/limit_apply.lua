@@ -9,22 +9,6 @@
 open_limits()
 local PAGE = 50
 
--- Nothing holds the limit any more: who waits for a place comes now.
-local function release_reserved(place)
-  local key = 'runner:reserved:' .. place
-  local heads = redis.call('ZRANGE', key, 0, RELEASES - 1)
-  for _, named in ipairs(heads) do
-    local _, queue_name, id = place_parts(named)
-    local score = redis.call('ZSCORE', key, named)
-    if tonumber(redis.call('ZSCORE', queue_name, id) or 0) == tonumber(score) then
-      redis.call('ZADD', queue_name, 'XX', score_text(now_exact), id)
-      note_release(queue_name)
-    end
-    redis.call('ZREM', key, named)
-  end
-  return #heads
-end
-
 local function apply(place)
   if kind == 'running' then
     return unpark(place, most_running(place, count))

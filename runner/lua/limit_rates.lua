@@ -179,3 +179,19 @@ local function flush_rates()
     end
   end
 end
+
+-- Nothing holds the limit any more: who waits for a place comes now. Return how many were looked at.
+local function release_reserved(place)
+  local key = 'runner:reserved:' .. place
+  local heads = redis.call('ZRANGE', key, 0, RELEASES - 1)
+  for _, named in ipairs(heads) do
+    local _, queue_name, id = place_parts(named)
+    local score = redis.call('ZSCORE', key, named)
+    if tonumber(redis.call('ZSCORE', queue_name, id) or 0) == tonumber(score) then
+      redis.call('ZADD', queue_name, 'XX', score_text(now_exact), id)
+      note_release(queue_name)
+    end
+    redis.call('ZREM', key, named)
+  end
+  return #heads
+end

@@ -2,7 +2,8 @@
 --
 -- A bucket is one limit for one value of its key: `name`, or `name[value]`. Names have no `[`.
 -- A slot belongs to a job from its admission to its settlement, and a slot that is promised to a
--- parked job is taken from the moment of its release: nobody overtakes it.
+-- parked job is taken from the moment of its release: nobody overtakes it. A job in a paused queue
+-- is promised none: it would keep it from others for as long as the queue rests.
 --
 -- The functions are there after `open_limits()`: most calls of the engine's cycle need none of them.
 
@@ -11,9 +12,10 @@ local LIMIT_MS = 2592000000
 local RELEASES, SWEPT, SWEEP_AGAIN_MS = 100, 20, 1000
 
 local member_of, member_parts, set_limit, most_running, note_release, unpark, free_slot,
-  free_slots, is_stale, drop_stale, wake_released
+  free_slots, rests, is_stale, drop_stale, wake_released
 local now_us, set_limits  -- microseconds; name → what was set at run time, or false
 local released, swept = {}, {}  -- queue → how many jobs of it became due; buckets looked at
+local resting = {}  -- queue → whether it is paused
 
 local function open_limits()
   now_us = clock_parts[1] * 1000000 + clock_parts[2]
@@ -56,6 +58,13 @@ local function open_limits()
     released[queue_name] = (released[queue_name] or 0) + 1
   end
 
+  function rests(queue_name)
+    if resting[queue_name] == nil then
+      resting[queue_name] = redis.call('EXISTS', 'runner:paused:' .. queue_name) == 1
+    end
+    return resting[queue_name]
+  end
+
   -- Release parked jobs in order while there are slots; return how many were looked at.
   function unpark(bucket, most)
     local parked, running = 'runner:parked:' .. bucket, 'runner:running:' .. bucket
@@ -75,7 +84,8 @@ local function open_limits()
       if tonumber(redis.call('ZSCORE', queue_name, id) or 0) == PARKED_MS then
         redis.call('ZADD', queue_name, 'XX', head[2], id)
         -- A payload that has expired ends without running.
-        if most < math.huge and redis.call('EXISTS', 'arq:job:' .. id) == 1 then
+        if most < math.huge and redis.call('EXISTS', 'arq:job:' .. id) == 1
+          and not rests(queue_name) then
           redis.call('ZADD', running, now, head[1])
           redis.call('PEXPIRE', running, LIMIT_MS)
           free = free - 1
@@ -101,7 +111,7 @@ local function open_limits()
   end
 
   -- A slot is stale when its job is neither running nor about to be claimed: it was purged, its
-  -- payload expired, or a stock worker ended it.
+  -- payload expired, a stock worker ended it, or its queue is paused.
   function is_stale(member)
     local queue_name, id = member_parts(member)
     local score = redis.call('ZSCORE', queue_name, id)
@@ -112,7 +122,7 @@ local function open_limits()
     if holder then
       return string.sub(holder, 1, 11) == 'committing:'
     end
-    return tonumber(score) > now + 1
+    return tonumber(score) > now + 1 or rests(queue_name)
   end
 
   -- Look at some slots, those first that nobody has looked at for longest, and drop the stale ones.

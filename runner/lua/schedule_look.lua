@@ -6,7 +6,9 @@
 --
 -- The turn saves the others the same work; that each due time is run once rests on
 -- schedule_offer.lua alone. `book` is the prefix of the schedules' own keys. A schedule whose
--- own key is gone is dropped.
+-- own key is gone, or holds no schedule, is dropped; one whose due time is none is never due.
+
+local FAR_OFF_MS = 4102444800000
 
 local due = redis.call('ZRANGEBYSCORE', schedules, '-inf', now, 'LIMIT', 0, limit)
 local following = redis.call('ZRANGEBYSCORE', schedules, '(' .. now, '+inf', 'WITHSCORES',
@@ -26,11 +28,13 @@ end
 redis.call('SET', turn, worker, 'PX', turn_ms)
 local found = {}
 for _, name in ipairs(due) do
-  local parts = redis.call('HMGET', book .. name, 'definition', 'due', 'job', 'call')
-  if parts[1] and parts[2] then
+  local parts = redis.pcall('HMGET', book .. name, 'definition', 'due', 'job', 'call')
+  if parts.err or not parts[1] or not parts[2] then
+    redis.call('ZREM', schedules, name)
+  elseif string.find(parts[2], '^%d+$') then
     found[#found + 1] = {name, parts[1], parts[2], parts[3] or '', parts[4] or ''}
   else
-    redis.call('ZREM', schedules, name)
+    redis.call('ZADD', schedules, FAR_OFF_MS, name)
   end
 end
 return {now, again, found}

@@ -16,7 +16,11 @@ local source = mode == 'settings' and 'settings' or 'api'
 
 local function put(name, definition, trigger, due)
   local key = book .. name
-  local state = redis.call('HMGET', key, 'source', 'definition', 'trigger', 'paused')
+  local state = redis.pcall('HMGET', key, 'source', 'definition', 'trigger', 'paused')
+  if state.err then
+    redis.call('DEL', key)  -- no schedule, whoever wrote it
+    state = {}
+  end
   if state[1] and (mode == 'add' or state[1] ~= source) then
     return state[1]
   elseif not state[1] and mode == 'change' then

@@ -6,7 +6,10 @@
 local statuses = {}
 for at = names_at, #ARGV do
   local key = book .. ARGV[at]
-  local owner = redis.call('HGET', key, 'source')
+  local owner = redis.pcall('HGET', key, 'source')
+  if type(owner) == 'table' then
+    owner = source  -- no schedule, whoever wrote it
+  end
   if not owner then
     redis.call('ZREM', schedules, ARGV[at])
     statuses[#statuses + 1] = -1

@@ -25,7 +25,7 @@ local FIELDS = 7
 local COUNTERS_MS = 2592000000
 local FAILED_MS = 3600000
 local KEEP_MS = 2592000000
-local RETRY_TTL_S = 88400
+local RETRY_TTL_MS = 88400000
 
 if last ~= '' and #redis.call('XRANGE', stream, last, last) == 0 then
   return redis.error_reply('LOST ' .. last .. ' is not in the stream any more')
@@ -97,9 +97,11 @@ end
 -- Back into the queue with the tries that it has had; its payload expires again.
 local function run_again(at)
   local id = ARGV[at + 1]
-  redis.call('ZADD', queue, 'XX', now + tonumber(ARGV[at + 3]), id)
-  redis.call('PEXPIRE', 'arq:job:' .. id, KEEP_MS)
-  redis.call('SET', 'arq:retry:' .. id, ARGV[at + 6], 'EX', RETRY_TTL_S)
+  local delay_ms = tonumber(ARGV[at + 3])
+  redis.call('ZADD', queue, 'XX', now + delay_ms, id)
+  redis.call('PEXPIRE', 'arq:job:' .. id, string.format('%d', KEEP_MS + delay_ms))
+  redis.call('SET', 'arq:retry:' .. id, ARGV[at + 6], 'PX',
+    string.format('%d', RETRY_TTL_MS + delay_ms))
   if ARGV[at + 5] ~= '' then
     note_error(id, ARGV[at + 5])
   end

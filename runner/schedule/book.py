@@ -15,6 +15,7 @@ import msgspec
 
 from runner import codec as codecs
 from runner import keys
+from runner.broker import raw_id as raw_name
 from runner.codec import Codec, JobRecord
 from runner.errors import ArgumentsError, CodecError, ScheduleError
 from runner.schedule.run import call_id
@@ -22,7 +23,7 @@ from runner.schedule.schedule import Schedule
 from runner.schedule.triggers import Perpetual
 from runner.scripts import load
 from runner.tasks import Task
-from runner.unique import NO_PLACE, place_of
+from runner.unique import NO_PLACE, PLACE, Place, noted, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +37,9 @@ Mode: TypeAlias = Literal["add", "change", "settings"]
 
 TURN_MS = 500
 """For how long one worker sees to what is due; as late are runs when it is killed then."""
+
+UNREADABLE_MS = 60_000
+"""When a schedule that cannot be run is looked at again."""
 
 LOOK_LIMIT = 100
 PAGE = 500
@@ -186,10 +190,8 @@ class Book:
             args=[self._prefix, worker, LOOK_LIMIT, TURN_MS],
         )
         due = [
-            self._due(
-                raw.decode(), definition, call, int(due), job.decode(errors="surrogateescape")
-            )
-            for raw, definition, due, job, call in found
+            self._due(_text(name), definition, call, int(due), _text(job))
+            for name, definition, due, job, call in found
         ]
         return Look(now_ms, int(float(again)) if again else None, due)
 
@@ -208,7 +210,7 @@ class Book:
         for queue, indexes in by_queue.items():
             args: list[Any] = [self._prefix, worker]
             for index in indexes:
-                args += self._offer_fields(offers[index])
+                args += self._fields_to_send(offers[index])
             answers = await load("schedule_offer").call(
                 self.redis,
                 keys=[
@@ -257,20 +259,19 @@ class Book:
         status: int = await load("schedule_pause").call(
             self.redis,
             keys=[self._schedules],
-            args=[self._prefix, name, "1" if paused else "0", due_ms],
+            args=[self._prefix, raw_name(name), "1" if paused else "0", due_ms],
         )
         return status == 1
 
     async def remove(self, source: str, names: Sequence[str]) -> list[int | str]:
         """Forget schedules of one source; return 1, -1 (absent) or whose it is for each."""
-        answers = await load("schedule_remove").call(
-            self.redis, keys=[self._schedules], args=[self._prefix, source, *names]
-        )
+        args = [self._prefix, source, *map(raw_name, names)]
+        answers = await load("schedule_remove").call(self.redis, keys=[self._schedules], args=args)
         return [a if isinstance(a, int) else a.decode() for a in answers]
 
     async def names(self) -> list[str]:
         """Return the names of all schedules, those that are due next first."""
-        return [raw.decode() for raw in await self.redis.zrange(self._schedules, 0, -1)]
+        return [_text(raw) for raw in await self.redis.zrange(self._schedules, 0, -1)]
 
     async def infos(self, names: Sequence[str]) -> list[ScheduleInfo]:
         """Return the schedules of these names that exist, in their order."""
@@ -279,8 +280,8 @@ class Book:
             part = names[start : start + PAGE]
             async with self.redis.pipeline(transaction=False) as pipe:
                 for name in part:
-                    pipe.hgetall(self._prefix + name)
-                states = await pipe.execute()
+                    pipe.hgetall(self._key(name))
+                states = await pipe.execute(raise_on_error=False)
             found += [self._info(n, state) for n, state in zip(part, states, strict=True) if state]
         return found
 
@@ -291,14 +292,18 @@ class Book:
         for start in range(0, len(names), PAGE):
             async with self.redis.pipeline(transaction=False) as pipe:
                 for name in names[start : start + PAGE]:
-                    pipe.hget(self._prefix + name, "source")
-                sources += await pipe.execute()
+                    pipe.hget(self._key(name), "source")
+                sources += await pipe.execute(raise_on_error=False)
         return [name for name, source in zip(names, sources, strict=True) if source == b"settings"]
 
     async def enlist(
         self, worker: str, digest: str, tasks: Sequence[str], schedules: Sequence[str]
-    ) -> None:
-        """Say what a live worker knows; it counts for two minutes, or until it leaves."""
+    ) -> bool:
+        """Say what a live worker knows; it counts for two minutes, or until it leaves.
+
+        Returns:
+            Whether it counted before.
+        """
         fleet = keys.fleet(self.queue)
         now_ms = await self.now_ms()
         known = msgspec.msgpack.encode((tasks, schedules))
@@ -307,7 +312,8 @@ class Book:
             pipe.zremrangebyscore(fleet, "-inf", now_ms)
             pipe.pexpire(fleet, FLEET_MS)
             pipe.set(keys.fleet_member(self.queue, digest), known, px=FLEET_MS)
-            await pipe.execute()
+            added, *_ = await pipe.execute()
+        return not added
 
     async def leave(self, worker: str, digest: str) -> None:
         """Say that a worker has ended."""
@@ -359,6 +365,9 @@ class Book:
         self._read[name] = (definition, schedule)
         return schedule
 
+    def _key(self, name: str) -> Any:
+        return self._prefix.encode() + raw_name(name)
+
     def _bound_id(self, name: str) -> str:
         return f"schedule:{self.queue}:{name}"
 
@@ -373,35 +382,51 @@ class Book:
         try:
             schedule = self._with_call(name, self._decode(name, definition), call)
             return DueSchedule(name, schedule, due_ms, job)
-        except (CodecError, ScheduleError) as exc:
-            return DueSchedule(name, None, due_ms, job, str(exc))
+        except Exception as exc:  # noqa: BLE001  whatever is written there, the others are run
+            return DueSchedule(name, None, due_ms, job, _why(exc))
 
-    def _info(self, name: str, state: dict[bytes, bytes]) -> ScheduleInfo:
+    def _info(self, name: str, state: dict[bytes, bytes] | Exception) -> ScheduleInfo:
         schedule, error = None, ""
-        try:
-            declared = self._decode(name, state[b"definition"])
-            schedule = self._with_call(name, declared, state.get(b"call", b""))
-        except (CodecError, ScheduleError) as exc:
-            error = str(exc)
+        if isinstance(state, Exception):
+            state, error = {}, str(state)
+        else:
+            try:
+                declared = self._decode(name, state.get(b"definition", b""))
+                schedule = self._with_call(name, declared, state.get(b"call", b""))
+            except Exception as exc:  # noqa: BLE001  one that cannot be read hides no other
+                error = _why(exc)
         paused = state.get(b"paused") == b"1"
         return ScheduleInfo(
             name=name,
-            source=state[b"source"].decode(),
+            source=_text(state.get(b"source", b"")),
             schedule=schedule,
             paused=paused,
             next_due=None if paused else _moment(state.get(b"due")),
             last_due=_moment(state.get(b"last")),
-            last_job_id=state.get(b"job", b"").decode(errors="surrogateescape"),
-            runs=int(state.get(b"runs", 0)),
-            skipped=int(state.get(b"skipped", 0)),
+            last_job_id=_text(state.get(b"job", b"")),
+            runs=_number(state.get(b"runs")) or 0,
+            skipped=_number(state.get(b"skipped")) or 0,
             error=error,
         )
+
+    def _fields_to_send(self, offer: Offer) -> list[Any]:
+        try:
+            return self._offer_fields(offer)
+        except Exception:
+            if offer.kind != "due":
+                raise
+            # Others are due as well: this one is looked at again later.
+            logger.exception("schedule %r is not run: its job cannot be written down", offer.name)
+            again_ms = offer.now_ms + UNREADABLE_MS
+            return self._offer_fields(
+                replace(offer, kind="postpone", schedule=None, due_ms=(), next_ms=again_ms)
+            )
 
     def _offer_fields(self, offer: Offer) -> list[Any]:
         schedule = offer.schedule
         look_at = keys.FAR_OFF_MS if offer.next_ms is None else offer.next_ms
         fields: list[Any] = [
-            offer.name,
+            raw_name(offer.name),
             offer.kind,
             offer.expected_ms,
             "" if offer.next_ms is None else offer.next_ms,
@@ -420,6 +445,9 @@ class Book:
         options: dict[str, Any] = {CRON_OPTION: [self.queue, offer.name, due_ms]}
         if schedule.expires:
             options["exp"] = int(max(start_ms, offer.now_ms) + schedule.expires * 1000)
+        place = self._place(schedule)
+        if (said := noted(place)) is not None:
+            options[PLACE] = said
         if codecs.signs(self._codec):
             options["id"] = job_id
         record = JobRecord(
@@ -437,23 +465,22 @@ class Book:
             codecs.encode_job(self._codec, record),
             start_ms if lies_ahead else "",
             max(start_ms - offer.now_ms, 0) + self._lifetime_ms,
-            *self._place_fields(schedule),
+            *(NO_PLACE if place is None else place.fields()),
         ]
 
-    def _place_fields(self, schedule: Schedule) -> tuple[Any, ...]:
+    def _place(self, schedule: Schedule) -> Place | None:
         task = getattr(self._functions.get(schedule.task), "coroutine", None)
         rule = task.task_options.unique if isinstance(task, Task) else None
         # What is debounced for its callers is due when the schedule says so.
         if not isinstance(task, Task) or rule is None or rule.until == "debounce":
-            return NO_PLACE
+            return None
         bound = task.signature.bound
         try:
-            place = place_of(rule, task.name, lambda: bound(schedule.args, dict(schedule.kwargs)))
+            return place_of(rule, task.name, lambda: bound(schedule.args, dict(schedule.kwargs)))
         except (ArgumentsError, TypeError) as exc:
             # The others are to run all the same; what does not fit fails in its own job.
             logger.error("schedule %r runs as if it were not unique: %s", schedule.name, exc)  # noqa: TRY400  the message says it
-            return NO_PLACE
-        return place.fields()
+            return None
 
 
 _KNOWN = tuple[list[str], list[str]]
@@ -485,6 +512,27 @@ def _overlap(schedule: Schedule) -> str:
 
 
 def _moment(text: bytes | None) -> datetime | None:
-    if not text:
+    unix_ms = _number(text)
+    if unix_ms is None:
         return None
-    return datetime.fromtimestamp(int(text) / 1000, UTC)
+    try:
+        return datetime.fromtimestamp(unix_ms / 1000, UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _number(text: bytes | None) -> int | None:
+    """Return a number that stands in Redis, None where none does."""
+    try:
+        return int(text or b"")
+    except ValueError:
+        return None
+
+
+def _text(raw: bytes) -> str:
+    """Return a name or id, where anybody may have put bytes that are no text."""
+    return raw.decode(errors="surrogateescape")
+
+
+def _why(exc: Exception) -> str:
+    return str(exc) if isinstance(exc, CodecError | ScheduleError) else repr(exc)

@@ -134,6 +134,7 @@ class Schedule:
     ) -> Schedule:
         """Return the schedule of what `fields` returned; raise `ScheduleError`."""
         try:
+            _check_kinds(fields)
             return cls(
                 name=name,
                 task=task,
@@ -151,7 +152,7 @@ class Schedule:
                 job_id=fields["job_id"],
                 id_prefix=fields["id_prefix"],
             )
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, OverflowError) as exc:
             raise ScheduleError(f"schedule {name!r} cannot be read: {exc!r}") from exc
 
 
@@ -436,6 +437,18 @@ def _check_name(name: Any) -> None:
         )
     if not name.isprintable():
         raise ScheduleError(f"a schedule's name is printable text, not {name!a}")
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("queue", "job_id", "id_prefix"), (str,)),
+    **dict.fromkeys(("grace", "expires"), (int, float)),
+}
+
+
+def _check_kinds(fields: Mapping[str, Any]) -> None:
+    for option, kinds in _KINDS.items():
+        if fields[option] is not None and not isinstance(fields[option], kinds):
+            raise TypeError(f"{option} is {fields[option]!r}")
 
 
 def _check_choice(name: str, option: str, given: Any, choices: tuple[str, ...]) -> None:

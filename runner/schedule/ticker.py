@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from runner import broker
 from runner.connections import TROUBLE
 from runner.errors import ScheduleConflict
-from runner.schedule.book import FLEET_MS, Book, DueSchedule, Look, Offer
+from runner.schedule.book import FLEET_MS, UNREADABLE_MS, Book, DueSchedule, Look, Offer
 from runner.schedule.missed import Runs, runs_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ MOST_WAIT_S = 1.0
 RENEW_S = 30.0
 RETIRE_AFTER_S = 60.0
 AGAIN_S = 1.0
-UNREADABLE_MS = 60_000
 
 
 class Ticker:
@@ -95,10 +94,7 @@ class Ticker:
 
     async def open(self) -> None:
         """Write the settings' schedules into the book, and make the runs of a start."""
-        statuses = await self._book.put("settings", self._schedules)
-        for schedule, status in zip(self._schedules, statuses, strict=True):
-            if isinstance(status, str):
-                logger.error("%s", conflict(schedule.name, status))
+        statuses = await self._write()
         now_ms = await self._book.now_ms()
         offers = [
             Offer("startup", schedule.name, schedule, (now_ms,), 0, None, now_ms)
@@ -108,9 +104,20 @@ class Ticker:
         if offers:
             await self._book.offer(self._worker, offers)
 
+    async def _write(self) -> list[int | str]:
+        statuses = await self._book.put("settings", self._schedules)
+        for schedule, status in zip(self._schedules, statuses, strict=True):
+            if isinstance(status, str):
+                logger.error("%s", conflict(schedule.name, status))
+        return statuses
+
     async def tick(self) -> float:
         """See to what is due now; return the seconds until there may be more."""
         look = await self._book.look(self._worker)
+        if not look.due and look.again_ms is None and self._schedules:
+            logger.warning("Redis has lost the schedules: those of the settings are written again")
+            await self._write()
+            return 0.0
         if not look.due:
             return _wait_s(look)
         offers = [self._offer(due, look.now_ms) for due in look.due]
@@ -143,19 +150,17 @@ class Ticker:
             await asyncio.sleep(wait_s)
 
     def _offer(self, due: DueSchedule, now_ms: int) -> Offer:
-        schedule = due.schedule
+        schedule, error = due.schedule, due.error
+        runs = Runs((), None)
+        if schedule is not None:
+            try:
+                runs = _runs(schedule, due.due_ms, now_ms)
+            except Exception as exc:  # noqa: BLE001  a time that is none: the others are run
+                schedule, error = None, repr(exc)
         if schedule is None:
-            logger.error("schedule %r is not run: %s", due.name, due.error)
+            logger.error("schedule %r is not run: %s", due.name, error)
             again_ms = now_ms + UNREADABLE_MS
             return Offer("postpone", due.name, None, (), due.due_ms, again_ms, now_ms)
-        runs: Runs = runs_of(
-            schedule.trigger,
-            due_ms=due.due_ms,
-            now_ms=now_ms,
-            grace_ms=schedule.grace_ms,
-            catch_up=schedule.catch_up,
-            most=schedule.catch_up_max,
-        )
         if not runs.due_ms:
             logger.info("schedule %r: missed due times are skipped", due.name)
         return Offer("due", due.name, schedule, runs.due_ms, due.due_ms, runs.next_ms, now_ms)
@@ -182,7 +187,10 @@ class Ticker:
         if self._enlisted is not None and now < self._enlisted + RENEW_S:
             return
         names = [schedule.name for schedule in self._schedules]
-        await self._book.enlist(self._worker, self._digest, self._tasks, names)
+        known = await self._book.enlist(self._worker, self._digest, self._tasks, names)
+        if self._enlisted is not None and not known:
+            # Redis has lost it; and schedules, maybe, of which others are left.
+            await self._write()
         self._enlisted = now
         if now >= self._started + RETIRE_AFTER_S:
             await self.retire()
@@ -246,6 +254,17 @@ def conflict(name: str, source: str) -> ScheduleConflict:
             f"(runner cron remove {name}), or take another name"
         )
     return ScheduleConflict(message, name=name, source=source)
+
+
+def _runs(schedule: Schedule, due_ms: int, now_ms: int) -> Runs:
+    return runs_of(
+        schedule.trigger,
+        due_ms=due_ms,
+        now_ms=now_ms,
+        grace_ms=schedule.grace_ms,
+        catch_up=schedule.catch_up,
+        most=schedule.catch_up_max,
+    )
 
 
 def _wait_s(look: Look) -> float:

@@ -10,6 +10,8 @@ import msgspec
 
 from runner.codec import JobRecord, encode_job, signs
 from runner.errors import FlowRefused
+from runner.keys import NODE as JOB_PREFIX
+from runner.keys import node_of
 from runner.workflow.flow import leaves
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 MOST_NODES = 100_000
 A_TIME_MS = 1_000_000_000_000
 """From here on a delay is a time: Unix time in ms, and a delay of 30 years."""
-JOB_PREFIX = "flow:"
-"""How the ids of nodes' jobs begin; ``lua/flow.lua`` knows a node by it."""
 
 REFERENCES = "refs"
 TIMEOUT = "timeout"
@@ -264,14 +264,6 @@ def job_id_of(flow_id: str, number: int) -> str:
     return f"{JOB_PREFIX}{flow_id}:{number}"
 
 
-def node_of(job_id: str) -> tuple[str, int] | None:
-    """Return flow and number of a node's job; None for a job that is no node's."""
-    if not job_id.startswith(JOB_PREFIX):
-        return None
-    flow_id, _, number = job_id[len(JOB_PREFIX) :].rpartition(":")
-    return (flow_id, int(number)) if flow_id and number.isdigit() else None
-
-
 def checked_flow_id(flow_id: str) -> str:
     """Return the id; raise `FlowRefused` for one that cannot be."""
     if not _ID.fullmatch(str(flow_id)):
@@ -352,6 +344,7 @@ def _in_a_row(left: Any, right: Any) -> bool:
 
 
 __all__ = [
+    "JOB_PREFIX",
     "Entry",
     "Plan",
     "Planner",

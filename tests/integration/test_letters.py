@@ -18,7 +18,11 @@ from runner import (
     Outcome,
     Retry,
     RetryPolicy,
+    Unique,
+    cron,
+    every,
     give_up,
+    group,
     keys,
     on,
     task,
@@ -35,7 +39,10 @@ if TYPE_CHECKING:
 
     from runner import Client
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.lasting_keys("runner:held:*")]
+pytestmark = [
+    pytest.mark.timeout(60),
+    pytest.mark.lasting_keys("runner:held:*", "runner:schedules:*", "runner:schedule:*"),
+]
 
 QUEUE = keys.DEFAULT_QUEUE
 NOW = RetryPolicy(base=0, cap=0)
@@ -471,6 +478,71 @@ async def test_signed_job_is_requeued_by_a_client_without_keys(redis_url: str) -
         paid: list[int] = []
         await drain(redis_url, [pay_again], signing_keys=SIGNING_KEYS, ctx={"paid": paid})
         assert paid == [1]
+
+
+@task(unique=Unique(by="order_id"))
+async def charge(_ctx: Context, order_id: int, note: str = "") -> None:
+    raise ConnectionError(f"order {order_id}: the bank is away {note}")
+
+
+@task(throttle=3600)
+async def remind(_ctx: Context) -> None:
+    raise ConnectionError("the bank is away")
+
+
+async def test_unique_job_is_requeued_unless_another_has_its_place(
+    redis_url: str, client: Client
+) -> None:
+    dead = await client.enqueue(charge, 1)
+    await drain(redis_url, [charge])
+    other = await client.enqueue(charge.options(delay=600), 1)
+    with pytest.raises(LetterError, match=f"{other.job_id}.* no second one beside it"):
+        await client.dead.requeue(dead.job_id)
+    assert (await client.dead.requeue(LetterFilter())).stayed == 1
+    await client.jobs.cancel(other.job_id)
+    await client.dead.requeue(dead.job_id, delay=600)
+    again = await client.enqueue(charge, 1)
+    assert (again.job_id, again.is_new) == (dead.job_id, False)
+
+
+async def test_unique_job_with_new_arguments_has_their_place(
+    redis_url: str, client: Client
+) -> None:
+    dead = await client.enqueue(charge, 1)
+    await drain(redis_url, [charge])
+    others = [await client.enqueue(charge.options(delay=600), number) for number in (1, 2)]
+    with pytest.raises(LetterError, match=others[1].job_id):
+        await client.dead.requeue(dead.job_id, args=[2], task=charge)
+    await client.dead.requeue(dead.job_id, args=[3], task=charge, delay=600)
+    assert (await client.enqueue(charge, 3)).job_id == dead.job_id
+    assert (await client.enqueue(charge, 1)).job_id == others[0].job_id
+
+
+async def test_run_of_a_schedule_is_requeued_as_a_unique_job(
+    redis_url: str, client: Client
+) -> None:
+    async with serving(redis_url, [charge], cron_jobs=[cron(charge, every(0.1), args=(1,))]):
+        await wait_until(client.dead.count, description="a run has died")
+    (letter, *_) = (await client.dead.list()).letters
+    other = await client.enqueue(charge.options(delay=600), 1)
+    with pytest.raises(LetterError, match=other.job_id):
+        await client.dead.requeue(letter.job_id)
+
+
+async def test_throttled_job_is_requeued_within_its_period(redis_url: str, client: Client) -> None:
+    dead = await client.enqueue(remind)
+    await drain(redis_url, [remind])
+    await client.dead.requeue(dead.job_id)
+    assert await client.zcard(QUEUE) == 1
+
+
+async def test_step_of_a_flow_is_not_requeued_alone(redis_url: str, client: Client) -> None:
+    run = await client.start(group([hopeless.call()]))
+    await drain(redis_url, [hopeless])
+    (letter,) = (await client.dead.list()).letters
+    with pytest.raises(LetterError, match=rf"client\.flow\('{run.id}'\)\.retry\(\)"):
+        await client.dead.requeue(letter.job_id)
+    assert await client.dead.count() == 1
 
 
 async def test_requeue_wakes_a_worker(redis_url: str, client: Client) -> None:

@@ -720,3 +720,147 @@ async def test_a_limit_that_no_worker_declares_any_more_is_forgotten(
     assert (await client.limits.set("old", max_running=2)).declared is None
     assert await client.limits.clear("old") is None
     assert [info.name for info in await client.limits.list()] == ["new"]
+
+
+async def sweep(redis: Any) -> int:
+    """Look for slots whose jobs are gone, whoever's turn it is."""
+    await redis.delete(keys.LIMIT_TURN)
+    answer: int = await load("limit_sweep").call(redis, keys=[keys.LIMIT_TURN], args=[60_000])
+    return answer
+
+
+async def park_all(redis: Any, rig: Rig, limit: tuple[Any, ...], *job_ids: str) -> None:
+    """Enqueue jobs and let them be parked."""
+    await rig.put(*job_ids)
+    for claimed in await rig.claim(limit=len(job_ids)):
+        assert (await admit(redis, claimed, limit))[0] == 3
+
+
+OLD = '{"kind":"running","count":1,"period_us":0,"burst":0,"key":null,"seen_ms":"1000"}'
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+async def test_a_limit_that_left_the_code_releases_who_is_parked(redis: Any, is_set: bool) -> None:
+    rig = Rig(redis)
+    limit = ("running", "l", "l", 1)
+    assert await admit(redis, await rig.claim_one("runs"), limit) == [1, 0]
+    names = [f"{number:03}" for number in range(250)]
+    await park_all(redis, rig, limit, *names)
+    await redis.hset(keys.LIMITS_DECLARED, "l", OLD)
+    await redis.expire(keys.LIMITS_DECLARED, 60)
+    if is_set:  # by its name: nobody has it in the code
+        await redis.hset(keys.LIMITS, "l", '{"name":"l","kind":"running","count":1}')
+    answers = []
+    while (answer := await sweep(redis)) == 2:
+        answers.append(answer)
+    assert len(answers) == 3
+    assert [claimed.job_id for claimed in await rig.claim(limit=300)] == names
+    assert not await redis.exists("runner:parked:l")
+
+
+async def test_a_limit_on_a_task_holds_without_anybodys_code(redis: Any) -> None:
+    rig = Rig(redis)
+    limit = ("running", "t.running", "t.running", 0)
+    definition = '{"name":"t.running","kind":"running","count":1,"task":"t"}'
+    await redis.hset(keys.LIMITS, "t.running", definition)
+    await redis.hset(keys.LIMITS_DECLARED, "t.running", OLD)
+    await redis.expire(keys.LIMITS_DECLARED, 60)
+    assert await admit(redis, await rig.claim_one("runs"), limit) == [1, 0]
+    await park_all(redis, rig, limit, "waits")
+    assert await sweep(redis) == 1
+    assert await rig.claim() == []
+
+
+async def test_a_rate_that_left_the_code_releases_who_waits_for_a_time(redis: Any) -> None:
+    rig = Rig(redis)
+    limit = ("window", "l", "l", 1, 3_600_000_000, 0, 1)
+    assert await admit(redis, await rig.claim_one("first"), limit) == [1, 0]
+    assert (await admit(redis, await rig.claim_one("second"), limit))[0] == 2
+    old = OLD.replace("running", "window").replace('"period_us":0', '"period_us":3600000000')
+    await redis.hset(keys.LIMITS_DECLARED, "l", old)
+    await redis.expire(keys.LIMITS_DECLARED, 60)
+    await sweep(redis)
+    assert [claimed.job_id for claimed in await rig.claim()] == ["second"]
+
+
+async def test_a_worker_without_limits_releases_what_others_parked(
+    redis_url: str, redis: Any, client: runner.Client
+) -> None:
+    """The last code that had a limit is gone, and its jobs are not."""
+    ran: list[str] = []
+
+    @task(name="free", max_running=1)
+    async def limited(_ctx: Context) -> None: ...
+
+    @task(name="free")
+    async def free(_ctx: Context) -> None:
+        ran.append("free")
+
+    rig = Rig(redis)
+    spec = ("running", "free.running", "free.running", 1)
+    holder = await rig.claim_one("holder")
+    assert await admit(redis, holder, spec) == [1, 0]
+    await client.enqueue(limited)
+    (claimed,) = await rig.claim()
+    assert (await admit(redis, claimed, spec))[0] == 3
+    await redis.hset(keys.LIMITS_DECLARED, "free.running", OLD)
+    await redis.expire(keys.LIMITS_DECLARED, 60)
+    async with serving(redis_url, [free]):
+        await wait_until(lambda: ran, description="it runs")
+
+
+async def test_slots_are_not_promised_to_a_queue_that_rests(redis: Any) -> None:
+    """Others share the limit, and would wait for as long as that queue is paused."""
+    resting, rig = Rig(redis, queue="resting"), Rig(redis)
+    limit = ("running", "l", "l", 1)
+    first = await rig.claim_one("first")
+    assert await admit(redis, first, limit) == [1, 0]
+    await park_all(redis, resting, limit, "rests")
+    await park_all(redis, rig, limit, "waits")
+    await redis.set(keys.paused("resting"), "1")
+    settlement = done(first)
+    settlement.slots = msgspec.msgpack.encode([("l", 1)])
+    await rig.settle(settlement)
+    (claimed,) = await rig.claim()
+    assert claimed.job_id == "waits"
+    assert await admit(redis, claimed, limit) == [1, 0]
+    # When its queue goes on, it asks again.
+    await redis.delete(keys.paused("resting"))
+    (claimed,) = await resting.claim()
+    assert (await admit(redis, claimed, limit))[0] == 3
+
+
+async def test_a_slot_is_taken_from_a_job_whose_queue_was_paused(redis: Any) -> None:
+    resting, rig = Rig(redis, queue="resting"), Rig(redis)
+    limit = ("running", "l", "l", 1)
+    first = await rig.claim_one("first")
+    assert await admit(redis, first, limit) == [1, 0]
+    await park_all(redis, resting, limit, "rests")
+    settlement = done(first)
+    settlement.slots = msgspec.msgpack.encode([("l", 1)])
+    await rig.settle(settlement)  # the slot is promised to the job that rests
+    await redis.set(keys.paused("resting"), "1")
+    # Nobody looked at the slot for a second.
+    await redis.zadd("runner:running:l", {"resting\nrests": 1})
+    assert await admit(redis, await rig.claim_one("waits"), limit) == [1, 0]
+
+
+async def test_a_sweep_keeps_what_is_parked_on_its_list(redis: Any) -> None:
+    rig = Rig(redis)
+    limit = ("running", "l", "l", 1)
+    assert await admit(redis, await rig.claim_one("runs"), limit) == [1, 0]
+    await park_all(redis, rig, limit, "waits")
+    await redis.hset(keys.LIMITS_DECLARED, "l", OLD.replace("1000", "9e15"))
+    await redis.expire(keys.LIMITS_DECLARED, 60)
+    await redis.pexpire("runner:parked:l", 60_000)
+    await sweep(redis)
+    assert await redis.pttl("runner:parked:l") > 29 * 24 * 3_600_000
+
+
+async def test_a_sweep_forgets_hundreds_of_empty_buckets(redis: Any) -> None:
+    await redis.zadd("runner:limit-buckets:l", {f"l[{number}]": 1 for number in range(450)})
+    await redis.expire("runner:limit-buckets:l", 60)
+    await redis.hset(keys.LIMITS_DECLARED, "l", OLD.replace("1000", "9e15"))
+    await redis.expire(keys.LIMITS_DECLARED, 60)
+    await sweep(redis)
+    assert not await redis.exists("runner:limit-buckets:l")

@@ -16,7 +16,7 @@ from arq.cron import cron as arq_cron
 
 import runner
 from runner import Context, cron, errors, every, keys, perpetual, task
-from runner.codec import MsgpackCodec
+from runner.codec import JobRecord, MsgpackCodec, encode_job
 from runner.schedule import Book, Schedule, Schedules, Ticker, scheduled
 from runner.schedule.book import TURN_MS, DueSchedule
 from runner.signing import SignedCodec
@@ -645,3 +645,108 @@ async def test_due_times_while_redis_was_away_are_run_when_it_is_back(
         await wait_until(lambda: past(stopped_at + 3000), description="it goes on", timeout_s=30)
     dues.sort()
     assert dues == list(range(dues[0], dues[-1] + 1, 100))
+
+
+# What anybody may have written there
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        "name",
+        "key of another type",
+        "definition",
+        "due time",
+        "due time beyond all time",
+        "queue",
+        "call",
+        "no schedule",
+    ],
+)
+async def test_schedule_that_is_none_stops_no_other(
+    redis: Any, book: Book, client: runner.Client, rubbish: str
+) -> None:
+    odd = cron("work", every(3600), grace=7200, name="odd")
+    name, key = b"odd", (keys.schedule_book(QUEUE) + "odd").encode()
+    await book.put("add", [odd])
+    due_ms = await book.now_ms() - 5
+    await redis.hset(key, "due", due_ms)
+    match rubbish:
+        case "name":
+            name = b"odd \xff"
+            await redis.rename(key, key + b" \xff")
+            await redis.zrem(keys.schedules(QUEUE), "odd")
+        case "key of another type":
+            await redis.set(key, "x", ex=60)
+        case "definition":
+            await redis.hset(key, "definition", b"\xff\x00")
+        case "due time":
+            await redis.hset(key, "due", "soon")
+        case "due time beyond all time":
+            await redis.hset(key, "due", "9" * 30)
+        case "queue":
+            fields = {**odd.fields(), "queue": 5}
+            await redis.hset(key, "definition", encoded(odd, fields))
+        case "call":
+            await redis.hset(key, "call", b"no call")
+        case _:
+            await redis.delete(key)
+    await redis.zadd(keys.schedules(QUEUE), {name: 1})
+    last_ms = await overdue(redis, book, cron("work", "0 * * * *", grace=7200, name="good"))
+    await ticker(book).tick()
+    assert await jobs(redis) == [f"cron:good:{last_ms}"]
+    listed = [info.name for info in await client.schedules.list()]
+    assert "good" in listed
+    shown_name = name.decode(errors="surrogateescape")
+    if shown_name in listed:
+        await client.schedules.remove(shown_name)
+        assert not await redis.exists(key)
+    assert [info.name for info in await client.schedules.list()] == ["good"]
+
+
+def encoded(schedule: Schedule, fields: dict[str, Any]) -> bytes:
+    """Return a definition with these fields."""
+    options = {"id": f"schedule:{QUEUE}:{schedule.name}", "schedule": fields}
+    record = JobRecord(
+        task=schedule.task, args=(), kwargs={}, attempt=None, enqueued_ms=0, options=options
+    )
+    return encode_job(MsgpackCodec(), record)
+
+
+async def test_settings_write_over_a_key_that_is_no_schedule(redis: Any, book: Book) -> None:
+    await redis.set(keys.schedule_book(QUEUE) + "work", "x", ex=60)
+    await ticker(book, cron(work, every(3600))).open()
+    (info,) = await book.infos(["work"])
+    assert (info.source, info.error) == ("settings", "")
+
+
+async def test_settings_write_their_schedules_again_when_redis_has_lost_them(
+    redis_url: str, redis: Any
+) -> None:
+    async with serving(redis_url, [work], cron_jobs=[cron(work, every(0.1))]):
+        await wait_until(lambda: runs(redis), description="it runs")
+        await redis.flushdb()
+        await wait_until(lambda: runs(redis), description="it runs again")
+
+
+async def both_exist(redis: Any, *names: str) -> bool:
+    return bool(await redis.exists(*names) == len(names))
+
+
+async def test_a_schedule_that_was_lost_alone_is_written_again(
+    redis: Any, book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.schedule.ticker.RENEW_S", 0.0)
+    monkeypatch.setattr("runner.schedule.ticker.MOST_WAIT_S", 0.05)
+    one, other = (cron(work, every(3600), name=name) for name in ("one", "other"))
+    started = ticker(book, one, other)
+    started.start()
+    try:
+        key = keys.schedule_book(QUEUE) + "one"
+        await wait_until(lambda: both_exist(redis, key, keys.fleet(QUEUE)), description="they are")
+        await redis.zrem(keys.schedules(QUEUE), "one")
+        await redis.delete(key, keys.fleet(QUEUE))
+        await wait_until(lambda: redis.exists(key), description="it is there again")
+        assert await redis.zscore(keys.schedules(QUEUE), "one")
+    finally:
+        await started.stop()

@@ -105,6 +105,10 @@ RULES = replace(
 )
 
 
+def group(*errors: Exception) -> ExceptionGroup[Exception]:
+    return ExceptionGroup("several", errors)
+
+
 def again(delay_s: float | None) -> Decision:
     return Decision(Verdict.AGAIN, delay_s)
 
@@ -162,6 +166,25 @@ def again(delay_s: float | None) -> Decision:
         (replace(RULES, give_up_on=OSError), ConnectionError(), 1, again(10)),
         # a TimeoutError of the task's own is an error like others
         (FLAT, TimeoutError(), 1, again(3)),
+        # a group by what is in it, the gravest first
+        (FLAT, group(ValueError()), 1, again(3)),
+        (FLAT, group(ValueError(), group(KeyError())), 3, GIVE_UP),
+        (RULES, group(ConnectionError()), 3, again(40)),
+        (RULES, group(ConnectionError(), RateLimitError()), 1, again(60)),
+        (RULES, group(RateLimitError(), group(OddError())), 1, GIVE_UP),
+        (RULES, group(ConnectionError(), ValueError()), 3, GIVE_UP),
+        (FLAT, group(ValueError(), ArgumentsError()), 1, GIVE_UP),
+        (None, group(Retry(defer=5)), 9, again(5)),
+        (None, group(Retry(defer=5), Retry()), 9, again(5)),
+        (None, group(Retry(defer=5), ValueError()), 1, GIVE_UP),
+        (FLAT, group(Snooze(7), Snooze(9)), 9, Decision(Verdict.SNOOZE, 9)),
+        (FLAT, group(Snooze(7), ValueError()), 1, again(3)),
+        (FLAT, group(Cancel(), ValueError()), 1, Decision(Verdict.CANCEL)),
+        # unless the policy names groups
+        (replace(FLAT, give_up_on=ExceptionGroup), group(ValueError()), 1, GIVE_UP),
+        (replace(FLAT, retry_on=ExceptionGroup), group(ValueError()), 1, again(3)),
+        (replace(FLAT, rules=(on(ExceptionGroup, delay=9),)), group(ValueError()), 1, again(9)),
+        (replace(FLAT, rules=(on(Exception, delay=9),)), group(ValueError()), 1, again(9)),
     ],
 )
 def test_decision(

@@ -137,7 +137,21 @@ def test_schedule_is_read_as_it_was_written() -> None:
     assert Schedule.of(made.name, made.task, made.args, dict(made.kwargs), made.fields()) == made
 
 
-@pytest.mark.parametrize("fields", [{}, {"trigger": 5}, {"trigger": ["every", 5]}])
+RULES = cron(report, every(60)).fields()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"trigger": 5},
+        {"trigger": ["every", 5]},
+        {**RULES, "queue": 5},
+        {**RULES, "job_id": b"x"},
+        {**RULES, "expires": "soon"},
+        {**RULES, "jitter": float("inf")},
+    ],
+)
 def test_rules_that_cannot_be_read_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ScheduleError):
         Schedule.of("x", "x", (), {}, fields)

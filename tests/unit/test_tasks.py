@@ -13,7 +13,7 @@ import pytest
 from arq.cron import cron
 from arq.worker import func
 
-from runner import RetryPolicy, task, tasks
+from runner import RetryPolicy, options, task
 from runner.errors import ArgumentsError, DecodeError, SettingsError
 from runner.tasks import BoundTask, SyncTask, Task
 from runner.worker import as_function
@@ -127,7 +127,7 @@ def test_option_at_the_edge_is_taken() -> None:
 
 
 def test_every_option_of_a_task_has_a_rule() -> None:
-    known = {*tasks._RULES, *tasks._NO_RULE}
+    known = {*options.RULES, *options.NO_RULE}
     assert known == set(inspect.signature(task).parameters) - {"function"}
 
 
