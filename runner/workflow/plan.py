@@ -84,7 +84,7 @@ class Entry(NamedTuple):
 
     Attributes:
         plan: packed flags, queue, delay, fallback, owner, children; see ``lua/flow.lua``.
-        names: its packed name and task.
+        names: its packed name and task, and the names of the flows that it is nested in.
         payload: its encoded job, b"" for a gate.
         parents: the numbers of the nodes that must end before it.
     """
@@ -145,7 +145,7 @@ class Planner:
         return Entry(
             number=number,
             plan=_pack(plan),
-            names=_pack((node.name, "" if call is None else call.task.name)),
+            names=_pack((node.name, "" if call is None else call.task.name, *node.within)),
             payload=b"" if call is None else self._payload(each, call, number),
             parents=tuple(numbers[name] for name in dict.fromkeys(node.after)),
         )
@@ -304,6 +304,8 @@ def wire_tree(tree: Tree, numbers: Mapping[str, int]) -> Any:
     """Return a tree with numbers for names; those in a row become one value."""
     if isinstance(tree, str):
         return numbers[tree]
+    if isinstance(tree, dict):
+        return {key: wire_tree(each, numbers) for key, each in tree.items()}
     given = [wire_tree(each, numbers) for each in tree]
     wired: list[Any] = []
     start = 0
@@ -319,9 +321,11 @@ def wire_tree(tree: Tree, numbers: Mapping[str, int]) -> Any:
 
 
 def read_tree(wired: Any) -> Any:
-    """Return nested lists of numbers, as `wire_tree` had them."""
+    """Return numbers nested in lists and dicts, as `wire_tree` had them."""
     if isinstance(wired, int):
         return wired
+    if isinstance(wired, dict):
+        return {key: read_tree(each) for key, each in wired.items()}
     found: list[Any] = []
     for each in wired:
         if isinstance(each, list | tuple) and each and each[0] == RUN:
@@ -336,7 +340,7 @@ def numbers_in(tree: Any) -> Iterator[int]:
     if isinstance(tree, int):
         yield tree
     else:
-        for each in tree:
+        for each in tree.values() if isinstance(tree, dict) else tree:
             yield from numbers_in(each)
 
 
@@ -344,6 +348,8 @@ def filled(tree: Any, values: Mapping[int, Any]) -> Any:
     """Return the tree with values in the places of numbers."""
     if isinstance(tree, int):
         return values[tree]
+    if isinstance(tree, dict):
+        return {key: filled(each, values) for key, each in tree.items()}
     return [filled(each, values) for each in tree]
 
 

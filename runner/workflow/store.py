@@ -58,6 +58,7 @@ PAGE = 500
 """Nodes stored or read in one call: about 5 ms of the server's time."""
 
 PAGE_BYTES = 4_000_000
+RAN = (NodeState.FAILED, NodeState.CANCELLED)
 LEFTOVER_MS = 10 * 60 * 1000
 """How long nodes are kept of a flow that is not started."""
 
@@ -257,9 +258,7 @@ class FlowStore:
         raw = await self.redis.hget(keys.flow(flow_id), "returns")
         if raw is None:
             raise FlowNotFound(f"the result of flow {flow_id} is kept no more", flow_id=flow_id)
-        wired = _unpack(raw)
-        by_name = isinstance(wired, dict)
-        tree = list(wired.values()) if by_name else read_tree(wired)
+        tree = read_tree(_unpack(raw))
         numbers = list(dict.fromkeys(numbers_in(tree)))
         records = await self.records(flow_id, numbers)
         values: dict[int, Any] = {}
@@ -267,8 +266,7 @@ class FlowStore:
             record = records.get(number)
             value = record.result if record is not None and record.success else None
             values[number] = value if convert is None else convert(number, value)
-        given = filled(tree, values)
-        return dict(zip(wired, given, strict=True)) if by_name else given
+        return filled(tree, values)
 
     async def stop(self, flow_id: str) -> bool:
         """Stop a flow; False when it had ended, or stops already. Raises `FlowNotFound`."""
@@ -294,6 +292,9 @@ class FlowStore:
         token = os.urandom(8).hex()
         key = keys.flow(flow_id)
         await self.redis.hset(key, "again", token)
+        if not await self.redis.hexists(key, "state"):
+            await self.redis.delete(key)  # it has expired meanwhile, and would stay so for ever
+            await self._facts(flow_id)
         await self._reset(flow_id, token, stored, again)
         ordinary = [name for name in again if stored.graph.nodes[name].is_ordinary]
         ready = [
@@ -326,7 +327,9 @@ class FlowStore:
             )
             args: list[Any] = [token, flow_id]
             for name, payload in zip(page, payloads, strict=True):
-                ran = stored.states[name] is NodeState.FAILED
+                # One that was cancelled may have waited for a flow of its own, and a callback may
+                # have run at the end before.
+                ran = stored.states[name] in RAN or bool(stored.graph.nodes[name].when)
                 number = stored.numbers[name]
                 waits = len(again & set(stored.graph.nodes[name].after))
                 args += (number, self._renewed(flow_id, number, payload) if ran else b"", waits)
