@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from runner.composition import (
     NO_OPTIONS,
@@ -21,38 +21,33 @@ from runner.tasks import Call, Step, seconds
 from runner.types import PREVIOUS, Part, Reference, Tree
 from runner.workflow import drawing
 from runner.workflow.graph import Graph, Node, When
+from runner.workflow.nodes import (
+    Added,
+    FlowNode,
+    data_of,
+    leaves,
+    node_from,
+    renamed,
+    tree_data,
+    tree_from,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import timedelta
+
+    from runner.tasks import Task
+    from runner.workflow.nodes import Hole, Path
 
 R = TypeVar("R")
 
-Path: TypeAlias = tuple[Any, ...]
-"""Where a result goes: "a" and a place, or "k" and a name, and on into lists and dicts."""
-
-Hole: TypeAlias = tuple[Path, "Tree | None"]
-"""A path, and whose result goes there; None: the report that a callback gets."""
-
 KEEP_RESULT_S = 3600.0
+VERSION = 1
+"""Of the definitions that `Flow.to_dict` gives."""
+
 GATE = "join"
 _CONTAINERS = (list, tuple, dict)
 _NOT_FOR_NODES = ("key", "max_length", "when_full", "full_timeout", "unique")
-
-
-@dataclass(frozen=True, slots=True)
-class FlowNode:
-    """One node as it was written down.
-
-    Attributes:
-        call: None for a gate; where results of others go, its arguments hold None.
-        holes: where they go.
-    """
-
-    node: Node
-    call: Call[Any] | None
-    holes: tuple[Hole, ...] = ()
-    options: NodeOptions = NO_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,50 +56,6 @@ class _Placed:
 
     exits: tuple[str, ...]
     tree: Tree
-
-
-class Added(Generic[R]):
-    """A part of a flow, as `Flow.add` returns it.
-
-    Attributes:
-        flow: its flow.
-        names: the nodes that others wait for when they wait for this part.
-        nodes: the nodes whose results are its result.
-    """
-
-    __slots__ = ("flow", "names", "nodes")
-
-    def __init__(self, flow: object, names: tuple[str, ...], nodes: Tree) -> None:
-        self.flow = flow
-        self.names = names
-        self.nodes = nodes
-
-    @property
-    def name(self) -> str:
-        """The name of the node, where there is one; those of a group with commas."""
-        return ", ".join(self.names)
-
-    @property
-    def result(self) -> R:
-        """What stands for its result among the arguments of calls that are added later.
-
-        The type is that of the result; the value comes when the job is claimed.
-        """
-        return cast(R, Reference(self.nodes, self.flow))
-
-    def __getitem__(self, key: Any) -> Added[Any]:
-        """Return a part of it: of a flow by name, of a group by place."""
-        if isinstance(self.nodes, str):
-            raise ArgumentsError(f"{self.name} is one call, and has no part {key!r}")
-        try:
-            part: Tree = cast("Any", self.nodes)[key]
-        except (LookupError, TypeError):
-            known = list(self.nodes) if isinstance(self.nodes, dict) else range(len(self.nodes))
-            raise ArgumentsError(f"there is no part {key!r} among {known!r}") from None
-        return Added(self.flow, tuple(dict.fromkeys(leaves(part))), part)
-
-    def __repr__(self) -> str:
-        return f"<{self.name} of {self.flow!r}>"
 
 
 After: TypeAlias = "Added[Any] | str | Iterable[Added[Any] | str]"
@@ -236,6 +187,50 @@ class Flow(Part[dict[str, Any]]):
         """Return the checked graph; raise `FlowRefused`, naming the path, for one that is wrong."""
         return Graph((each.node for each in self.nodes()), self.name)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the definition as plain data, to be stored: JSON where its arguments are."""
+        return {
+            "version": VERSION,
+            "name": self.name,
+            "fail_fast": self.fail_fast,
+            "deadline": self.deadline_s,
+            "keep_result": self.keep_result_s,
+            "returns": tree_data(self.returns),
+            "nodes": [data_of(each) for each in self._nodes],
+            "callbacks": {each.node.when: data_of(each) for each in self._callback_nodes()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], tasks: Iterable[Task[..., Any]]) -> Self:
+        """Return a flow from what `to_dict` gave, here or in another version of the program.
+
+        Args:
+            data: the definition.
+            tasks: those it may name.
+
+        Raises:
+            FlowRefused: it names a task that is not there, or is no definition of a flow.
+        """
+        known = {task.name: task for task in tasks}
+        try:
+            if data["version"] != VERSION:
+                raise FlowRefused(f"this version reads definitions {VERSION}, not {data['version']}")
+            flow = cls(
+                data["name"],
+                fail_fast=data["fail_fast"],
+                deadline=data["deadline"],
+                keep_result=data["keep_result"],
+            )
+            flow.returns = tree_from(data["returns"])
+            flow._nodes = [node_from(each, known, flow=flow.name) for each in data["nodes"]]
+            for when, each in data["callbacks"].items():
+                callback = node_from(each, known, flow=flow.name, when=when)
+                flow._callbacks[when] = callback.whole_call()
+        except (LookupError, TypeError, ValueError) as exc:
+            raise FlowRefused(f"this is no definition of a flow: {exc!r}") from exc
+        flow._names = dict.fromkeys((each.node.name for each in flow._nodes), 1)
+        return flow
+
     def to_mermaid(self) -> str:
         """Draw the flow as a Mermaid flowchart."""
         return drawing.to_mermaid(self.graph())
@@ -335,14 +330,18 @@ class Flow(Part[dict[str, Any]]):
         self._names.setdefault(scope, 1)
         inner = [each.node for each in part._nodes]
         sources = self._gated(sources, sum(not n.after and n.is_ordinary for n in inner))
+        has_fallback = {node.fallback_of for node in inner}
         for each in part._nodes:
-            self._adopt(each, scope, sources, replace(options, name=None))
+            outer = replace(options, name=None)
+            if each.node.name in has_fallback:
+                outer = replace(outer, fallback=None)
+            self._adopt(each, scope, sources, outer)
         waited_for = {name for node in inner for name in node.after}
         sinks = [n for n in inner if n.is_ordinary and n.name not in waited_for]
         exits = tuple(f"{scope}/{node.name}" for node in sinks)
         by_name: Tree = {node.name: node.name for node in sinks if not node.is_gate}
         tree = by_name if part.returns is None else part.returns
-        return _Placed(exits if inner else sources, _renamed(tree, scope))
+        return _Placed(exits if inner else sources, renamed(tree, scope))
 
     def _check_nests(self, part: Flow) -> None:
         if part is self:
@@ -375,7 +374,7 @@ class Flow(Part[dict[str, Any]]):
             fallback_of=node.fallback_of and front + node.fallback_of,
             within=within,
         )
-        holes = tuple((path, tree and _renamed(tree, scope)) for path, tree in each.holes)
+        holes = tuple((path, tree and renamed(tree, scope)) for path, tree in each.holes)
         self._nodes.append(FlowNode(copied, each.call, holes, options))
         if options.fallback is not None and each.options.fallback is None and each.call is not None:
             self._add_fallback(options.fallback, None, copied)
@@ -459,24 +458,6 @@ def _results_of(given: tuple[Any, ...]) -> Tree | None:
         found: Tree = trees[0]
         return found
     return trees or None
-
-
-def leaves(tree: Tree | None) -> Iterator[str]:
-    """Give the names in a tree, in order."""
-    if isinstance(tree, str):
-        yield tree
-    elif tree is not None:
-        for each in tree.values() if isinstance(tree, dict) else tree:
-            yield from leaves(each)
-
-
-def _renamed(tree: Tree, scope: str) -> Tree:
-    """Return a tree of a flow that is nested under a name."""
-    if isinstance(tree, str):
-        return f"{scope}/{tree}"
-    if isinstance(tree, dict):
-        return {key: _renamed(each, scope) for key, each in tree.items()}
-    return tuple(_renamed(each, scope) for each in tree)
 
 
 def _may_refer(value: Any) -> bool:

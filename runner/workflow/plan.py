@@ -10,7 +10,7 @@ import msgspec
 
 from runner.codec import JobRecord, encode_job, signs
 from runner.errors import FlowRefused
-from runner.workflow.flow import leaves
+from runner.workflow.nodes import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from runner.codec import Codec
     from runner.tasks import Call, Task
     from runner.types import Tree
-    from runner.workflow.flow import Flow, FlowNode
+    from runner.workflow.flow import Flow
+    from runner.workflow.nodes import FlowNode
     from runner.workflow.graph import Graph
 
 MOST_NODES = 100_000

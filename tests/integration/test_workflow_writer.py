@@ -191,13 +191,13 @@ async def test_result_of_another_flow_is_refused_where_results_are_signed(redis_
 
 @task
 async def log_end(ctx: Context, facts: dict[str, Any]) -> None:
-    await ctx.db.execute("INSERT INTO ends VALUES ($1)", facts["state"])
+    ctx.db.insert("ends", state=facts["state"])
 
 
 async def test_callback_writes_at_each_end_of_a_flow(
     redis_url: str, database_url: str, database: Connection[Record]
 ) -> None:
-    await database.execute("CREATE TABLE ends (state text)")
+    await database.execute("CREATE TABLE ends (state text PRIMARY KEY)")
     flow = Flow("f", on_complete=log_end.s())
     flow.add(write.call(1))
 
