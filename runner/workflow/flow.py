@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from runner.composition import (
-    NO_OPTIONS,
     Chain,
     Chord,
     Group,
@@ -214,7 +213,9 @@ class Flow(Part[dict[str, Any]]):
         known = {task.name: task for task in tasks}
         try:
             if data["version"] != VERSION:
-                raise FlowRefused(f"this version reads definitions {VERSION}, not {data['version']}")
+                raise FlowRefused(
+                    f"this version reads definitions {VERSION}, not {data['version']}"
+                )
             flow = cls(
                 data["name"],
                 fail_fast=data["fail_fast"],
@@ -321,9 +322,7 @@ class Flow(Part[dict[str, Any]]):
             self._add_fallback(options.fallback, previous, placed.node)
         return _Placed((name,), name)
 
-    def _place_flow(
-        self, part: Flow, sources: tuple[str, ...], options: NodeOptions
-    ) -> _Placed:
+    def _place_flow(self, part: Flow, sources: tuple[str, ...], options: NodeOptions) -> _Placed:
         """Put a copy of a flow among the nodes, with its name in front of theirs."""
         self._check_nests(part)
         scope = self._new_name(part.name) if options.name is None else options.name

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from runner.tasks import Call, Task
     from runner.types import Tree
     from runner.workflow.flow import Flow
-    from runner.workflow.nodes import FlowNode
     from runner.workflow.graph import Graph
+    from runner.workflow.nodes import FlowNode
 
 MOST_NODES = 100_000
 A_TIME_MS = 1_000_000_000_000

@@ -10,6 +10,7 @@ import runner
 from runner import Context, Flow, FlowState, NodeState, chain, group, keys, node, task
 from runner.broker import Settlement
 from runner.codec import MsgpackCodec, ResultRecord, decode_job, encode_result
+from runner.composition import Group
 from runner.errors import FlowError, FlowFailed
 from runner.workflow.inside import JobFlow, WaitForFlow, filled_arguments
 from runner.workflow.plan import job_id_of
@@ -270,7 +271,8 @@ async def test_nothing_is_added_by_an_empty_group(client: Client, rig: Rig) -> N
     (claimed,) = await rig.claim()
     flow = inside(client, claimed)
     first = await flow.add(work.call(1))
-    nothing = await flow.add(group(), after=[first])
+    empty: Group[int] = group()
+    nothing = await flow.add(empty, after=[first])
     await flow.add(work.call(2), after=[nothing])
     await rig.settle(done(claimed))
     assert (await run.status()).total == 3
@@ -389,4 +391,3 @@ async def broken(_ctx: Context) -> int:
 @task
 async def count_names(_ctx: Context, results: dict[str, Any]) -> list[str]:
     return sorted(results)
-

@@ -44,7 +44,7 @@ async def batch(_ctx: Context, days: list[int]) -> bool:
 
 
 @task
-async def sizes(_ctx: Context, results: dict[str, Any]) -> int:
+async def sizes(_ctx: Context, results: dict[str, int]) -> int:
     return len(results)
 
 

@@ -179,7 +179,7 @@ def test_wrong_flow_in_a_flow_is_refused_with_the_path() -> None:
     inner.add(load.call(2), name="b", after="a")
     outer = Flow("outer")
     outer.add(inner)
-    with pytest.raises(FlowRefused, match="inner/[ab] → inner/[ab] → inner/[ab]"):
+    with pytest.raises(FlowRefused, match=r"inner/[ab] → inner/[ab] → inner/[ab]"):
         outer.graph()
     twice = Flow("twice")
     twice.add(month(1), name="m")
