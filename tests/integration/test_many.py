@@ -74,12 +74,7 @@ async def hang(ctx: ManyContext, _numbers: list[int]) -> None:
         ctx["calls"].append("over")
 
 
-@task(batch=2, batch_wait=LONG_S)
-async def groups(_ctx: ManyContext, _numbers: list[int]) -> None:
-    raise BaseExceptionGroup("several", [ValueError("one"), asyncio.CancelledError()])
-
-
-TASKS: list[Any] = [double, picky, broken, short, write, hang, groups]
+TASKS: list[Any] = [double, picky, broken, short, write, hang]
 
 
 @pytest.fixture
@@ -131,7 +126,6 @@ async def test_exception_that_no_future_takes_is_that_of_its_job_alone(client: C
     [
         (broken, 3, "all of them"),
         (short, 2, "got 2 items and returned 1"),
-        (groups, 2, "several"),
     ],
 )
 async def test_call_that_fails_fails_each_of_its_jobs(

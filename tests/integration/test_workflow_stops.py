@@ -10,7 +10,6 @@ import runner
 from runner import Context, Flow, FlowState, NodeState, chain, group, keys, node, task
 from runner.broker import Settlement
 from runner.codec import MsgpackCodec, ResultRecord, decode_job, encode_result
-from runner.composition import Group
 from runner.errors import FlowError, FlowFailed
 from runner.workflow.inside import JobFlow, WaitForFlow, filled_arguments
 from runner.workflow.plan import job_id_of
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from runner import Client
     from runner.broker import Claimed
+    from runner.composition import Group
 
 pytestmark = [
     pytest.mark.timeout(60),
