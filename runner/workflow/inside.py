@@ -13,15 +13,15 @@ from runner.errors import DecodeError, FlowError, FlowFailed, FlowNotFound, Leas
 from runner.workflow.flow import Added, Flow, flow_of
 from runner.workflow.graph import FlowState
 from runner.workflow.plan import Planner, filled, node_of, numbers_in, read_tree
-from runner.workflow.store import PAGE, read_results
+from runner.workflow.store import check_without, read_results, why_failed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from redis.asyncio import Redis
 
     from runner.broker import Claimed
-    from runner.codec import Codec, ResultRecord
+    from runner.codec import Codec
     from runner.tasks import Step
     from runner.types import Part
     from runner.workflow.store import FlowStore
@@ -211,7 +211,7 @@ async def filled_arguments(
     records = await read_results(redis, codec, place[0], numbers)
     without = [n for n in numbers if (record := records.get(n)) is None or not record.success]
     if without:
-        await _check_without(redis, place[0], without, records)
+        await check_without(redis, place[0], without, records)
     values = {
         n: record.result if (record := records.get(n)) is not None and record.success else None
         for n in numbers
@@ -232,34 +232,6 @@ def _put(whole: Any, path: Sequence[Any], value: Any) -> None:
     whole[path[-1]] = value
 
 
-async def _check_without(
-    redis: Any, flow_id: str, numbers: list[int], records: Mapping[int, ResultRecord]
-) -> None:
-    """Raise unless None may stand for these nodes, which left no good result."""
-    key = keys.flow(flow_id)
-    gone, failed = [], []
-    for start in range(0, len(numbers), PAGE):
-        page = numbers[start : start + PAGE]
-        fields = [str(number) for number in page]
-        letters = await redis.hmget(f"{key}:states", fields)
-        plans = await redis.hmget(f"{key}:plan", fields)
-        for number, letter, plan in zip(page, letters, plans, strict=True):
-            if number not in records and letter not in (b"f", b"k"):
-                gone.append(number)
-            elif plan is None or "c" not in msgspec.msgpack.decode(plan)[0]:
-                failed.append(number)
-    if gone:
-        raise FlowError(
-            f"the results of {len(gone)} nodes of flow {flow_id} are gone from Redis, of node "
-            f"{gone[0]} for one"
-        )
-    if failed:
-        raise FlowError(
-            f"node {failed[0]} of flow {flow_id}, whose result it takes, failed after it had let "
-            "others start"
-        )
-
-
 async def _report(redis: Any, codec: Codec, flow_id: str) -> dict[str, Any]:
     """Return what a callback is told of its flow."""
     key = keys.flow(flow_id)
@@ -273,8 +245,10 @@ async def _report(redis: Any, codec: Codec, flow_id: str) -> dict[str, Any]:
         shown = msgspec.msgpack.decode(names)[0] if names else field.decode()
         error = ""
         if blob is not None:
-            described = codecs.describe(codecs.decode_result(codec, blob).result)
-            error = f"{described['type']}: {described['message']}"
+            record = codecs.decode_result(codec, blob)
+            if record.success:  # that of its fallback, which stood in for it
+                continue
+            error = why_failed(record)
         failed.append({"node": shown, "error": error})
     return {
         "flow": flow_id,

@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,7 +30,7 @@ from tests.benchmarks.__main__ import (
 )
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.environments import HOME
-from tests.benchmarks.processes import ProcessFailed, wait_for_lines
+from tests.benchmarks.processes import Process, ProcessFailed
 from tests.benchmarks.report import Goal, Outcome, say
 from tests.benchmarks.rows import Column, Row, drain
 from tests.benchmarks.sides import OURS, Side, read_sides
@@ -49,6 +50,7 @@ CHAIN: Final = 10
 """A chain has a tenth of the nodes of a chord."""
 
 FLOW_TIMEOUT_S: Final = 120.0
+POLL_S: Final = 0.002
 SLOW_US: Final = 1000
 
 
@@ -93,9 +95,9 @@ def run(bench: Bench, side: Side, shape: str, size: int, times: int = 1) -> dict
     starts = bench.file("starts")
     started: dict[str, float] = bench.produce(side, "flow", shape=shape, size=size, times=times)
     with bench.worker(side, BENCH_STARTS=str(starts)) as worker:
-        wait_for_lines(starts, 1, timeout_s=FLOW_TIMEOUT_S, check=[worker])
+        wait_for(starts, 1, worker)
         before = bench.read([worker])
-        wait_for_lines(starts, 2 * times, timeout_s=FLOW_TIMEOUT_S, check=[worker])
+        wait_for(starts, 2 * times, worker)
         after = bench.read([worker])
     lines = sorted(int(line.split()[1]) for line in starts.read_text().splitlines())
     if len(lines) != 2 * times:
@@ -113,6 +115,20 @@ def run(bench: Bench, side: Side, shape: str, size: int, times: int = 1) -> dict
         "commands": (after.commands - before.commands) / nodes,
         "held_ms": max(slow, default=0) / 1000,
     }
+
+
+def wait_for(path: Path, count: int, worker: Process) -> None:
+    """Wait until a file has so many lines, looking often: counts are read right after.
+
+    Raises:
+        ProcessFailed: the worker has ended, or the time is up.
+    """
+    until = time.monotonic() + FLOW_TIMEOUT_S
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        worker.check()
+        if time.monotonic() > until:
+            raise ProcessFailed(f"not done within {FLOW_TIMEOUT_S:g} s:\n{worker.tail()}")
+        time.sleep(POLL_S)
 
 
 CPU: Final = Column("cpu", "worker CPU, s per 10,000", 2, more_is_better=False)

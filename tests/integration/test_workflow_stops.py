@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import runner
-from runner import Context, Flow, FlowState, NodeState, chain, group, keys, node, task
+from runner import Context, Flow, FlowState, NodeState, broker, chain, group, keys, node, task
 from runner.broker import Settlement
 from runner.codec import MsgpackCodec, ResultRecord, decode_job, encode_result
 from runner.errors import FlowError, FlowFailed
@@ -391,3 +391,44 @@ async def broken(_ctx: Context) -> int:
 @task
 async def count_names(_ctx: Context, results: dict[str, Any]) -> list[str]:
     return sorted(results)
+
+
+async def test_report_leaves_out_what_a_fallback_stood_in_for(
+    redis_url: str, client: Client
+) -> None:
+    flow = Flow("f", on_complete=list_failed.s())
+    flow.add(broken.call(), name="mended", fallback=work.call(1))
+    flow.add(broken.call(), name="ignored", on_failure="continue")
+    async with serving(redis_url, [work, broken, list_failed]):
+        run = await client.start(flow)
+        assert await run.result(timeout=20) == {"mended": 1, "ignored": None}
+
+        async def was_told() -> bool:
+            return bool(await client.get("failed") == b"ignored")
+
+        await wait_until(was_told, description="the callback got a report")
+
+
+@task
+async def list_failed(ctx: Context, facts: dict[str, Any]) -> None:
+    names = ",".join(each["node"] for each in facts["failed"])
+    await ctx.client.set("failed", names, ex=60)
+
+
+async def test_result_that_was_too_large_is_not_taken_for_none(
+    redis_url: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker, "MAX_RESULT_BYTES", 20_000)
+    async with serving(redis_url, [work, large, count_names]):
+        run = await client.start(chain(large.call(), count_names.s()))
+        with pytest.raises(FlowFailed, match="count_names") as failure:
+            await run.result(timeout=20)
+        assert "unable to keep result" in str(failure.value.__cause__)
+        alone = await client.start(large.call())
+        with pytest.raises(FlowError, match="unable to keep result"):
+            await alone.result(timeout=20)
+
+
+@task
+async def large(_ctx: Context) -> dict[str, str]:
+    return {"text": "x" * 30_000}
