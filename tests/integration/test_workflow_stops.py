@@ -420,7 +420,7 @@ async def test_result_that_was_too_large_is_not_taken_for_none(
 ) -> None:
     monkeypatch.setattr(broker, "MAX_RESULT_BYTES", 20_000)
     async with serving(redis_url, [work, large, count_names]):
-        run = await client.start(chain(large.call(), count_names.s()))
+        run: Any = await client.start(chain(large.call(), count_names.s()))
         with pytest.raises(FlowFailed, match="count_names") as failure:
             await run.result(timeout=20)
         assert "unable to keep result" in str(failure.value.__cause__)
