@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -255,7 +256,7 @@ def plan_of(flow: Flow, flow_id: str, *, encode: Encodes, queue: str, now_ms: in
         roots=_pack(ranges(numbers[name] for name in graph.roots())),
         facts=facts,
         home=next((planner.queue_of(each) for each in nodes if each.call is not None), queue),
-        deadline_ms=int((flow.deadline_s or 0) * 1000),
+        deadline_ms=math.ceil((flow.deadline_s or 0) * 1000),
         delay_ms=max(delays, default=0),
     )
 

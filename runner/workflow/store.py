@@ -293,7 +293,7 @@ class FlowStore:
             raise FlowError(f"flow {flow_id} runs: its failed part can be run again when it ended")
         stored = await self.stored(flow_id)
         again = part_to_run(stored)
-        if not again:
+        if not again and facts["state"] == FlowState.SUCCEEDED.value:
             return 0
         token = os.urandom(8).hex()
         key = keys.flow(flow_id)

@@ -432,3 +432,33 @@ async def test_result_that_was_too_large_is_not_taken_for_none(
 @task
 async def large(_ctx: Context) -> dict[str, str]:
     return {"text": "x" * 30_000}
+
+
+async def test_flow_that_was_cancelled_when_all_was_done_succeeds_in_another_run(
+    client: Client, rig: Rig
+) -> None:
+    flow = Flow("f", on_success=tell.call())
+    flow.add(work.call())
+    run = await client.start(flow)
+    (claimed,) = await rig.claim()
+    await run.cancel()
+    await rig.settle(done(claimed))
+    assert (await run.status()).state is FlowState.CANCELLED
+    assert await run.retry() == 0, "there is nothing to run"
+    status = await run.status()
+    assert (status.state, status.succeeded, status.done) == (FlowState.SUCCEEDED, 1, 1)
+    assert numbers_of(await rig.claim()) == [1], "its success is told"
+    assert await run.retry() == 0
+    assert await rig.claim() == []
+
+
+async def test_shortest_deadline_is_one(client: Client, rig: Rig) -> None:
+    flow = Flow("f", deadline=0.000001)
+    flow.add(work.options(delay=1000).call())
+    run = await client.start(flow)
+
+    async def has_expired() -> bool:
+        await rig.claim()
+        return (await run.status()).state is FlowState.EXPIRED
+
+    await wait_until(has_expired, description="the deadline came")
