@@ -120,15 +120,24 @@ class _Gathering:
             for future in futures:
                 future.cancel()
             raise
-        except Exception as exc:  # noqa: BLE001  it belongs to the jobs, each of which has it
-            results = [exc] * len(items)
+        except BaseException as exc:  # noqa: BLE001  it belongs to the jobs, each of which has it
+            for future in futures:
+                _fail(future, exc)
+            return
         for future, result in zip(futures, results, strict=True):
-            if future.done():
-                continue
             if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
+                _fail(future, result)
+            elif not future.done():
                 future.set_result(result)
+
+
+def _fail(future: asyncio.Future[Any], exc: BaseException) -> None:
+    """Give a job its exception, where it still waits for one."""
+    if future.done():
+        return
+    if isinstance(exc, StopIteration):  # no future takes it
+        exc = RuntimeError(f"it raised {exc!r}")
+    future.set_exception(exc)
 
 
 class ManyTask(Task[[Any], R]):

@@ -10,8 +10,8 @@ import msgspec
 
 R_co = TypeVar("R_co", covariant=True)
 
-Tree: TypeAlias = "str | tuple[Tree, ...]"
-"""The name of a node, or names nested as the results of a group are."""
+Tree: TypeAlias = "str | tuple[Tree, ...] | dict[str, Tree]"
+"""The name of a node, or names nested as the results of a group, or of a flow, are."""
 
 
 class Outcome(enum.Enum):

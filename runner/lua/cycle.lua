@@ -1,7 +1,7 @@
 -- Settle attempts that have ended, then claim due jobs: one round trip of the engine.
 -- KEYS: queue held clock_key idle wake counters dead units writer note paused gated
 -- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int heeds:int dead_ms:int dead_max:int batch settling:int entries...
--- Uses: clock grace wake tell bury errors fence backlog again limits flow
+-- Uses: clock grace wake tell bury errors fence backlog again limits flow flow_stops
 -- Returns: {now, next due or '', more, statuses, claimed}, and sixth what is gated, where it is set
 --
 -- Settled first: `settling` entries. An entry begins with id, token of its claim, attempt, mode.
@@ -46,6 +46,7 @@ local function run_again(id, attempt, extra, costs_a_try)
     local kept_ms = RETRY_TTL_MS + math.max(delay_ms or 0, 0)
     redis.call('SET', 'arq:retry:' .. id, attempt, 'PX', string.format('%d', kept_ms))
   end
+  flow_back(queue, id, delay_ms or 0)
   return 1
 end
 
@@ -345,6 +346,8 @@ local function claim_page(count)
       redis.call('ZREM', queue, id)
       redis.call('HDEL', held, id)
       redis.pcall('ZREM', 'arq:abort', id)
+    elseif leftover and flow_dropped(queue, id) then
+      flows_due = 1
     else
       local mark, crashes = no_crash, 0
       local attempt = (tonumber(values[2 * size + index]) or 0) + 1
@@ -396,6 +399,7 @@ if limit > 0 then
       break
     end
   end
+  flow_settle()
 end
 if taken >= limit and not holds_back and not gates[1] then
   more = #redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', offset, 1)

@@ -12,15 +12,15 @@
 --   runner:flow:<flow>:results   number -> encoded result, where somebody needs it
 -- Flags are letters: g gate (no job), k keeps its result, c a failure does not matter, e children start
 -- before the commit, b callback. `fallback` and `owner` are numbers or -1; children are first, last, ...
--- The flow itself stands in its home queue as `flow:<flow>`, far off, or at its deadline.
+-- The flow itself stands in its home queue as `flow:<flow>`, at its deadline, or when its keys expire.
+-- `sub:<number>` names the flow whose end a node waits for.
 --
 -- Whoever uses this has the clock, `tell` and `wake` in front of it.
 
 local FLOW_PAGE = 500
-local FLOW_FAR_OFF_MS = 4102444800000
+-- A flow is kept for its life after its last progress, or for so much less.
+local FLOW_FRESH_MS = 3600000
 local FLOW_SOON_MS = 5000
--- How many ids in front of a queue are looked at for a flow that was stopped.
-local FLOW_STOPPED = 10
 -- A delay so long is a time.
 local FLOW_A_TIME_MS = 1000000000000
 local FLOW_KEYS = {'', ':plan', ':names', ':jobs', ':waits', ':states', ':results'}
@@ -75,6 +75,18 @@ local function flow_expire(key, life_ms)
   end
 end
 
+-- Keep a flow for so long, give or take an hour: it is asked for whenever a node ends.
+local function flow_last(key, life_ms)
+  if redis.call('PTTL', key) < life_ms - math.min(FLOW_FRESH_MS, life_ms / 2) then
+    flow_expire(key, life_ms)
+  end
+end
+
+-- When a flow is looked at again that has made no progress until then.
+local function flow_horizon(key)
+  return now + math.max(redis.call('PTTL', key), 0) + FLOW_SOON_MS
+end
+
 -- For how long a job goes back into its queue: ms, and behind it a flow whose end it waits for.
 local function flow_delay(extra)
   local delay_ms, flow = string.match(extra, '^(%S+) ?(.*)$')
@@ -89,6 +101,7 @@ local function flow_release(flow, nodes, plans, life_ms)
   local key = 'runner:flow:' .. flow
   local payloads = flow_read(key .. ':jobs', nodes)
   local queues, names = {}, {}
+  local longest_ms = 0
   for index, node in ipairs(nodes) do
     local id, plan = 'flow:' .. flow .. ':' .. node, plans[index]
     local name, delay_ms = plan[2], plan[3]
@@ -109,6 +122,7 @@ local function flow_release(flow, nodes, plans, life_ms)
     local score = now_exact - 2 - (#nodes - index) / 1000
     if delay_ms > 0 then
       score = now_exact + delay_ms
+      longest_ms = math.max(longest_ms, delay_ms)
     end
     if delay_ms == 0 then
       flow_woken[name] = flow_woken[name] + 1
@@ -123,6 +137,9 @@ local function flow_release(flow, nodes, plans, life_ms)
     for at = 1, #scores, 2 * FLOW_PAGE do
       redis.call('ZADD', name, unpack(scores, at, math.min(at + 2 * FLOW_PAGE - 1, #scores)))
     end
+  end
+  if longest_ms > 0 then
+    flow_last(key, life_ms + longest_ms)
   end
 end
 
@@ -177,6 +194,9 @@ local function flow_end(flow, key, state, life_ms)
   if facts[5] then
     callbacks[#callbacks + 1] = facts[5]
   end
+  if #callbacks > 0 then
+    redis.call('HDEL', key .. ':states', unpack(callbacks))  -- they may have run at an earlier end
+  end
   flow_release(flow, callbacks, flow_plans(key, callbacks), life_ms)
   if redis.call('HINCRBY', key, 'callbacks', #callbacks) == 0 then
     if state == 'succeeded' then
@@ -197,6 +217,24 @@ local function flow_stop(flow, key, state)
   -- In front of all that is due: its own jobs may be a long queue.
   redis.call('ZADD', home, 'XX', 0, 'flow:' .. flow)
   flow_woken[home] = (flow_woken[home] or 0) + 1
+end
+
+-- Stop a flow, and end it where nothing of it is under way. Returns 1 (it stops), 0 (it had ended, or
+-- stops already), -1 (there is none).
+local function flow_stop_now(flow, state)
+  local key = 'runner:flow:' .. flow
+  local facts = redis.call('HMGET', key, 'state', 'stop', 'open', 'life')
+  if not facts[1] then
+    return -1
+  end
+  if facts[1] ~= 'running' or facts[2] then
+    return 0
+  end
+  flow_stop(flow, key, state)
+  if facts[3] == '0' then
+    flow_end(flow, key, state, tonumber(facts[4]))
+  end
+  return 1
 end
 
 -- Follow what ended to what it releases or skips, until there is no more of it.
@@ -348,9 +386,7 @@ local function flow_follow(flow, key, work, ready, change)
     if stop and not stopped_before then
       flow_stop(flow, key, stop)
     end
-    if redis.call('PTTL', key) < life_ms / 2 then
-      flow_expire(key, life_ms)
-    end
+    flow_last(key, life_ms)
   end
 end
 
@@ -430,82 +466,8 @@ local function flow_settle()
   end
 end
 
--- Take a page of a stopped flow's nodes out of their queues; ask for the end of those that run.
-local function flow_sweep(flow, key, from, total)
-  local nodes = {}
-  for number = from, math.min(from + FLOW_PAGE, total) - 1 do
-    nodes[#nodes + 1] = string.format('%d', number)
-  end
-  local states, plans = flow_read(key .. ':states', nodes), flow_plans(key, nodes)
-  for index, node in ipairs(nodes) do
-    local id, plan = 'flow:' .. flow .. ':' .. node, plans[index]
-    if plan and not states[index] and not flow_has(plan[1], 'g') then
-      local holder = redis.call('GET', 'arq:in-progress:' .. id)
-      if holder then
-        if string.sub(holder, 1, 2) == 'r:' then
-          redis.pcall('ZADD', 'arq:abort', now, id)
-        end
-      elseif redis.call('ZREM', plan[2], id) == 1 then
-        redis.call('DEL', 'arq:job:' .. id, 'arq:retry:' .. id)
-        redis.call('HDEL', 'runner:held:' .. plan[2], id)
-        flow_note(id, 'c', '')
-      end
-    end
-  end
-end
-
 -- Whether a flow that runs stands in a queue under this id, which is no job then.
 local function flow_stands_as(id)
   return string.sub(id, 1, 5) == 'flow:'
     and redis.call('HGET', 'runner:flow:' .. string.sub(id, 6), 'state') == 'running'
-end
-
--- See to the flow that stands in a queue under this id because it is due: when its deadline has come, it
--- is stopped. Returns whether there is such a flow. Nothing is taken out of the queue here: the page of
--- ids that is being claimed was read before.
-local function flow_due(name, id)
-  if string.sub(id, 1, 5) ~= 'flow:' then
-    return false
-  end
-  local flow = string.sub(id, 6)
-  local key = 'runner:flow:' .. flow
-  local facts = redis.call('HMGET', key, 'state', 'stop', 'deadline', 'open', 'life')
-  if not facts[1] then
-    return false
-  end
-  local deadline = tonumber(facts[3])
-  if facts[1] ~= 'running' then
-    redis.call('ZREM', name, id)
-  elseif facts[2] then
-    return true
-  elseif not deadline or deadline > now + 1 then
-    redis.call('ZADD', name, 'XX', deadline or FLOW_FAR_OFF_MS, id)
-  else
-    flow_stop(flow, key, 'expired')
-    if facts[4] == '0' then
-      flow_end(flow, key, 'expired', tonumber(facts[5]))
-    end
-  end
-  return true
-end
-
--- Take the next page of a stopped flow out of its queues, before anything is claimed: stopped flows
--- stand in front. Returns whether there was one.
-local function flow_clear(name)
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', name, '-inf', 0, 'LIMIT', 0, FLOW_STOPPED)) do
-    local flow = string.match(id, '^flow:(.+)$')
-    local key = 'runner:flow:' .. (flow or '')
-    local facts = redis.call('HMGET', key, 'state', 'stop', 'swept', 'next')
-    if flow and facts[1] == 'running' and facts[2] then
-      local from, total = tonumber(facts[3]), tonumber(facts[4])
-      flow_sweep(flow, key, from, total)
-      redis.call('HSET', key, 'swept', from + FLOW_PAGE)
-      if from + FLOW_PAGE >= total then
-        redis.call('ZADD', name, 'XX', FLOW_FAR_OFF_MS, id)
-      end
-      flow_settle()
-      return true
-    end
-  end
-  return false
 end

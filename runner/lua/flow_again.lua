@@ -7,13 +7,14 @@
 -- `ready` are the nodes that wait for nobody, packed as first, last, ...; `facts` are the counts of
 -- what has ended for good.
 
-if redis.call('HGET', flow, 'again') ~= token or redis.call('HGET', flow, 'state') == 'running' then
+local facts = redis.call('HMGET', flow, 'again', 'state', 'life')
+if facts[1] ~= token or not facts[2] or facts[2] == 'running' then
   return 0
 end
-local life_ms = tonumber(redis.call('HGET', flow, 'life'))
+local life_ms = tonumber(facts[3])
 redis.call('HDEL', flow, 'again', 'stop', 'swept', 'ended', 'fatal', 'bad', 'deadline')
 redis.call('HSET', flow, 'state', 'running', 'open', 0, 'left', left, unpack(ARGV, facts_at))
-local score = FLOW_FAR_OFF_MS
+local score = now + life_ms + FLOW_SOON_MS
 if deadline_ms > 0 then
   score = now + deadline_ms
   redis.call('HSET', flow, 'deadline', score)

@@ -7,7 +7,8 @@
 
 local FIELDS = 3
 
-if redis.call('HGET', flow, 'again') ~= token or redis.call('HGET', flow, 'state') == 'running' then
+local facts = redis.call('HMGET', flow, 'again', 'state')
+if facts[1] ~= token or not facts[2] or facts[2] == 'running' then
   return 0
 end
 for at = entries_at, #ARGV, FIELDS do
@@ -21,5 +22,6 @@ for at = entries_at, #ARGV, FIELDS do
   end
   local job = 'flow:' .. id .. ':' .. number
   redis.call('DEL', 'arq:result:' .. job, 'arq:retry:' .. job)
+  redis.pcall('ZREM', 'arq:abort', job)
 end
 return 1

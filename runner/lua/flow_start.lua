@@ -13,7 +13,7 @@ end
 if redis.call('HLEN', flow .. ':plan') ~= total then
   return -1
 end
-local score = FLOW_FAR_OFF_MS
+local score = now + life_ms + FLOW_SOON_MS
 redis.call('HSET', flow, unpack(ARGV, facts_at))
 redis.call('HSET', flow, 'state', 'running', 'started', now, 'open', 0, 'home', queue,
   'life', life_ms, 'total', total, 'next', total)
@@ -24,6 +24,11 @@ end
 -- So that they exist, and get the lifetime of the rest.
 for _, part in ipairs({':waits', ':states', ':results'}) do
   redis.call('HSET', flow .. part, '-', '')
+end
+-- Who stops the flow of a job that waits for this one stops this one too.
+local parent, node = string.match(redis.call('HGET', flow, 'resumes') or '', '^flow:(.+):(%d+)$')
+if parent and redis.call('HEXISTS', 'runner:flow:' .. parent, 'state') == 1 then
+  redis.call('HSET', 'runner:flow:' .. parent, 'awaits', 1, 'sub:' .. node, id)
 end
 redis.call('ZADD', queue, score, 'flow:' .. id)
 flow_expire(flow, life_ms)

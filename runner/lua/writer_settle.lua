@@ -1,7 +1,7 @@
 -- Settle what the writer has committed, so that callers see results.
 -- KEYS: queue dead counters writer stream idle wake held
 -- ARGV: channel previous last look leader units:int operations:int batches:int rejected:int done:int released:int released_bytes:int dead_ms:int dead_max:int entries...
--- Uses: clock tell bury errors wake order flow
+-- Uses: clock tell bury errors wake order flow flow_stops
 -- Returns: for each entry 1 (settled), 0 (not this entry's job any more) or an error text
 --
 -- `entries` are seven values each: entry id, job id, mode, keep_ms, result, letter, afterlife_ms.
@@ -105,6 +105,7 @@ local function run_again(at)
   if ARGV[at + 5] ~= '' then
     note_error(id, ARGV[at + 5])
   end
+  flow_back(queue, id, tonumber(ARGV[at + 3]))
 end
 
 -- What a commit of a running job did, kept beside its entry until the job is over: an attempt that

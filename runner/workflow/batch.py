@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from runner.errors import FlowError, FlowNotFound
-from runner.workflow.flow import Flow, FlowNode
+from runner.workflow.flow import Flow
 from runner.workflow.graph import Node
+from runner.workflow.nodes import FlowNode
 from runner.workflow.plan import Planner
 from runner.workflow.run import Run
 from runner.workflow.store import PAGE

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from runner.composition import (
-    NO_OPTIONS,
     Chain,
     Chord,
     Group,
@@ -21,38 +20,33 @@ from runner.tasks import Call, Step, seconds
 from runner.types import PREVIOUS, Part, Reference, Tree
 from runner.workflow import drawing
 from runner.workflow.graph import Graph, Node, When
+from runner.workflow.nodes import (
+    Added,
+    FlowNode,
+    data_of,
+    leaves,
+    node_from,
+    renamed,
+    tree_data,
+    tree_from,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import timedelta
+
+    from runner.tasks import Task
+    from runner.workflow.nodes import Hole, Path
 
 R = TypeVar("R")
 
-Path: TypeAlias = tuple[Any, ...]
-"""Where a result goes: "a" and a place, or "k" and a name, and on into lists and dicts."""
-
-Hole: TypeAlias = tuple[Path, "Tree | None"]
-"""A path, and whose result goes there; None: the report that a callback gets."""
-
 KEEP_RESULT_S = 3600.0
+VERSION = 1
+"""Of the definitions that `Flow.to_dict` gives."""
+
 GATE = "join"
 _CONTAINERS = (list, tuple, dict)
 _NOT_FOR_NODES = ("key", "max_length", "when_full", "full_timeout", "unique")
-
-
-@dataclass(frozen=True, slots=True)
-class FlowNode:
-    """One node as it was written down.
-
-    Attributes:
-        call: None for a gate; where results of others go, its arguments hold None.
-        holes: where they go.
-    """
-
-    node: Node
-    call: Call[Any] | None
-    holes: tuple[Hole, ...] = ()
-    options: NodeOptions = NO_OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,43 +57,10 @@ class _Placed:
     tree: Tree
 
 
-class Added(Generic[R]):
-    """A part of a flow, as `Flow.add` returns it.
-
-    Attributes:
-        flow: its flow.
-        names: the nodes that others wait for when they wait for this part.
-        nodes: the nodes whose results are its result.
-    """
-
-    __slots__ = ("flow", "names", "nodes")
-
-    def __init__(self, flow: object, names: tuple[str, ...], nodes: Tree) -> None:
-        self.flow = flow
-        self.names = names
-        self.nodes = nodes
-
-    @property
-    def name(self) -> str:
-        """The name of the node, where there is one; those of a group with commas."""
-        return ", ".join(self.names)
-
-    @property
-    def result(self) -> R:
-        """What stands for its result among the arguments of calls that are added later.
-
-        The type is that of the result; the value comes when the job is claimed.
-        """
-        return cast(R, Reference(self.nodes, self.flow))
-
-    def __repr__(self) -> str:
-        return f"<{self.name} of {self.flow!r}>"
-
-
 After: TypeAlias = "Added[Any] | str | Iterable[Added[Any] | str]"
 
 
-class Flow:
+class Flow(Part[dict[str, Any]]):
     """A workflow: calls, what each waits for, and whose results it takes.
 
     Args:
@@ -112,6 +73,9 @@ class Flow:
         on_complete: the same for every end.
         on_failure: the same for the first failure that matters; the flow goes on.
         keep_result: seconds, or a timedelta, for which it can be looked at when it has ended.
+
+    It is a part too: in another flow, a chain, a group or a chord it is copied as it is then, with
+    its name in front of those of its nodes. Its result there is that of a flow, a dict by name.
 
     Example:
         >>> flow = Flow("month-end", on_error=alert.s())
@@ -176,13 +140,14 @@ class Flow:
         fallback: Call[Any] | Step[Any, Any] | None = None,
         release_after: ReleaseAfter | None = None,
     ) -> Added[R]:
-        """Add a call, or a chain, group or chord; the options are those of `runner.node`.
+        """Add a call, or a chain, group, chord or flow; the options are those of `runner.node`.
 
         Args:
             part: what runs; a step (``task.s()``) gets the result of what is named by `after`, a
                 list when there is more than one.
             after: the parts, or the names of nodes, that must have ended before.
-            name: the node's name, for a single call; by default its task's, and a number.
+            name: the name of the node, or in front of those of a flow; by default that of the task
+                or the flow, and a number.
             retries: how often it is run again when it raises, in place of the task's.
             queue: the queue of its job.
             timeout: seconds an attempt may take, or a timedelta.
@@ -192,7 +157,8 @@ class Flow:
 
         Raises:
             ArgumentsError: this makes no part of a flow.
-            FlowRefused: it takes the result of a node of another flow.
+            FlowRefused: it takes the result of a node of another flow, or is a flow that has what
+                only a whole can have.
         """
         options = NodeOptions(
             name=name,
@@ -219,6 +185,52 @@ class Flow:
     def graph(self) -> Graph:
         """Return the checked graph; raise `FlowRefused`, naming the path, for one that is wrong."""
         return Graph((each.node for each in self.nodes()), self.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the definition as plain data, to be stored: JSON where its arguments are."""
+        return {
+            "version": VERSION,
+            "name": self.name,
+            "fail_fast": self.fail_fast,
+            "deadline": self.deadline_s,
+            "keep_result": self.keep_result_s,
+            "returns": tree_data(self.returns),
+            "nodes": [data_of(each) for each in self._nodes],
+            "callbacks": {each.node.when: data_of(each) for each in self._callback_nodes()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], tasks: Iterable[Task[..., Any]]) -> Self:
+        """Return a flow from what `to_dict` gave, here or in another version of the program.
+
+        Args:
+            data: the definition.
+            tasks: those it may name.
+
+        Raises:
+            FlowRefused: it names a task that is not there, or is no definition of a flow.
+        """
+        known = {task.name: task for task in tasks}
+        try:
+            if data["version"] != VERSION:
+                raise FlowRefused(
+                    f"this version reads definitions {VERSION}, not {data['version']}"
+                )
+            flow = cls(
+                data["name"],
+                fail_fast=data["fail_fast"],
+                deadline=data["deadline"],
+                keep_result=data["keep_result"],
+            )
+            flow.returns = tree_from(data["returns"])
+            flow._nodes = [node_from(each, known, flow=flow.name) for each in data["nodes"]]
+            for when, each in data["callbacks"].items():
+                callback = node_from(each, known, flow=flow.name, when=when)
+                flow._callbacks[when] = callback.whole_call()
+        except (LookupError, TypeError, ValueError) as exc:
+            raise FlowRefused(f"this is no definition of a flow: {exc!r}") from exc
+        flow._names = dict.fromkeys((each.node.name for each in flow._nodes), 1)
+        return flow
 
     def to_mermaid(self) -> str:
         """Draw the flow as a Mermaid flowchart."""
@@ -256,6 +268,8 @@ class Flow:
             part = part.call()
         if isinstance(part, Call):
             return self._place_call(part, previous, sources, options)
+        if isinstance(part, Flow):
+            return self._place_flow(part, sources, options)
         if options.name is not None:
             raise ArgumentsError(f"name={options.name!r} is for one call, and this has several")
         if isinstance(part, Chord):
@@ -268,7 +282,9 @@ class Flow:
             return placed
         if isinstance(part, Group):
             return self._place_group(part, previous, sources, options)
-        raise ArgumentsError(f"a flow is made of task.call(...), chain, group, chord, not {part!r}")
+        raise ArgumentsError(
+            f"a flow is made of task.call(...), chain, group, chord and flows, not of {part!r}"
+        )
 
     def _place_group(
         self,
@@ -277,14 +293,18 @@ class Flow:
         sources: tuple[str, ...],
         options: NodeOptions,
     ) -> _Placed:
-        if len(sources) > 1 and len(part.members) > 1:
-            # Many before many: one gate in between, for the edges would be their product.
-            name = self._new_name(GATE)
-            self._nodes.append(FlowNode(Node(name=name, after=sources, is_gate=True), None))
-            sources = (name,)
+        sources = self._gated(sources, len(part.members))
         placed = [self._place(member, previous, sources, options) for member in part.members]
         exits = tuple(dict.fromkeys(name for each in placed for name in each.exits))
         return _Placed(exits if placed else sources, tuple(each.tree for each in placed))
+
+    def _gated(self, sources: tuple[str, ...], count: int) -> tuple[str, ...]:
+        """Put a gate between many and many: the edges would be their product."""
+        if len(sources) < 2 or count < 2:  # noqa: PLR2004
+            return sources
+        name = self._new_name(GATE)
+        self._nodes.append(FlowNode(Node(name=name, after=sources, is_gate=True), None))
+        return (name,)
 
     def _place_call(
         self,
@@ -296,23 +316,75 @@ class Flow:
         name = self._new_name(call.task.name) if options.name is None else options.name
         self._names.setdefault(name, 1)
         goes_on = options.on_failure == "continue"
-        self._nodes.append(
-            self._node(call, previous, options, name=name, after=sources, goes_on=goes_on)
-        )
+        placed = self._node(call, previous, options, name=name, after=sources, goes_on=goes_on)
+        self._nodes.append(placed)
         if options.fallback is not None:
-            fallback = options.fallback
-            if isinstance(fallback, Step):
-                fallback = fallback.call()
-            self._nodes.append(
-                self._node(
-                    fallback,
-                    previous,
-                    NodeOptions(),
-                    name=self._new_name(f"{name}:fallback"),
-                    fallback_of=name,
-                )
-            )
+            self._add_fallback(options.fallback, previous, placed.node)
         return _Placed((name,), name)
+
+    def _place_flow(self, part: Flow, sources: tuple[str, ...], options: NodeOptions) -> _Placed:
+        """Put a copy of a flow among the nodes, with its name in front of theirs."""
+        self._check_nests(part)
+        scope = self._new_name(part.name) if options.name is None else options.name
+        self._names.setdefault(scope, 1)
+        inner = [each.node for each in part._nodes]
+        sources = self._gated(sources, sum(not n.after and n.is_ordinary for n in inner))
+        has_fallback = {node.fallback_of for node in inner}
+        for each in part._nodes:
+            outer = replace(options, name=None)
+            if each.node.name in has_fallback:
+                outer = replace(outer, fallback=None)
+            self._adopt(each, scope, sources, outer)
+        waited_for = {name for node in inner for name in node.after}
+        sinks = [n for n in inner if n.is_ordinary and n.name not in waited_for]
+        exits = tuple(f"{scope}/{node.name}" for node in sinks)
+        by_name: Tree = {node.name: node.name for node in sinks if not node.is_gate}
+        tree = by_name if part.returns is None else part.returns
+        return _Placed(exits if inner else sources, renamed(tree, scope))
+
+    def _check_nests(self, part: Flow) -> None:
+        if part is self:
+            raise FlowRefused(f"{self.name}: a flow cannot be a part of itself", path=(self.name,))
+        given = [f"on_{when}" for when in part._callbacks]
+        given += ["fail_fast"] * part.fail_fast + ["deadline"] * (part.deadline_s is not None)
+        if given:
+            raise FlowRefused(
+                f"{self.name}: {part.name!r} cannot be a part of it with {', '.join(given)} of "
+                "its own: give them to the whole, or let a job wait for it by ctx.flow.wait(...)",
+                path=(self.name, part.name),
+            )
+
+    def _adopt(
+        self, each: FlowNode, scope: str, sources: tuple[str, ...], outer: NodeOptions
+    ) -> None:
+        """Copy a node of a flow that is nested in this one."""
+        node, front = each.node, f"{scope}/"
+        options = each.options if node.fallback_of else outer.over(each.options)
+        name = front + node.name
+        within = (scope, *node.within)
+        self._names.setdefault(name, 1)
+        copied = replace(
+            node,
+            name=name,
+            after=tuple(front + parent for parent in node.after)
+            or (sources if node.is_ordinary else ()),
+            uses=tuple(front + used for used in node.uses),
+            goes_on=options.on_failure == "continue",
+            fallback_of=node.fallback_of and front + node.fallback_of,
+            within=within,
+        )
+        holes = tuple((path, tree and renamed(tree, scope)) for path, tree in each.holes)
+        self._nodes.append(FlowNode(copied, each.call, holes, options))
+        if options.fallback is not None and each.options.fallback is None and each.call is not None:
+            self._add_fallback(options.fallback, None, copied)
+
+    def _add_fallback(
+        self, fallback: Call[Any] | Step[Any, Any], previous: Tree | None, of: Node
+    ) -> None:
+        call = fallback.call() if isinstance(fallback, Step) else fallback
+        name = self._new_name(f"{of.name}:fallback")
+        facts: dict[str, Any] = {"name": name, "fallback_of": of.name, "within": of.within}
+        self._nodes.append(self._node(call, previous, NodeOptions(), **facts))
 
     def _node(
         self,
@@ -387,15 +459,6 @@ def _results_of(given: tuple[Any, ...]) -> Tree | None:
     return trees or None
 
 
-def leaves(tree: Tree | None) -> Iterator[str]:
-    """Give the names in a tree, in order."""
-    if isinstance(tree, str):
-        yield tree
-    elif tree is not None:
-        for each in tree:
-            yield from leaves(each)
-
-
 def _may_refer(value: Any) -> bool:
     """Tell quickly whether a value may hold a reference: most hold none."""
     kind = type(value)
@@ -406,7 +469,7 @@ def _may_refer(value: Any) -> bool:
     return kind in (list, tuple) and any(map(_may_refer, value))
 
 
-def flow_of(part: Part[Any] | Flow) -> Flow:
+def flow_of(part: Part[Any]) -> Flow:
     """Return a flow as it is, and a part as a flow whose result is the part's."""
     if isinstance(part, Flow):
         return part

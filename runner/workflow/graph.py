@@ -62,6 +62,8 @@ class Node:
         when: of a callback, at which end of the flow it runs, or at its first "failure"; "" for
             nodes.
         is_open: a gate that is closed by hand: the flow may grow until then.
+        within: the names of the flows that it is nested in, the outermost first; they stand in
+            front of its own name too.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Node:
     fallback_of: str = ""
     when: When = ""
     is_open: bool = False
+    within: tuple[str, ...] = ()
 
     @property
     def is_ordinary(self) -> bool:

@@ -12,8 +12,8 @@ from runner import keys
 from runner.errors import DecodeError, FlowError, FlowFailed, FlowNotFound, LeaseLost, Snooze
 from runner.workflow.flow import Added, Flow, flow_of
 from runner.workflow.graph import FlowState
-from runner.workflow.plan import Planner, node_of, numbers_in, read_tree
-from runner.workflow.store import read_results
+from runner.workflow.plan import Planner, filled, node_of, numbers_in, read_tree
+from runner.workflow.store import check_without, read_results, why_failed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +94,8 @@ class JobFlow:
             draft._names = names  # noqa: SLF001
             raise
         fresh = draft._nodes[known:]  # noqa: SLF001
+        if not fresh:  # an empty group
+            return added
         self._added += 1
         first = await self._store.call(
             "flow_reserve", flow_id, [str(adder), self._added, len(fresh)]
@@ -126,7 +128,7 @@ class JobFlow:
         if added < 0:
             raise LeaseLost(f"job {claimed.job_id} runs elsewhere: what it adds is not taken")
 
-    async def wait(self, part: Part[R] | Flow) -> R:
+    async def wait(self, part: Part[R]) -> R:
         """Start a flow, and return its result, without holding a slot meanwhile.
 
         The first time this ends the attempt, without a spent try: the job runs again, from its
@@ -198,7 +200,7 @@ async def filled_arguments(
     In the place of a node that failed, and whose failure does not matter, comes None.
 
     Raises:
-        FlowError: the results are gone.
+        FlowError: the results are gone, or their nodes failed after this one was released.
         DecodeError: a result cannot be read.
     """
     place = node_of(job_id)
@@ -207,9 +209,9 @@ async def filled_arguments(
     trees = [None if wired is None else read_tree(wired) for _, wired in holes]
     numbers = list(dict.fromkeys(n for tree in trees if tree is not None for n in numbers_in(tree)))
     records = await read_results(redis, codec, place[0], numbers)
-    missing = [n for n in numbers if n not in records]
-    if missing:
-        await _check_missing(redis, place[0], missing)
+    without = [n for n in numbers if (record := records.get(n)) is None or not record.success]
+    if without:
+        await check_without(redis, place[0], without, records)
     values = {
         n: record.result if (record := records.get(n)) is not None and record.success else None
         for n in numbers
@@ -217,12 +219,8 @@ async def filled_arguments(
     report = await _report(redis, codec, place[0]) if None in trees else None
     whole: dict[str, Any] = {"a": list(given[0]), "k": dict(given[1])}
     for (path, _), tree in zip(holes, trees, strict=True):
-        _put(whole, path, report if tree is None else _fill(tree, values))
+        _put(whole, path, report if tree is None else filled(tree, values))
     return tuple(whole["a"]), whole["k"]
-
-
-def _fill(tree: Any, values: dict[int, Any]) -> Any:
-    return values[tree] if isinstance(tree, int) else [_fill(each, values) for each in tree]
 
 
 def _put(whole: Any, path: Sequence[Any], value: Any) -> None:
@@ -232,20 +230,6 @@ def _put(whole: Any, path: Sequence[Any], value: Any) -> None:
             inner = whole[step] = list(inner)
         whole = inner
     whole[path[-1]] = value
-
-
-async def _check_missing(redis: Any, flow_id: str, numbers: list[int]) -> None:
-    """Raise unless the results that are missing are those of nodes that left none."""
-    key = f"{keys.flow(flow_id)}:states"
-    for start in range(0, len(numbers), 500):
-        page = [str(number) for number in numbers[start : start + 500]]
-        letters = await redis.hmget(key, page)
-        gone = [n for n, letter in zip(page, letters, strict=True) if letter not in (b"f", b"k")]
-        if gone:
-            raise FlowError(
-                f"the results of {len(gone)} nodes of flow {flow_id} are gone from Redis, "
-                f"of node {gone[0]} for one"
-            )
 
 
 async def _report(redis: Any, codec: Codec, flow_id: str) -> dict[str, Any]:
@@ -261,8 +245,10 @@ async def _report(redis: Any, codec: Codec, flow_id: str) -> dict[str, Any]:
         shown = msgspec.msgpack.decode(names)[0] if names else field.decode()
         error = ""
         if blob is not None:
-            described = codecs.describe(codecs.decode_result(codec, blob).result)
-            error = f"{described['type']}: {described['message']}"
+            record = codecs.decode_result(codec, blob)
+            if record.success:  # that of its fallback, which stood in for it
+                continue
+            error = why_failed(record)
         failed.append({"node": shown, "error": error})
     return {
         "flow": flow_id,

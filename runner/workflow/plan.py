@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -12,7 +13,7 @@ from runner.codec import JobRecord, encode_job, signs
 from runner.errors import FlowRefused
 from runner.keys import NODE as JOB_PREFIX
 from runner.keys import node_of
-from runner.workflow.flow import leaves
+from runner.workflow.nodes import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from runner.codec import Codec
     from runner.tasks import Call, Task
     from runner.types import Tree
-    from runner.workflow.flow import Flow, FlowNode
+    from runner.workflow.flow import Flow
     from runner.workflow.graph import Graph
+    from runner.workflow.nodes import FlowNode
 
 MOST_NODES = 100_000
 A_TIME_MS = 1_000_000_000_000
@@ -84,7 +86,7 @@ class Entry(NamedTuple):
 
     Attributes:
         plan: packed flags, queue, delay, fallback, owner, children; see ``lua/flow.lua``.
-        names: its packed name and task.
+        names: its packed name and task, and the names of the flows that it is nested in.
         payload: its encoded job, b"" for a gate.
         parents: the numbers of the nodes that must end before it.
     """
@@ -145,7 +147,7 @@ class Planner:
         return Entry(
             number=number,
             plan=_pack(plan),
-            names=_pack((node.name, "" if call is None else call.task.name)),
+            names=_pack((node.name, "" if call is None else call.task.name, *node.within)),
             payload=b"" if call is None else self._payload(each, call, number),
             parents=tuple(numbers[name] for name in dict.fromkeys(node.after)),
         )
@@ -254,7 +256,7 @@ def plan_of(flow: Flow, flow_id: str, *, encode: Encodes, queue: str, now_ms: in
         roots=_pack(ranges(numbers[name] for name in graph.roots())),
         facts=facts,
         home=next((planner.queue_of(each) for each in nodes if each.call is not None), queue),
-        deadline_ms=int((flow.deadline_s or 0) * 1000),
+        deadline_ms=math.ceil((flow.deadline_s or 0) * 1000),
         delay_ms=max(delays, default=0),
     )
 
@@ -296,6 +298,8 @@ def wire_tree(tree: Tree, numbers: Mapping[str, int]) -> Any:
     """Return a tree with numbers for names; those in a row become one value."""
     if isinstance(tree, str):
         return numbers[tree]
+    if isinstance(tree, dict):
+        return {key: wire_tree(each, numbers) for key, each in tree.items()}
     given = [wire_tree(each, numbers) for each in tree]
     wired: list[Any] = []
     start = 0
@@ -311,9 +315,11 @@ def wire_tree(tree: Tree, numbers: Mapping[str, int]) -> Any:
 
 
 def read_tree(wired: Any) -> Any:
-    """Return nested lists of numbers, as `wire_tree` had them."""
+    """Return numbers nested in lists and dicts, as `wire_tree` had them."""
     if isinstance(wired, int):
         return wired
+    if isinstance(wired, dict):
+        return {key: read_tree(each) for key, each in wired.items()}
     found: list[Any] = []
     for each in wired:
         if isinstance(each, list | tuple) and each and each[0] == RUN:
@@ -328,7 +334,7 @@ def numbers_in(tree: Any) -> Iterator[int]:
     if isinstance(tree, int):
         yield tree
     else:
-        for each in tree:
+        for each in tree.values() if isinstance(tree, dict) else tree:
             yield from numbers_in(each)
 
 
@@ -336,6 +342,8 @@ def filled(tree: Any, values: Mapping[int, Any]) -> Any:
     """Return the tree with values in the places of numbers."""
     if isinstance(tree, int):
         return values[tree]
+    if isinstance(tree, dict):
+        return {key: filled(each, values) for key, each in tree.items()}
     return [filled(each, values) for each in tree]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from runner.workflow.batch import Batch, open_batch
 from runner.workflow.flow import KEEP_RESULT_S, Flow, flow_of
@@ -61,13 +61,7 @@ class StartsFlows:
             lifetime_ms=self.expires_extra_ms,
         )
 
-    @overload
-    async def start(self, flow: Flow, *, flow_id: str | None = None) -> Run[dict[str, Any]]: ...
-
-    @overload
-    async def start(self, flow: Part[R], *, flow_id: str | None = None) -> Run[R]: ...
-
-    async def start(self, flow: Any, *, flow_id: str | None = None) -> Run[Any]:
+    async def start(self, flow: Part[R], *, flow_id: str | None = None) -> Run[R]:
         """Start a flow, or a chain, group or chord as one, and return a handle on it.
 
         It is stored in bounded calls, and made effective by one last step: a caller that is

@@ -46,7 +46,7 @@ from runner.workflow.stored import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -58,6 +58,7 @@ PAGE = 500
 """Nodes stored or read in one call: about 5 ms of the server's time."""
 
 PAGE_BYTES = 4_000_000
+RAN = (NodeState.FAILED, NodeState.CANCELLED)
 LEFTOVER_MS = 10 * 60 * 1000
 """How long nodes are kept of a flow that is not started."""
 
@@ -214,8 +215,7 @@ class FlowStore:
         for name in names:
             record = records.get(stored.numbers[name])
             if record is not None and not record.success:
-                described = codecs.describe(record.result)
-                errors[name] = f"{described['type']}: {described['message']}"
+                errors[name] = why_failed(record)
         return errors
 
     async def stored(self, flow_id: str) -> Stored:
@@ -253,22 +253,26 @@ class FlowStore:
         Args:
             flow_id: its id.
             convert: turns plain data into what the node of a number returns.
+
+        Raises:
+            FlowError: a result was too large to be kept, or is gone.
+            FlowNotFound: there is no such flow.
         """
         raw = await self.redis.hget(keys.flow(flow_id), "returns")
         if raw is None:
             raise FlowNotFound(f"the result of flow {flow_id} is kept no more", flow_id=flow_id)
-        wired = _unpack(raw)
-        by_name = isinstance(wired, dict)
-        tree = list(wired.values()) if by_name else read_tree(wired)
+        tree = read_tree(_unpack(raw))
         numbers = list(dict.fromkeys(numbers_in(tree)))
         records = await self.records(flow_id, numbers)
+        without = [n for n in numbers if n not in records or not records[n].success]
+        if without:
+            await check_without(self.redis, flow_id, without, records)
         values: dict[int, Any] = {}
         for number in numbers:
             record = records.get(number)
             value = record.result if record is not None and record.success else None
             values[number] = value if convert is None else convert(number, value)
-        given = filled(tree, values)
-        return dict(zip(wired, given, strict=True)) if by_name else given
+        return filled(tree, values)
 
     async def stop(self, flow_id: str) -> bool:
         """Stop a flow; False when it had ended, or stops already. Raises `FlowNotFound`."""
@@ -289,11 +293,14 @@ class FlowStore:
             raise FlowError(f"flow {flow_id} runs: its failed part can be run again when it ended")
         stored = await self.stored(flow_id)
         again = part_to_run(stored)
-        if not again:
+        if not again and facts["state"] == FlowState.SUCCEEDED.value:
             return 0
         token = os.urandom(8).hex()
         key = keys.flow(flow_id)
         await self.redis.hset(key, "again", token)
+        if not await self.redis.hexists(key, "state"):
+            await self.redis.delete(key)  # it has expired meanwhile, and would stay so for ever
+            await self._facts(flow_id)
         await self._reset(flow_id, token, stored, again)
         ordinary = [name for name in again if stored.graph.nodes[name].is_ordinary]
         ready = [
@@ -326,7 +333,9 @@ class FlowStore:
             )
             args: list[Any] = [token, flow_id]
             for name, payload in zip(page, payloads, strict=True):
-                ran = stored.states[name] is NodeState.FAILED
+                # One that was cancelled may have waited for a flow of its own, and a callback may
+                # have run at the end before.
+                ran = stored.states[name] in RAN or bool(stored.graph.nodes[name].when)
                 number = stored.numbers[name]
                 waits = len(again & set(stored.graph.nodes[name].after))
                 args += (number, self._renewed(flow_id, number, payload) if ran else b"", waits)
@@ -358,6 +367,49 @@ async def read_results(
     return records
 
 
+async def check_without(
+    redis: Any, flow_id: str, numbers: Sequence[int], records: Mapping[int, ResultRecord]
+) -> None:
+    """Raise `FlowError` unless None may stand for these nodes, which left no good result."""
+    key = keys.flow(flow_id)
+    gone: list[int] = []
+    failed: list[int] = []
+    kept_not: list[int] = []
+    for start in range(0, len(numbers), PAGE):
+        page = numbers[start : start + PAGE]
+        fields = [str(number) for number in page]
+        letters = await redis.hmget(f"{key}:states", fields)
+        plans = await redis.hmget(f"{key}:plan", fields)
+        for number, letter, plan in zip(page, letters, plans, strict=True):
+            if letter not in (b"f", b"k"):
+                (kept_not if number in records else gone).append(number)
+            elif plan is None or "c" not in _unpack(plan)[0]:
+                failed.append(number)
+    if gone:
+        raise FlowError(
+            f"the results of {len(gone)} nodes of flow {flow_id} are gone from Redis, of node "
+            f"{gone[0]} for one"
+        )
+    if kept_not:
+        raise FlowError(
+            f"there is no result of node {kept_not[0]} of flow {flow_id}: "
+            f"{why_failed(records[kept_not[0]])}"
+        )
+    if failed:
+        raise FlowError(
+            f"node {failed[0]} of flow {flow_id}, whose result is asked for, failed after it had "
+            "let others start"
+        )
+
+
+def why_failed(record: ResultRecord) -> str:
+    """Return what a result says that is none."""
+    if not isinstance(record.result, BaseException):
+        return str(record.result)  # what is kept in the place of one that was too large
+    described = codecs.describe(record.result)
+    return f"{described['type']}: {described['message']}"
+
+
 def _record(codec: Codec, flow_id: str, blob: bytes) -> ResultRecord:
     record = codecs.decode_result(codec, blob)
     whose = node_of(record.job_id)
@@ -381,4 +433,4 @@ def _parts(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         yield part
 
 
-__all__ = ["FlowStore", "read_results"]
+__all__ = ["FlowStore", "check_without", "read_results", "why_failed"]

@@ -156,10 +156,12 @@ def stored_of(
     """Make a graph of what Redis has: by numbers there, by names here."""
     name_of: dict[int, str] = {}
     taken: set[str] = set()
-    for number, (name, _) in names.items():
+    for number, (name, *_) in names.items():
         # Nodes that were added at run time may have the names of others.
-        name_of[number] = name if name not in taken else f"{name}#{number}"
-        taken.add(name_of[number])
+        while name in taken:
+            name = f"{name}#{number}"  # noqa: PLW2901
+        name_of[number] = name
+        taken.add(name)
     parents: dict[int, list[str]] = {number: [] for number in plans}
     for number, plan in plans.items():
         for child in _between(plan[5]):
@@ -178,8 +180,10 @@ def stored_of(
             is_gate="g" in plan[0],
             goes_on="c" in plan[0],
             is_open="o" in plan[0],
-            fallback_of=name_of[plan[4]] if plan[4] >= 0 else "",
+            # Of what is added meanwhile, a page may hold the end and not the beginning.
+            fallback_of=name_of.get(plan[4], ""),
             when=callbacks.get(str(number), "complete") if "b" in plan[0] else "",
+            within=tuple(names[number][2:]),
         )
         for number, plan in plans.items()
     ]
@@ -188,7 +192,7 @@ def stored_of(
     return Stored(
         graph=graph,
         numbers={name: number for number, name in name_of.items()},
-        tasks={name_of[number]: task for number, (_, task) in names.items()},
+        tasks={name_of[number]: task for number, (_, task, *_) in names.items()},
         states=_states(graph, known, facts),
     )
 

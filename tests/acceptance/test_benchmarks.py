@@ -110,3 +110,17 @@ def test_saving_some_rows_keeps_the_others(tmp_path: Path) -> None:
     assert "second" in text
     assert "kept" in text
     assert "first" not in text
+
+
+def test_quick_run_of_flows_prints_a_table_for_each_row_and_the_goals() -> None:
+    command = [
+        *(sys.executable, "-m", "tests.benchmarks.flows", "--quick", "--peers", "none"),
+        *("--jobs", "50"),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for expected in ("one wide chord", "in narrow and in wide", "one long chain", "Flows: goals"):
+        assert expected in done.stdout
+    assert "not run" not in done.stdout

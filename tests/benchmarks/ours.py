@@ -22,7 +22,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 import runner
-from runner import Client, Context, Job, RedisSettings, Task, connect, task
+from runner import Client, Context, Job, RedisSettings, Task, chain, chord, connect, task
 from tests.benchmarks import stage
 
 stage.quiet()
@@ -45,6 +45,31 @@ async def stamp(_ctx: Context, sent_ns: int) -> None:
     stage.record_start(sent_ns)
 
 
+@task
+async def first(_ctx: Context) -> int:
+    """Begin a flow."""
+    stage.record_start(0)
+    return 0
+
+
+@task
+async def following(_ctx: Context, number: int) -> int:
+    """Be one of many members, or of many steps."""
+    return number + 1
+
+
+@task
+async def joined(_ctx: Context, numbers: list[int], members: int) -> None:
+    """End a chord."""
+    stage.record_end(len(numbers), members)
+
+
+@task
+async def last(_ctx: Context, number: int, steps: int) -> None:
+    """End a chain."""
+    stage.record_end(number + 2, steps)
+
+
 async def say_ready(_ctx: dict[Any, Any]) -> None:
     """Tell the benchmark that this worker is up."""
     stage.record_ready()
@@ -57,7 +82,7 @@ _ready: Any = say_ready
 class WorkerSettings(runner.WorkerSettings):
     """The worker."""
 
-    functions = (noop, nap, stamp)
+    functions = (noop, nap, stamp, first, following, joined, last)
     redis_settings = RedisSettings.from_dsn(stage.REDIS_URL)
     max_jobs = stage.CONCURRENCY
     keep_result = stage.KEEP_RESULT_S
@@ -92,6 +117,20 @@ async def enqueue_many(task_name: str, count: int) -> None:
     """Enqueue many jobs in one call."""
     client = await _client()
     await client.enqueue_many([TASKS[task_name].call() for _ in range(count)])
+
+
+async def start_chord(members: int) -> None:
+    """Start a chord of so many members."""
+    client = await _client()
+    header = [first.call(), *(following.call(number) for number in range(1, members))]
+    await client.start(chord(header, joined.s(members)))
+
+
+async def start_chain(steps: int) -> None:
+    """Start a chain of so many steps."""
+    client = await _client()
+    steps_between: list[Any] = [following.s()] * (steps - 2)
+    await client.start(chain(first.call(), *steps_between, last.s(steps)))
 
 
 async def result(job: Job[Any]) -> None:

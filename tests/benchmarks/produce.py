@@ -168,6 +168,15 @@ async def deferred(
     }
 
 
+async def flow(producer: Producer, *, shape: str, size: int, times: int) -> dict[str, float]:
+    """Start so many chords or chains; time how long it takes to start one."""
+    await producer.call("enqueue", "noop")  # connected
+    started = time.perf_counter()
+    for _ in range(times):
+        await producer.call(f"start_{shape}", size)
+    return {"start": (time.perf_counter() - started) / times}
+
+
 async def _warm_up(producer: Producer, path: Path) -> None:
     """Enqueue until the worker is up and has run some jobs."""
     for count in range(1, 11):
@@ -210,7 +219,13 @@ async def main(module: str, what: str, options: str) -> dict[str, float]:
     """Do one thing, and return what came of it."""
     producer = Producer(importlib.import_module(module))
     acts: dict[str, Callable[..., Awaitable[dict[str, float]]]]
-    acts = {"fill": fill, "enqueue": enqueue, "latency": latency, "deferred": deferred}
+    acts = {
+        "fill": fill,
+        "enqueue": enqueue,
+        "latency": latency,
+        "deferred": deferred,
+        "flow": flow,
+    }
     try:
         return await acts[what](producer, **json.loads(options))
     finally:

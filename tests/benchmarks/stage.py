@@ -36,6 +36,13 @@ def record_ready() -> None:
     _append("BENCH_READY", f"{os.getpid()}\n")
 
 
+def record_end(found: int, wanted: int) -> None:
+    """Note that the last node of a flow has started; it must have got what it waited for."""
+    if found != wanted:
+        raise ValueError(f"the flow ended with {found}, not {wanted}")
+    record_start(1)
+
+
 def use_uvloop() -> None:
     """Make uvloop's the loops that this process will make."""
     import asyncio  # noqa: PLC0415  workers without asyncio need neither

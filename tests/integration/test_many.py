@@ -43,6 +43,8 @@ async def picky(ctx: ManyContext, numbers: list[int]) -> list[int | Exception]:
 def _outcome(number: int, attempt: int) -> int | Exception:
     if number == 13:
         return ValueError("unlucky")
+    if number == 17:
+        return StopIteration(number)
     if number == 7 and attempt == 1:
         return Retry(defer=0)
     return number
@@ -111,9 +113,20 @@ async def test_each_job_has_its_own_outcome(client: Client, calls: list[Any]) ->
 
 
 @pytest.mark.usefixtures("worker")
+async def test_exception_that_no_future_takes_is_that_of_its_job_alone(client: Client) -> None:
+    jobs = await client.enqueue_many([picky.call(number) for number in (17, 1, 2)])
+    assert [await job.result(timeout=20) for job in jobs[1:]] == [1, 2]
+    with pytest.raises(errors.RemoteError, match="StopIteration"):
+        await jobs[0].result(timeout=20)
+
+
+@pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize(
     ("failing", "count", "why"),
-    [(broken, 3, "all of them"), (short, 2, "got 2 items and returned 1")],
+    [
+        (broken, 3, "all of them"),
+        (short, 2, "got 2 items and returned 1"),
+    ],
 )
 async def test_call_that_fails_fails_each_of_its_jobs(
     client: Client, failing: Any, count: int, why: str

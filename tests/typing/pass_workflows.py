@@ -43,6 +43,11 @@ async def batch(_ctx: Context, days: list[int]) -> bool:
     return bool(days)
 
 
+@task
+async def sizes(_ctx: Context, results: dict[str, int]) -> int:
+    return len(results)
+
+
 async def flows(client: Client) -> None:
     members = load.map(range(3))
     assert_type(await client.start(members), Run[list[list[str]]])
@@ -65,6 +70,11 @@ async def graphs(client: Client, ctx: Context) -> None:
     two = flow.add(count.call([one.result]), after=[one], on_failure="continue")
     assert_type(two.result, int)
     flow.add(show.call(two.result), after=two, fallback=show.call(0))
+    nested = Flow("year").add(flow, retries=2)
+    assert_type(nested.result, dict[str, Any])
+    flow.add(show.call(nested["count"].result), after=[nested])
+    assert_type(await client.start(chain(flow, sizes.s())), Run[int])
+    assert_type(await client.start(group(flow, flow)), Run[list[dict[str, Any]]])
     assert_type(await client.start(flow), Run[dict[str, Any]])
     added = await ctx.flow.add(show.call(1))
     assert_type(added.result, str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from datetime import UTC, datetime
 from typing import Any
@@ -292,3 +293,55 @@ def test_delays_are_counted_from_when_the_node_is_ready() -> None:
     flow.add(ping.options(delay=30).call())
     flow.add(ping.options(at=datetime(2030, 1, 1, tzinfo=UTC)).call())
     assert plan(flow).delay_ms == 1_893_456_000_000 - 1
+
+
+def month_end() -> Flow:
+    flow = Flow("month-end", deadline=60, on_error=report.s(), on_complete=ping.call())
+    days = flow.add(load.map([1, 2]), retries=3, on_failure="continue")
+    flow.add(
+        node(total.call(days.result, scale=2), fallback=total.call([])), after=[days], name="rank"
+    )
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+    flow.add(chain(show.options(delay=5).call(1), merge.options(at=at).call([])), queue="slow")
+    inner = Flow("inner")
+    inner.add(group(ping.call(), ping.call()))
+    outer = flow.add(inner, after=days)
+    flow.add(show.call(7, title="end"), after=outer, release_after="submitted", timeout=2)
+    return flow
+
+
+def test_definition_comes_back_from_plain_data() -> None:
+    flow = month_end()
+    data = json.loads(json.dumps(flow.to_dict()))
+    found = Flow.from_dict(data, [load, total, show, merge, ping, report])
+    assert found.to_dict() == flow.to_dict()
+    assert found.to_mermaid() == flow.to_mermaid()
+    encode = plain_encoder(MsgpackCodec())
+    plans = [plan_of(f, "x", encode=encode, queue="q", now_ms=1) for f in (flow, found)]
+    assert plans[0] == plans[1], "it runs as the one that was written down"
+    found.add(ping.call())
+    assert "ping" in edges(found)
+    outer = Flow("outer")
+    assert flow_of(chain(Flow.from_dict(bare().to_dict(), [load]), ping.call())).returns == "ping"
+    outer.add(Flow.from_dict(bare().to_dict(), [load]), fallback=load.call(0))
+    assert len(outer) == 2
+
+
+def bare() -> Flow:
+    flow = Flow("bare")
+    flow.add(load.call(1), fallback=load.call(2))
+    return flow
+
+
+def test_task_that_is_not_there_is_named_with_its_node() -> None:
+    with pytest.raises(FlowRefused, match="no task 'total' for 'rank'") as refused:
+        Flow.from_dict(month_end().to_dict(), [load, show, merge, ping, report])
+    assert refused.value.path == ("rank", "total")
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"version": 2}, {**Flow("f").to_dict(), "nodes": [{}]}, {"version": 1}]
+)
+def test_what_is_no_definition_is_refused(data: dict[str, Any]) -> None:
+    with pytest.raises(FlowRefused, match="definition"):
+        Flow.from_dict(data, [load])

@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from celery import Celery  # type: ignore[import-not-found]  # in an environment of its own
+from celery import Celery, chain, chord  # type: ignore[import-not-found]  # in an environment of its own
 
 from tests.benchmarks import stage
 
@@ -47,15 +47,57 @@ def _stamp(sent_ns: int) -> None:
     stage.record_start(sent_ns)
 
 
+def _first() -> int:
+    """Begin a flow."""
+    stage.record_start(0)
+    return 0
+
+
+def _following(number: int) -> int:
+    """Be one of many members, or of many steps."""
+    return number + 1
+
+
+def _joined(numbers: list[int], members: int) -> None:
+    """End a chord."""
+    stage.record_end(len(numbers), members)
+
+
+def _last(number: int, steps: int) -> None:
+    """End a chain."""
+    stage.record_end(number + 2, steps)
+
+
 TASKS = {
     name: app.task(name=name)(function)
-    for name, function in (("noop", _noop), ("nap", _nap), ("stamp", _stamp))
+    for name, function in (
+        ("noop", _noop),
+        ("nap", _nap),
+        ("stamp", _stamp),
+        ("first", _first),
+        ("following", _following),
+        ("joined", _joined),
+        ("last", _last),
+    )
 }
 
 
 def enqueue(task: str, **arguments: int) -> Any:
     """Enqueue one job."""
     return TASKS[task].apply_async(kwargs=arguments)
+
+
+def start_chord(members: int) -> None:
+    """Start a chord of so many members."""
+    following = TASKS["following"]
+    header = [TASKS["first"].s(), *(following.s(number) for number in range(1, members))]
+    chord(header)(TASKS["joined"].s(members))
+
+
+def start_chain(steps: int) -> None:
+    """Start a chain of so many steps."""
+    between = [TASKS["following"].s()] * (steps - 2)
+    chain(TASKS["first"].s(), *between, TASKS["last"].s(steps)).apply_async()
 
 
 def result(job: Any) -> None:
