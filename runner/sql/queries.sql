@@ -110,7 +110,9 @@ SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind::
        EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferred
                   AND contype <> 'f') AS is_deferred,
        ARRAY(SELECT DISTINCT conrelid::bigint FROM pg_constraint
-              WHERE contype = 'f' AND confrelid = c.oid) AS referenced_by
+              WHERE contype = 'f' AND confrelid = c.oid) AS referenced_by,
+       ARRAY(SELECT c.oid::bigint
+             UNION SELECT relid::oid::bigint FROM pg_partition_tree(c.oid)) AS family
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
    AND CASE WHEN $1::text IS NULL THEN pg_table_is_visible(c.oid) ELSE n.nspname = $1 END;
@@ -195,3 +197,11 @@ SELECT CASE WHEN pg_table_is_visible(c.oid) THEN c.relname ELSE n.nspname || '.'
  WHERE c.relkind IN ('r', 'p', 'v', 'f')
    AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'runner')
  LIMIT 5000;
+
+-- name: needs_room
+-- 256 kB in rows that are not compressed: more than the free space of a page or two.
+INSERT INTO runner.rejected (entry, facts)
+SELECT 'room ' || n,
+       decode((SELECT string_agg(md5(random()::text || n || m), '')
+                 FROM generate_series(1, 110) AS m), 'hex')
+  FROM generate_series(1, 150) AS n;

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runner.writer.adoption import adopt_database
-    from runner.writer.backlog import BOUND_ENTRIES, Bounds
+    from runner.writer.backlog import BOUND_ENTRIES, STATEMENT_TIMEOUT_S, Bounds
     from runner.writer.candidate import Candidate
     from runner.writer.commits import Commits, JobCommits
     from runner.writer.database import JobDatabase, ReadPool
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BOUND_ENTRIES",
+    "STATEMENT_TIMEOUT_S",
     "Bounds",
     "Candidate",
     "Commits",
@@ -44,6 +45,7 @@ _MODULES = {
     "JobCommits": "commits",
     "JobDatabase": "database",
     "ReadPool": "database",
+    "STATEMENT_TIMEOUT_S": "backlog",
     "UnitBuilder": "units",
     "adopt": "office",
     "adopt_database": "adoption",

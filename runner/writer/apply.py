@@ -12,7 +12,8 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runner.writer.failures import DUPLICATE, FENCED, MISSING, PASSED, BadValue
+from runner.writer.facts import version_sql
+from runner.writer.failures import CHANGED, DUPLICATE, FENCED, MISSING, PASSED, BadValue
 from runner.writer.plan import Scope, Wave, plan
 from runner.writer.queries import query
 from runner.writer.statements import raw_row
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from runner.writer.catalogue import Known
     from runner.writer.entries import Unit
+    from runner.writer.facts import TableFacts
     from runner.writer.plan import Group, Profile, Row
     from runner.writer.statements import Statements
     from runner.writer.units import Operation
@@ -298,6 +300,8 @@ class Applier:
         steps: Sequence[Step],
         units: Sequence[Unit],
         refused: Sequence[tuple[str, bytes]] = (),
+        *,
+        planned: bool = True,
     ) -> dict[str, bytes]:
         """Apply the steps, record the units and move the position behind the last of them.
 
@@ -306,6 +310,8 @@ class Applier:
             units: the units behind the position, in order; those without a key, and those
                 that were refused, are not recorded.
             refused: entries that are refused, and why.
+            planned: the steps are right only for tables that are as they were when their facts
+                were read: fail with `CHANGED` if they are not.
 
         Returns:
             The answers of units that ask, by entry; they are kept in the same transaction.
@@ -318,10 +324,11 @@ class Applier:
         last = units[-1].entry
         is_refused = {entry for entry, _ in refused}
         recorded = [unit.key for unit in units if unit.key and unit.entry not in is_refused]
+        watched = _watched(steps) if planned else ([], 0)
         if len(steps) <= 1 and not (steps and not steps[0].branches):
-            await self._fused(steps[0].branches if steps else (), recorded, refused, last)
+            await self._fused(steps[0].branches if steps else (), recorded, refused, last, watched)
         else:
-            answers = await self._in_transaction(steps, recorded, refused, last)
+            answers = await self._in_transaction(steps, recorded, refused, last, watched)
         self.office.position = last
         return answers
 
@@ -331,6 +338,7 @@ class Applier:
         recorded: list[bytes],
         refused: Sequence[tuple[str, bytes]],
         last: str,
+        watched: tuple[list[int], int],
     ) -> dict[str, bytes]:
         try:
             async with self._connection.transaction():
@@ -339,7 +347,7 @@ class Applier:
                 for entry, answer in answers.items():
                     await self._connection.execute(query("answer"), entry, answer)
                 branches = steps[-1].branches if steps else ()
-                await self._fused(branches, recorded, refused, last)
+                await self._fused(branches, recorded, refused, last, watched)
             return answers
         finally:
             # Also after a rollback, which gives no advisory lock back.
@@ -406,6 +414,7 @@ class Applier:
         recorded: list[bytes],
         refused: Sequence[tuple[str, bytes]],
         last: str,
+        watched: tuple[list[int], int],
     ) -> None:
         """Run branches with the ledger, what is refused and the position in one statement."""
         parts, checks, args = _branch_parts(branches)
@@ -433,6 +442,15 @@ class Applier:
             ),
             *checks,
         ]
+        if watched[0]:
+            # Its snapshot is taken when the tables are locked: what changed before, shows.
+            next_at = at + 5 + len(told)
+            checks.append(
+                _expect(
+                    version_sql(f"${next_at}::oid[]"), f"${next_at + 1}", CHANGED, "tables changed"
+                )
+            )
+            told += watched
         prepared = await self._prepare(f"WITH {', '.join(parts)} SELECT {', '.join(checks)}")
         office = self.office
         await prepared.fetch(*args, last, office.epoch, office.position, recorded, *told)
@@ -455,6 +473,18 @@ class Applier:
         # Taken back at once, nobody can have begun a term; if somebody has, the fence tells.
         if not held and not await self._connection.fetchval(query("try_lock"), lock):
             raise ConnectionResetError("raw SQL gave the writer's lock away: the term is over")
+
+
+def _watched(steps: Sequence[Step]) -> tuple[list[int], int]:
+    """Return the tables that the steps are about, and the sum of what was counted for them."""
+    found: dict[int, TableFacts] = {}
+    for step in steps:
+        for statements, *_ in step.branches or filter(None, (step.many or step.alone,)):
+            facts = statements.profile.facts
+            if facts is not None:
+                found[facts.oid] = facts
+    oids = [oid for facts in found.values() for oid in facts.family]
+    return oids, sum(facts.version for facts in found.values())
 
 
 def _is_foreign(step: Step) -> bool:

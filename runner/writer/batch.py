@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import itertools
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -34,9 +35,11 @@ from runner.writer.apply import (
 from runner.writer.catalogue import Catalogue
 from runner.writer.entries import encode_rejection
 from runner.writer.failures import (
+    CHANGED,
     FENCED,
     LOCKED,
     READ_ONLY,
+    TIMED_OUT,
     UNPREPARED,
     BadValue,
     Fenced,
@@ -46,6 +49,7 @@ from runner.writer.failures import (
     may_be_raised,
     rejection,
     shape_of,
+    tells_of_room,
     was_told_by_server,
 )
 from runner.writer.queries import query
@@ -70,6 +74,7 @@ SOONEST_RETRY_S = 0.05
 LATEST_RETRY_S = 5.0
 TRIES_TOGETHER = 8
 TRIES_APART = 3
+PLANS_AT_MOST = 5
 
 Refusals = dict[str, WriteRejected]
 _FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, BadValue, ValueError, TypeError)
@@ -150,13 +155,14 @@ class Batches:
         logger.info("looking for what was refused among %d units: %s", len(units), cause)
         self._tries = TRIES_APART
         try:
-            return await self._halve(units)
+            return await self._halve(units, cause)
         finally:
             self._tries = TRIES_TOGETHER
 
-    async def _halve(self, units: Sequence[Unit]) -> Refusals:
+    async def _halve(self, units: Sequence[Unit], cause: BaseException) -> Refusals:
         refused: Refusals = {}
-        parts = collections.deque(_halves(units))
+        slow = self._slow_text(cause)
+        parts = collections.deque(_beside(units, slow) if slow else _halves(units))
         done = 0
         # Nobody is told before the last commit, which takes those before it to the disk.
         await self._connection.execute("SET synchronous_commit TO off")
@@ -168,20 +174,36 @@ class Batches:
                 else:
                     refused.update(await self._attempt(part))
                 done += len(part)
-            except _UnitFault:
+            except _UnitFault as fault:
                 is_dense = REFUSED_UNTIL_SINGLE <= len(refused) > done // DENSE
                 smaller = [[unit] for unit in part] if is_dense else _halves(part)
+                slow = self._slow_text(fault.cause)
+                if slow:
+                    smaller = _beside(part, slow)
                 parts.extendleft(reversed(smaller))
         await self._connection.execute("SET synchronous_commit TO on")
         if not await self._connection.fetchval(query("flush"), self._office.epoch):
             raise Fenced("another term has begun")
         return refused
 
+    def _slow_text(self, cause: BaseException) -> str:
+        """Return the shape that ran into statement_timeout, "" if that is not known.
+
+        To find it by halves would take the timeout again for each half.
+        """
+        is_late = isinstance(cause, asyncpg.PostgresError) and cause.sqlstate == TIMED_OUT
+        running = self._applier.running
+        return running[0].profile.text if is_late and running else ""
+
     async def _lone(self, unit: Unit) -> Refusals:
         """Run one unit in its own order, and refuse it if that fails."""
         known, refused = await self._learn([unit])
         if not refused:
             cause = await self._cause(unit, known)
+            while cause is not None and tells_of_room(cause) and not await self._has_room():
+                logger.warning("Postgres has no room, trying again: %s", cause)
+                await asyncio.sleep(LATEST_RETRY_S)
+                cause = await self._cause(unit, known)
             if cause is None:
                 return {}
             await self._check_epoch()
@@ -203,18 +225,34 @@ class Batches:
             try:
                 await self._attempt([unit])
             except _UnitFault as fault:
-                if was_told_by_server(fault.cause):
+                if was_told_by_server(fault.cause) and not _is_changed(fault.cause):
                     return fault.cause
             else:
                 return None
         try:
             steps = steps_in_order(unit, known) + reset_steps(unit, known)
-            await self._commit(steps, [unit], {})
+            await self._commit(steps, [unit], {}, planned=False)
         except _UnitFault as fault:
             return fault.cause
         except _FAULTS as exc:
             return exc
         return None
+
+    async def _has_room(self) -> bool:
+        """Say whether rows of ours still find room; they are not kept."""
+        transaction = self._connection.transaction()
+        await transaction.start()
+        try:
+            await self._connection.execute(query("needs_room"))
+        except asyncpg.PostgresError as exc:
+            if not tells_of_room(exc):
+                raise
+            return False
+        else:
+            return True
+        finally:
+            if not self._connection.is_closed():
+                await transaction.rollback()
 
     def _rejection(self, cause: BaseException, unit: Unit) -> WriteRejected:
         """Say why a lone unit was refused, and what of it: the shapes of values, no values."""
@@ -234,6 +272,18 @@ class Batches:
 
     async def _attempt(self, units: Sequence[Unit], steps: list[Step] | None = None) -> Refusals:
         """Try to commit units together; raise `_UnitFault` when one of them prevents it."""
+        for _ in range(PLANS_AT_MOST):
+            try:
+                return await self._attempt_once(units, steps)
+            except _UnitFault as fault:
+                if not _is_changed(fault.cause):
+                    raise
+                # A migration came between the look at the tables and the locks on them.
+                await self._reload()
+                steps, last = None, fault
+        raise last
+
+    async def _attempt_once(self, units: Sequence[Unit], steps: list[Step] | None) -> Refusals:
         refused: Refusals = {}
         if steps is None:
             known, refused = await self._learn(units)
@@ -248,10 +298,7 @@ class Batches:
         """Make all shapes known, and return which units can never work."""
         refused = {u.entry: WriteRejected(u.problem) for u in units if u.problem}
         texts = {text for unit in units for text, _ in unit.operations}
-        try:
-            known, bad = await self._catalogue.know(texts)
-        except asyncpg.PostgresError as exc:
-            self._fail(exc)
+        known, bad = await self._know(texts)
         if bad:
             for unit in units:
                 why = next((bad[text] for text, _ in unit.operations if text in bad), None)
@@ -259,15 +306,33 @@ class Batches:
                     refused[unit.entry] = why
         return known, refused
 
+    async def _know(self, texts: set[str]) -> tuple[Known, dict[str, WriteRejected]]:
+        """Make shapes known; wait for a migration that locks their tables."""
+        delay_s = SOONEST_RETRY_S
+        while True:
+            try:
+                return await self._catalogue.know(texts)
+            except asyncpg.PostgresError as exc:
+                if not self._is_passing(exc):
+                    self._fail(exc)
+                logger.warning("Postgres cannot tell of tables now, trying again: %s", exc)
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, LATEST_RETRY_S)
+
     async def _commit(
-        self, steps: Sequence[Step], units: Sequence[Unit], refused: Refusals
+        self,
+        steps: Sequence[Step],
+        units: Sequence[Unit],
+        refused: Refusals,
+        *,
+        planned: bool = True,
     ) -> None:
         """Commit, again and again while the server is at fault and the session lives."""
         facts = [(entry, encode_rejection(why)) for entry, why in refused.items()]
         delay_s, tries = SOONEST_RETRY_S, 0
         while True:
             try:
-                self._answers |= await self._applier.commit(steps, units, facts)
+                self._answers |= await self._applier.commit(steps, units, facts, planned=planned)
             except _FAULTS as exc:
                 tries += 1
                 if isinstance(exc, asyncpg.PostgresError) and exc.sqlstate == UNPREPARED:
@@ -326,6 +391,20 @@ class Batches:
     async def _reload(self) -> None:
         self._applier.forget()
         await self._catalogue.reload()
+
+
+def _is_changed(exc: BaseException) -> bool:
+    return isinstance(exc, asyncpg.PostgresError) and exc.sqlstate == CHANGED
+
+
+def _beside(units: Sequence[Unit], text: str) -> list[Sequence[Unit]]:
+    """Part units in order: those with this shape one by one, those between them together."""
+    parts: list[Sequence[Unit]] = []
+    grouped = itertools.groupby(units, lambda u: any(shape == text for shape, _ in u.operations))
+    for has, some in grouped:
+        found = list(some)
+        parts += [[unit] for unit in found] if has else [found]
+    return parts if len(parts) > 1 else _halves(units)
 
 
 def _halves(units: Sequence[Unit]) -> list[Sequence[Unit]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from runner.errors import DecodeError, UnitError, WriteRejected, did_you_mean
-from runner.writer.facts import ColumnFacts, TableFacts
+from runner.writer.facts import ColumnFacts, TableFacts, version_sql
 from runner.writer.failures import is_about_data, rejection
 from runner.writer.plan import Scope, profile_of
 from runner.writer.queries import query
@@ -33,6 +33,7 @@ __all__ = ["Catalogue", "Known"]
 FRESH_S = 60.0
 SHAPES_AT_MOST = 2_000
 NUMERIC_HEADER = 4
+_VERSION = f"SELECT {version_sql('$1::oid[]')}"
 
 Known = dict[str, Statements]
 
@@ -150,12 +151,16 @@ class Catalogue:
         if row is None or row["schema"] == "runner":
             raise await self._no_such_table(table)
         oid = row["oid"]
+        # Before the facts: what changes while they are read shows with the first batch.
+        version = await self._connection.fetchval(_VERSION, row["family"])
         columns = await self._connection.fetch(query("columns"), oid)
         indexes = await self._connection.fetch(query("indexes"), oid)
         checked = await self._connection.fetch(query("checked"), oid)
         references = await self._connection.fetch(query("references"), oid)
         return TableFacts(
             oid=oid,
+            family=tuple(row["family"]),
+            version=version,
             schema=row["schema"],
             name=row["name"],
             columns={column["name"]: _column(column) for column in columns},

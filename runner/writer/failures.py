@@ -9,12 +9,14 @@ import asyncpg
 from runner.errors import WriteRejected
 
 __all__ = [
+    "CHANGED",
     "DUPLICATE",
     "FENCED",
     "LOCKED",
     "MISSING",
     "PASSED",
     "READ_ONLY",
+    "TIMED_OUT",
     "UNPREPARED",
     "BadValue",
     "Fenced",
@@ -24,17 +26,21 @@ __all__ = [
     "may_be_raised",
     "rejection",
     "shape_of",
+    "tells_of_room",
+    "was_told_by_server",
 ]
 
 # SQLSTATEs of our own, raised by runner.expect in the statement that applies a batch.
 FENCED, MISSING, DUPLICATE, PASSED = "RNF01", "RNM01", "RND01", "RNP01"
+CHANGED = "RNC01"
+TIMED_OUT = "57014"
 READ_ONLY = "25006"
 LOCKED = "55P03"
 UNPREPARED = "26000"
-OUT_OF_MEMORY = "53200"  # of shared memory, too: more locks than there is room for
+NO_ROOM = "53"  # on disk or in memory; of shared memory too: more locks than there is room for
 
 _STALE = frozenset(
-    {"0A000", "XX000", "22000", UNPREPARED, "42P01", "42703", "42704", "42804", "42883"}
+    {CHANGED, "0A000", "XX000", "22000", UNPREPARED, "42P01", "42703", "42704", "42804", "42883"}
 )
 
 
@@ -61,7 +67,7 @@ def is_about_data(exc: asyncpg.PostgresError) -> bool:
     does not end it was raised by somebody's function.
     """
     state = exc.sqlstate or ""
-    if state in ("57014", "53400"):
+    if state in (TIMED_OUT, "53400"):
         return True
     if state.startswith(("08", "57P0")):
         return getattr(exc, "severity_en", None) == "ERROR"
@@ -73,11 +79,18 @@ def may_be_raised(exc: BaseException) -> bool:
 
     A trigger may raise any SQLSTATE, a file that a function reads may be missing, a unit may ask
     for a lock that it never gets, a batch may touch more partitions than there is room for locks.
-    So after some tries the unit is looked for; what tells of full disks is waited for.
+    So after some tries the unit is looked for. Whether a disk is full is asked before a unit is
+    refused for it.
     """
     return isinstance(exc, asyncpg.PostgresError) and exc.sqlstate.startswith(
-        ("40", "58", LOCKED, OUT_OF_MEMORY)
+        ("40", "58", LOCKED, NO_ROOM)
     )
+
+
+def tells_of_room(exc: BaseException) -> bool:
+    """Say whether an error says that there is no room, which a trigger may say, too."""
+    state = exc.sqlstate or "" if isinstance(exc, asyncpg.PostgresError) else ""
+    return state.startswith(NO_ROOM) and state != "53400"
 
 
 def rejection(exc: BaseException, statement: str = "") -> WriteRejected:

@@ -14,6 +14,7 @@ import asyncpg
 
 from runner.errors import WriterUnavailable
 from runner.writer.apply import PLANNER_SETTINGS
+from runner.writer.backlog import STATEMENT_TIMEOUT_S
 from runner.writer.hosts import first_of
 from runner.writer.queries import query
 
@@ -55,15 +56,40 @@ _GUARDS = {
 _SINCE_17 = {"transaction_timeout": "10min"}
 
 
-async def connect(database_url: str) -> Connection[Record]:
+async def connect(
+    database_url: str, *, statement_timeout_s: float = STATEMENT_TIMEOUT_S
+) -> Connection[Record]:
     """Open a session with its guards.
+
+    Args:
+        database_url: leads to Postgres itself.
+        statement_timeout_s: how long one statement may take where neither the database nor the
+            role has a statement_timeout; 0 for no bound.
 
     Raises:
         WriterUnavailable: something stands in between that would break the lock's promise, or
             the server is too old.
         OSError, asyncpg.PostgresError: the server cannot be reached now.
     """
-    settings = {**_GUARDS, **_SINCE_17}
+    connection = await _session(database_url, {**_GUARDS, **_SINCE_17})
+    if statement_timeout_s > 0 and await _is_unbounded(connection):
+        # Only what is in the startup packet survives RESET ALL.
+        await close(connection)
+        bound = {"statement_timeout": f"{max(1, round(statement_timeout_s * 1000))}ms"}
+        connection = await _session(database_url, {**_GUARDS, **_SINCE_17, **bound})
+    _watch_network(connection)
+    return connection
+
+
+async def _is_unbounded(connection: Connection[Record]) -> bool:
+    try:
+        return bool(await connection.fetchval("SHOW statement_timeout") == "0")
+    except BaseException:
+        await close(connection)
+        raise
+
+
+async def _session(database_url: str, settings: dict[str, str]) -> Connection[Record]:
     connection = await first_of(
         database_url,
         lambda url, timeout_s: _open(url, settings, timeout_s),
@@ -74,7 +100,6 @@ async def connect(database_url: str) -> Connection[Record]:
     except BaseException:
         await close(connection)
         raise
-    _watch_network(connection)
     return connection
 
 

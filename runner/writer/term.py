@@ -25,7 +25,7 @@ from runner.writer.settle import Settler
 from runner.writer.stream import OPERATIONS_AT_ONCE, Buffer, Reader, Tail
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from asyncpg import Connection, Record
     from redis.asyncio import Redis
@@ -68,7 +68,9 @@ class Term:
         name: str,
         pulse: Pulse,
         retention: Retention,
+        on_refused: Callable[[Unit, WriteRejected], None] | None = None,
     ) -> None:
+        self._on_refused = on_refused
         self._pulse = pulse
         self._redis = redis
         self._connection = connection
@@ -140,6 +142,10 @@ class Term:
             self._wanted.set()
             refused = await self._apply(batch)
             _log_refused(batch.units, refused)
+            if self._on_refused is not None:
+                for unit in batch.units if refused else ():
+                    if unit.entry in refused:
+                        self._on_refused(unit, refused[unit.entry])
             answers = self._batches.take_answers()
             await self._unsettled.put((batch.units, refused, answers))
             if time.monotonic() - self._housed_at > HOUSE_S or self._swap_is_due():

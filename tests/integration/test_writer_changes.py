@@ -1,0 +1,247 @@
+"""Tables that change under the writer, servers without room, statements without end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from runner.writer.batch import Batch
+from runner.writer.session import close, connect
+from tests.integration.test_writer_support import bench, unit
+from tests.support import wait_until
+
+if TYPE_CHECKING:
+    from runner.writer.entries import Unit
+
+SCHEMA = """
+CREATE TABLE t (id int PRIMARY KEY, s text, n int NOT NULL DEFAULT 0);
+CREATE TABLE fired (n int);
+CREATE FUNCTION fire() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN INSERT INTO fired VALUES (1); RETURN NULL; END $$;
+"""
+TRIGGER = "CREATE TRIGGER f AFTER INSERT ON t FOR EACH STATEMENT EXECUTE FUNCTION fire()"
+
+
+def row(number: int, **values: object) -> Unit:
+    return unit(number, lambda u: u.insert("t", id=number, **values))
+
+
+async def _elsewhere(database_url: str, sql: str) -> None:
+    other = await asyncpg.connect(database_url)
+    try:
+        await other.execute(sql)
+    finally:
+        await other.close()
+
+
+async def test_a_trigger_made_between_batches_fires_for_each_insert(database_url: str) -> None:
+    async with bench(database_url, SCHEMA) as b:
+        assert await b.apply(row(1), row(2)) == {}
+        await _elsewhere(database_url, TRIGGER)
+        assert await b.apply(row(3), row(4), row(5)) == {}
+        assert await b.rows("SELECT count(*) FROM fired") == [(3,)]
+
+
+async def test_a_trigger_made_while_a_planned_batch_waits_is_seen(database_url: str) -> None:
+    async with bench(database_url, SCHEMA) as b:
+        assert await b.apply(row(1)) == {}
+        planned = b.batches.plan_ahead([row(2), row(3), row(4)])
+        assert planned.steps is not None
+        other = await asyncpg.connect(database_url)
+        try:
+            migration = other.transaction()
+            await migration.start()
+            await other.execute(TRIGGER)
+            applying = asyncio.create_task(b.batches.apply(planned))
+            await wait_until(
+                lambda: other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"),
+                description="the batch waits for the migration's lock",
+            )
+            await migration.commit()
+            assert await applying == {}
+        finally:
+            await other.close()
+        assert await b.rows("SELECT count(*) FROM fired") == [(3,)]
+
+
+async def test_a_check_made_between_batches_is_met_one_at_a_time(database_url: str) -> None:
+    """Merged, the additions pass the CHECK; one after another the second does not."""
+    async with bench(database_url, SCHEMA) as b:
+        assert await b.apply(row(1, n=5)) == {}
+        adds = [
+            unit(number, lambda u, n=n: u.add("t", key={"id": 1}, n=n))
+            for number, n in ((4, -3), (5, -3), (6, 4))
+        ]
+        assert await b.apply(unit(2, lambda u: u.add("t", key={"id": 1}, n=0))) == {}
+        await _elsewhere(database_url, "ALTER TABLE t ADD CHECK (n >= 0)")
+        assert list(await b.apply(*adds)) == ["5-0"]
+        assert await b.rows("SELECT n FROM t") == [(6,)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE UNIQUE INDEX ON t (s)",
+        "ALTER TABLE t ALTER COLUMN s TYPE varchar(9)",
+        "CREATE TABLE child (t int REFERENCES t ON DELETE CASCADE)",
+        "ALTER TABLE t ENABLE ROW LEVEL SECURITY",
+        "ALTER TABLE t ADD COLUMN more int",
+        "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, s text, n int)",
+        "ALTER TABLE t ALTER COLUMN n DROP NOT NULL",
+    ],
+)
+async def test_each_change_of_a_table_makes_a_batch_be_planned_again(
+    database_url: str, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with bench(database_url, SCHEMA) as b:
+        assert await b.apply(row(1, s="a")) == {}
+        planned = b.batches.plan_ahead([row(2, s="b"), row(3, s="c")])
+        assert planned.steps is not None
+        await _elsewhere(database_url, change)
+        reloads = 0
+        reload = b.batches._reload
+
+        async def counted() -> None:
+            nonlocal reloads
+            reloads += 1
+            await reload()
+
+        b.batches._reload = counted  # type: ignore[method-assign]
+        assert await b.batches.apply(planned) == {}
+        assert reloads == 1
+        assert not caplog.records
+
+
+async def test_maintenance_changes_nothing(database_url: str) -> None:
+    async with bench(database_url, SCHEMA) as b:
+        assert await b.apply(row(1)) == {}
+        known = b.batches._catalogue.known([row(2)])
+        await _elsewhere(database_url, "ANALYZE t")
+        await _elsewhere(database_url, "VACUUM t")
+        assert await b.batches.apply(Batch([row(2)])) == {}
+        assert b.batches._catalogue.known([row(3)]) is known
+
+
+FULL = """
+CREATE TABLE disk (is_full bool);
+INSERT INTO disk VALUES (true);
+CREATE FUNCTION full_() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  IF (SELECT is_full FROM disk) THEN RAISE 'could not extend file' USING ERRCODE = '53100'; END IF;
+  RETURN NEW; END $$;
+"""
+
+
+@pytest.mark.parametrize("state", ["53100", "53200", "53000"])
+async def test_a_unit_that_says_that_the_disk_is_full_is_refused_alone(
+    database_url: str, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.writer.batch.SOONEST_RETRY_S", 0.001)
+    async with bench(database_url, SCHEMA) as b:
+        await b.connection.execute(
+            "CREATE FUNCTION bad() RETURNS int LANGUAGE plpgsql AS "
+            f"$$ BEGIN RAISE 'no room' USING ERRCODE = '{state}'; END $$"
+        )
+        bad = unit(2, lambda u: u.execute("SELECT bad()"))
+        refused = await b.apply(row(1), bad, row(3))
+        assert {entry: why.sqlstate for entry, why in refused.items()} == {"2-0": state}
+        assert await b.rows("SELECT id FROM t ORDER BY id") == [(1,), (3,)]
+        assert await b.rows("SELECT entry FROM runner.rejected") == [("2-0",)]
+
+
+async def test_a_server_without_room_refuses_nobody(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("runner.writer.batch.SOONEST_RETRY_S", 0.001)
+    monkeypatch.setattr("runner.writer.batch.LATEST_RETRY_S", 0.01)
+    async with bench(database_url, SCHEMA + FULL) as b:
+        for table in ("t", "runner.rejected"):
+            await b.connection.execute(
+                f"CREATE TRIGGER f BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION full_()"
+            )
+        applying = asyncio.create_task(b.apply(row(1), row(2), row(3)))
+        await wait_until(lambda: "has no room" in caplog.text, description="the writer waits")
+        await _elsewhere(database_url, "UPDATE disk SET is_full = false")
+        assert await applying == {}
+        assert await b.rows("SELECT id FROM t ORDER BY id") == [(1,), (2,), (3,)]
+        assert await b.rows("SELECT count(*) FROM runner.rejected") == [(0,)]
+
+
+async def test_the_session_bounds_a_statement_where_the_database_does_not(
+    database_url: str,
+) -> None:
+    connection = await connect(database_url, statement_timeout_s=1.5)
+    try:
+        await connection.execute("SET statement_timeout TO 0; RESET ALL")
+        assert await connection.fetchval("SHOW statement_timeout") == "1500ms"
+    finally:
+        await close(connection)
+    name = database_url.rpartition("/")[2].partition("?")[0]
+    await _elsewhere(database_url, f"ALTER DATABASE \"{name}\" SET statement_timeout = '70s'")
+    connection = await connect(database_url, statement_timeout_s=1.5)
+    try:
+        assert await connection.fetchval("SHOW statement_timeout") == "70s"
+    finally:
+        await close(connection)
+
+
+async def test_a_table_that_is_locked_while_it_is_first_met_refuses_nobody(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with bench(database_url, SCHEMA + "SET lock_timeout = '20ms'") as b:
+        other = await asyncpg.connect(database_url)
+        try:
+            migration = other.transaction()
+            await migration.start()
+            await other.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+            applying = asyncio.create_task(b.apply(row(1), row(2)))
+            await wait_until(
+                lambda: "lock timeout" in caplog.text or applying.done(),
+                description="the table was asked for, and not told of",
+            )
+            await migration.rollback()
+            assert await applying == {}
+        finally:
+            await other.close()
+
+
+async def test_an_endless_statement_is_found_without_halves(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(database_url, SCHEMA + "SET statement_timeout = '200ms'") as b:
+        tried = 0
+        commit = b.batches._applier.commit
+
+        async def counted(*args: Any, **named: Any) -> dict[str, bytes]:
+            nonlocal tried
+            tried += 1
+            return await commit(*args, **named)
+
+        monkeypatch.setattr(b.batches._applier, "commit", counted)
+        endless = unit(40, lambda u: u.execute("SELECT pg_sleep(60)"))
+        refused = await b.apply(*map(row, range(1, 40)), endless, *map(row, range(41, 65)))
+        assert {entry: why.sqlstate for entry, why in refused.items()} == {"40-0": "57014"}
+        assert await b.rows("SELECT count(*) FROM t") == [(63,)]
+        # All; those before, it as one of a batch, in its own order, its refusal, those behind.
+        assert tried == 6
+
+
+async def test_a_row_that_another_session_locks_refuses_its_unit_alone(database_url: str) -> None:
+    async with bench(database_url, SCHEMA + "SET statement_timeout = '200ms'") as b:
+        assert await b.apply(row(1), row(2)) == {}
+        other = await asyncpg.connect(database_url)
+        try:
+            holding = other.transaction()
+            await holding.start()
+            await other.execute("UPDATE t SET n = 9 WHERE id = 1")
+            adds = [
+                unit(n, lambda u, n=n: u.add("t", key={"id": 1 if n == 4 else 2}, n=1))
+                for n in range(3, 9)
+            ]
+            assert list(await b.apply(*adds)) == ["4-0"]
+            await holding.rollback()
+        finally:
+            await other.close()
+        assert await b.rows("SELECT n FROM t ORDER BY id") == [(0,), (5,)]
