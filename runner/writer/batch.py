@@ -272,16 +272,16 @@ class Batches:
 
     async def _attempt(self, units: Sequence[Unit], steps: list[Step] | None = None) -> Refusals:
         """Try to commit units together; raise `_UnitFault` when one of them prevents it."""
-        for _ in range(PLANS_AT_MOST):
+        for left in reversed(range(PLANS_AT_MOST)):
             try:
                 return await self._attempt_once(units, steps)
             except _UnitFault as fault:
-                if not _is_changed(fault.cause):
+                if not left or not _is_changed(fault.cause):
                     raise
                 # A migration came between the look at the tables and the locks on them.
                 await self._reload()
-                steps, last = None, fault
-        raise last
+                steps = None
+        raise AssertionError("the last of the tries raises what it met")
 
     async def _attempt_once(self, units: Sequence[Unit], steps: list[Step] | None) -> Refusals:
         refused: Refusals = {}
