@@ -324,7 +324,7 @@ class Applier:
         last = units[-1].entry
         is_refused = {entry for entry, _ in refused}
         recorded = [unit.key for unit in units if unit.key and unit.entry not in is_refused]
-        watched = _watched(steps) if planned else ([], 0)
+        watched = _watched(steps) if planned else ((), 0)
         if len(steps) <= 1 and not (steps and not steps[0].branches):
             await self._fused(steps[0].branches if steps else (), recorded, refused, last, watched)
         else:
@@ -338,7 +338,7 @@ class Applier:
         recorded: list[bytes],
         refused: Sequence[tuple[str, bytes]],
         last: str,
-        watched: tuple[list[int], int],
+        watched: tuple[Sequence[int], int] = ((), 0),
     ) -> dict[str, bytes]:
         try:
             async with self._connection.transaction():
@@ -414,7 +414,7 @@ class Applier:
         recorded: list[bytes],
         refused: Sequence[tuple[str, bytes]],
         last: str,
-        watched: tuple[list[int], int],
+        watched: tuple[Sequence[int], int] = ((), 0),
     ) -> None:
         """Run branches with the ledger, what is refused and the position in one statement."""
         parts, checks, args = _branch_parts(branches)
@@ -475,7 +475,7 @@ class Applier:
             raise ConnectionResetError("raw SQL gave the writer's lock away: the term is over")
 
 
-def _watched(steps: Sequence[Step]) -> tuple[list[int], int]:
+def _watched(steps: Sequence[Step]) -> tuple[Sequence[int], int]:
     """Return the tables that the steps are about, and the sum of what was counted for them."""
     found: dict[int, TableFacts] = {}
     for step in steps:

@@ -71,17 +71,6 @@ async def test_a_trigger_made_while_a_planned_batch_waits_is_seen(database_url: 
         assert await b.rows("SELECT count(*) FROM fired") == [(3,)]
 
 
-async def test_a_check_made_between_batches_is_met_one_at_a_time(database_url: str) -> None:
-    """Merged, the additions pass the CHECK; one after another the second does not."""
-    async with bench(database_url, SCHEMA) as b:
-        assert await b.apply(row(1, n=5)) == {}
-        adds = [_add(number, 1, n) for number, n in ((4, -3), (5, -3), (6, 4))]
-        assert await b.apply(unit(2, lambda u: u.add("t", key={"id": 1}, n=0))) == {}
-        await _elsewhere(database_url, "ALTER TABLE t ADD CHECK (n >= 0)")
-        assert list(await b.apply(*adds)) == ["5-0"]
-        assert await b.rows("SELECT n FROM t") == [(6,)]
-
-
 @pytest.mark.parametrize(
     "change",
     [
