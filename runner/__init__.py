@@ -12,6 +12,7 @@ from arq.jobs import JobStatus, ResultNotFound
 
 from runner import errors
 from runner.client import Client
+from runner.composition import chain, chord, group, node
 from runner.connection import connect
 from runner.database import Answer, Database, DirectUnit, database
 from runner.errors import (
@@ -32,6 +33,7 @@ from runner.inspect import JobFilter, JobInfo, JobState
 from runner.job import Job
 from runner.letters import LetterFilter
 from runner.limits import LimitInfo, RateLimit, RunningLimit
+from runner.many import ManyContext
 from runner.retry import Backoff, RetryPolicy, Rule, give_up, on
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
@@ -40,6 +42,7 @@ from runner.tasks import Call, SyncTask, Task, task
 from runner.types import AttemptError, Committed, DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.unique import Debounce, Throttle, Unique
 from runner.worker import Worker
+from runner.workflow import Batch, Flow, FlowState, FlowStatus, NodeInfo, NodeState, Run
 
 __version__ = "0.1.0"
 
@@ -47,6 +50,7 @@ __all__ = [
     "Answer",
     "AttemptError",
     "Backoff",
+    "Batch",
     "Call",
     "Cancel",
     "Client",
@@ -57,6 +61,9 @@ __all__ = [
     "Debounce",
     "DirectUnit",
     "DuplicateJob",
+    "Flow",
+    "FlowState",
+    "FlowStatus",
     "Job",
     "JobFilter",
     "JobInfo",
@@ -65,6 +72,9 @@ __all__ = [
     "JobStatus",
     "LetterFilter",
     "LimitInfo",
+    "ManyContext",
+    "NodeInfo",
+    "NodeState",
     "Outcome",
     "ProcessDied",
     "QueueStats",
@@ -75,6 +85,7 @@ __all__ = [
     "Retry",
     "RetryPolicy",
     "Rule",
+    "Run",
     "RunnerError",
     "RunningLimit",
     "Schedule",
@@ -91,6 +102,8 @@ __all__ = [
     "WorkerSettings",
     "WriteRejected",
     "WriterStatus",
+    "chain",
+    "chord",
     "connect",
     "cron",
     "database",
@@ -98,6 +111,8 @@ __all__ = [
     "every",
     "func",
     "give_up",
+    "group",
+    "node",
     "on",
     "perpetual",
     "task",

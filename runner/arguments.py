@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from runner.errors import ArgumentsError, DecodeError, did_you_mean
 from runner.shapes import ANYTHING, Shape, shape_of
+from runner.types import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -192,7 +193,8 @@ class Signature:
         by_name = [shapes.named.get(key, shapes.others) for key in kwargs]
         arguments = self.named(args, kwargs)
         for (parameter, value), shape in zip(arguments, (*by_place, *by_name), strict=True):
-            reason = shape.refusal(value)
+            # What another node will give is looked at by the worker.
+            reason = None if isinstance(value, Reference) else shape.refusal(value)
             if reason is not None:
                 given = type(value).__qualname__
                 raise ArgumentsError(
@@ -204,7 +206,7 @@ class Signature:
 
     def _shapes(self) -> _Shapes:
         if self._compiled is None:
-            hints = _hints(self._function)
+            hints = hints_of(self._function)
             shapes = {p.name: _shape_of(p, hints) for p in self._parameters}
             places = [(p.name, shapes[p.name]) for p in self._parameters[: self._most]]
             self._compiled = _Shapes(
@@ -238,7 +240,7 @@ def _convert(name: str, shape: Shape, value: Any) -> Any:
         raise DecodeError(f"parameter {name!r}: {exc}") from exc
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the resolved annotations; one that cannot be resolved means Any.
 
     It may name what exists for type checkers only, or a class inside a function.
@@ -260,4 +262,4 @@ def _hint(name: str, annotation: Any, known: dict[str, Any]) -> dict[str, Any]:
         return {name: Any}
 
 
-__all__ = ["Signature"]
+__all__ = ["Signature", "hints_of"]

@@ -34,6 +34,7 @@ from runner.schedule import Book, Schedules
 from runner.shapes import ANYTHING, Shape
 from runner.tasks import BoundTask, Call, EnqueueOptions, Task, checked_id
 from runner.unique import place_of
+from runner.workflow import StartsFlows
 from runner.writer import writer_status
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 _NO_OPTIONS = EnqueueOptions()
 
 
-class Client(ArqRedis):
+class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bases contradict
     """A connection pool to Redis that enqueues jobs. A drop-in for arq's ``ArqRedis``.
 
     Made by `connect`. Concurrent calls of `enqueue` share round trips.
@@ -330,17 +331,20 @@ class Client(ArqRedis):
         is_new: bool = True,
         returns: Shape = ANYTHING,
     ) -> Job[Any]:
-        if self._results is None:
-            self._results = Results(self, self._reply_to, self._pipe)
         return Job(
             job_id,
             self,
             queue,
             self.job_deserializer,
-            results=self._results,
+            results=self._waiting_results(),
             returns=returns,
             is_new=is_new,
         )
+
+    def _waiting_results(self) -> Results:
+        if self._results is None:
+            self._results = Results(self, self._reply_to, self._pipe)
+        return self._results
 
     def _entry_of(self, call: Call[Any]) -> tuple[EnqueueEntry, str]:
         return self._entry(

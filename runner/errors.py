@@ -19,6 +19,10 @@
     ├── ScheduleError             a schedule makes no sense
     │   ├── ScheduleNotFound      there is no schedule of that name
     │   └── ScheduleConflict      the name belongs to another, or to settings.py
+    ├── FlowError                 a flow cannot do what is asked
+    │   ├── FlowRefused           its definition makes no sense; nothing was started
+    │   ├── FlowNotFound          there is no flow of that id, or no more
+    │   └── FlowFailed            it ended without success
     ├── LetterError               a dead letter cannot be requeued as asked
     │   └── LetterNotFound        there is no dead letter of that id
     ├── JobNotFound               there is no job of that id in the queue
@@ -72,6 +76,10 @@ __all__ = [
     "DuplicateJob",
     "EncodeError",
     "EnqueueError",
+    "FlowError",
+    "FlowFailed",
+    "FlowNotFound",
+    "FlowRefused",
     "JobCancelled",
     "JobExpired",
     "JobFailed",
@@ -321,6 +329,59 @@ class JobNotFound(RunnerError):
     def __init__(self, message: str = "", *, job_id: str = "") -> None:
         super().__init__(message)
         self.job_id = job_id
+
+
+class FlowError(RunnerError):
+    """Raised when a flow cannot do what it is asked for."""
+
+
+class FlowRefused(FlowError):
+    """Raised when the definition of a flow makes no sense; nothing of it was started.
+
+    Attributes:
+        path: the names of the nodes concerned, from the one that waits to the one it waits for.
+    """
+
+    def __init__(self, message: str = "", *, path: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class FlowNotFound(FlowError):
+    """Raised when there is no flow of that id: there never was, or it is kept no more.
+
+    Attributes:
+        flow_id: the id.
+    """
+
+    def __init__(self, message: str = "", *, flow_id: str = "") -> None:
+        super().__init__(message)
+        self.flow_id = flow_id
+
+
+class FlowFailed(FlowError):
+    """Raised in the place of the result of a flow that failed, was cancelled, or took too long.
+
+    Its cause is the error of the first of the nodes that failed, where that is known.
+
+    Attributes:
+        flow_id: the flow.
+        state: "failed", "cancelled" or "expired".
+        failed: the names of nodes that failed, a hundred at most.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        flow_id: str = "",
+        state: str = "failed",
+        failed: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.flow_id = flow_id
+        self.state = state
+        self.failed = failed
 
 
 class JobFailed(RunnerError):

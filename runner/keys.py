@@ -46,6 +46,15 @@ runner:unit:<id>                STRING   of a unit whose id its caller chose: it
                                          of its contents; 10 min
 runner:sent:<client>            STRING   a client's last submission, so that it can be repeated;
                                          a minute
+runner:flow:<flow>              HASH     a flow: name, state, counts, deadline; while it makes
+                                         progress, 30 days at most, and `keep_result` once it ended
+runner:flow:<flow>:plan         HASH     number of a node → flags, queue, delay, children; as the
+                                         flow, and 10 min before it starts; so are the next five
+runner:flow:<flow>:names        HASH     number → name and task
+runner:flow:<flow>:jobs         HASH     number → payload
+runner:flow:<flow>:waits        HASH     number → parents that have not ended
+runner:flow:<flow>:states       HASH     number → what became of it
+runner:flow:<flow>:results      HASH     number → encoded result, where others need it
 runner:limits                   HASH     limit → what was set at run time, JSON; lasting
 runner:limits:declared          HASH     limit → what the code declares, JSON; a day behind the last
                                          worker that had it, 30 days at most
@@ -101,6 +110,8 @@ ANSWER = "runner:answer:"
 MOVED_UNIT = "runner:moved:"
 UNIT = "runner:unit:"
 COMMITS = "runner:commits:"
+FLOW = "runner:flow:"
+HELD = "runner:held:"
 REPLACED = "runner:replaced:"
 IDLE = "runner:idle:"
 WAKE = "runner:wake:"
@@ -186,6 +197,11 @@ def commits(job_id: str) -> str:
     return COMMITS + job_id
 
 
+def flow(flow_id: str) -> str:
+    """HASH: one flow; with `:plan` and the like behind it, the parts of it."""
+    return FLOW + flow_id
+
+
 def replaced(job_id: str) -> str:
     """STRING: the job that took the place of this one."""
     return REPLACED + job_id
@@ -198,7 +214,7 @@ def places(queue: str) -> str:
 
 def held(queue: str) -> str:
     """HASH: who holds which job of this queue."""
-    return f"runner:held:{queue}"
+    return HELD + queue
 
 
 def clock(queue: str) -> str:

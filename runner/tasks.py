@@ -27,14 +27,21 @@ from runner.limits import Limit
 from runner.limits import declared as declared_limits
 from runner.retry import RetryPolicy
 from runner.time_limits import PLACES, RunsIn, check_limits, place_of
+from runner.types import PREVIOUS, Part
 from runner.unique import Debounce, Rule, Throttle, Unique, check_parameters, rule_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+
+    from runner.composition import Group
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 C = TypeVar("C")
+T = TypeVar("T")
+R_co = TypeVar("R_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
 
 WhenFull: TypeAlias = Literal["raise", "wait"]
 OnWriteError: TypeAlias = Literal["fail", "retry"]
@@ -152,13 +159,27 @@ def checked_id(job_id: str, name: str = "job id") -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[R]):
+class Call(Part[R_co]):
     """A call that was written down and not made: a task, its arguments, its options."""
 
-    task: Task[..., R]
+    task: Task[..., R_co]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     options: EnqueueOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[T_contra, R_co]):
+    """A call that lacks its first argument, which will be the result of the step before."""
+
+    task: Task[..., R_co]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: EnqueueOptions
+
+    def call(self) -> Call[R_co]:
+        """Return the call with the result of the step before in front."""
+        return Call(self.task, (PREVIOUS, *self.args), self.kwargs, self.options)
 
 
 class Task(Generic[P, R]):
@@ -199,9 +220,80 @@ class Task(Generic[P, R]):
         return f"<task {self.name}>"
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
-        """Write a call down, for `enqueue_many` and workflows; raise `ArgumentsError`."""
-        self.signature.check(self.name, args, kwargs)
+        """Write a call down, for `enqueue_many` and workflows; raise `ArgumentsError`.
+
+        A call that lacks nothing but its first argument is a step of a chain, which gives it
+        the result of the step before; `s` says so in a way that type checkers understand.
+        """
+        try:
+            self.signature.check(self.name, args, kwargs)
+        except ArgumentsError as exc:
+            if exc.parameter or not self._is_step(args, kwargs):
+                raise
+            args = cast(Any, (PREVIOUS, *args))
         return Call(self, args, kwargs, _NO_OPTIONS)
+
+    def _is_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Tell whether a call lacks its first argument, and nothing else is wrong with it."""
+        try:
+            self.signature.check(self.name, (PREVIOUS, *args), kwargs)
+        except ArgumentsError:
+            return False
+        return True
+
+    @overload
+    def s(
+        self: Callable[Concatenate[Any, T, Q], Awaitable[R]],
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> Step[T, R]: ...
+
+    @overload
+    def s(
+        self: Callable[Concatenate[Any, T, Q], R],
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> Step[T, R]: ...
+
+    def s(self, *args: Any, **kwargs: Any) -> Step[Any, Any]:
+        """Write a step of a chain or chord down: the result before it is its first argument.
+
+        Celery's word for it. What `call` writes down gets nothing from the step before, as
+        Celery's ``si``.
+        """
+        # Typed as a callable, whose first parameter can be told from the others.
+        this: Any = self
+        this.signature.check(this.name, (PREVIOUS, *args), kwargs)
+        return Step(this, args, kwargs, _NO_OPTIONS)
+
+    @overload
+    def map(self: Callable[[Any, T], Awaitable[R]], values: Iterable[T]) -> Group[R]: ...
+
+    @overload
+    def map(self: Callable[[Any, T], R], values: Iterable[T]) -> Group[R]: ...
+
+    def map(self, values: Iterable[Any]) -> Group[Any]:
+        """Return a group of one call for each value."""
+        from runner.composition import group  # noqa: PLC0415  it is made of calls
+
+        this: Any = self
+        return group([this.call(value) for value in values])
+
+    def starmap(self, arguments: Iterable[Iterable[Any]]) -> Group[R]:
+        """Return a group of one call for each tuple of arguments."""
+        from runner.composition import group  # noqa: PLC0415  it is made of calls
+
+        this = cast(Task[Any, R], self)  # the arguments are checked when they are written down
+        return group([this.call(*given) for given in arguments])
+
+    def chunks(
+        self: Callable[[Any, Any], Awaitable[R]], values: Iterable[Any], size: int
+    ) -> Group[R]:
+        """Return a group of one call for each list of at most `size` values, in order."""
+        from runner.composition import group, in_chunks  # noqa: PLC0415  it is made of calls
+
+        this = cast(Task[Any, R], self)
+        return group([this.call(chunk) for chunk in in_chunks(values, size)])
 
     def options(
         self,
@@ -296,8 +388,25 @@ class BoundTask(Generic[P, R]):
         """Write a call with these options down; raise `ArgumentsError`."""
         return replace(self.task.call(*args, **kwargs), options=self.options)
 
+    def s(self, *args: Any, **kwargs: Any) -> Step[Any, R]:
+        """Write a step with these options down; see `Task.s`. Checked when it is written down."""
+        step: Any = self.task.s
+        return replace(step(*args, **kwargs), options=self.options)
+
 
 _NO_OPTIONS = EnqueueOptions()
+
+
+class DeclaresMany(Protocol):
+    """Makes a task of a function that takes many jobs: each job brings one item of its list."""
+
+    @overload
+    def __call__(self, function: Callable[[C, list[T]], Awaitable[None]], /) -> Task[[T], None]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[[C, list[T]], Awaitable[Sequence[R | Exception]]], /
+    ) -> Task[[T], R]: ...
 
 
 class Declares(Protocol):
@@ -324,6 +433,15 @@ def task(  # type: ignore[overload-overlap]
 
 @overload
 def task(function: Callable[Concatenate[C, P], R], /) -> SyncTask[P, R]: ...
+
+
+@overload
+def task(
+    *,
+    batch: int,
+    batch_wait: float | timedelta | None = None,
+    **options: Any,
+) -> DeclaresMany: ...
 
 
 @overload
@@ -358,7 +476,7 @@ def task(
 ) -> Declares: ...
 
 
-def task(
+def task(  # type: ignore[misc]  # with `batch` the rest are these by name
     function: Callable[..., Any] | None = None,
     /,
     *,
@@ -373,6 +491,9 @@ def task(
     max_crashes: int | None = None,
     on_write_error: OnWriteError | None = None,
     writes: bool = True,
+    # Many jobs in one call: how many items it gets at most, and how long the first waits.
+    batch: int | None = None,
+    batch_wait: float | timedelta | None = None,
     # time limits
     soft_timeout: float | timedelta | None = None,
     runs_in: RunsIn | None = None,
@@ -400,6 +521,8 @@ def task(
         ...     ctx.db.insert("orders", id=order_id)
         ...     return "placed"
 
+        With `batch` one call takes many jobs; see `runner.many`.
+
     Raises:
         SettingsError: an option contradicts itself, or another, or the function.
     """
@@ -415,6 +538,8 @@ def task(
         "max_crashes": max_crashes,
         "on_write_error": on_write_error,
         "writes": writes,
+        "batch": batch,
+        "batch_wait": batch_wait,
         # time limits
         "soft_timeout": soft_timeout,
         "runs_in": runs_in,
@@ -462,6 +587,10 @@ def task(
             timeout_s=options.timeout,
             soft_timeout_s=options.soft_timeout,
         )
+        if batch is not None or batch_wait is not None:
+            from runner.many import many_task  # noqa: PLC0415  it is a task
+
+            return many_task(function, options, most=batch, wait_s=seconds(batch_wait))
         kind = Task if inspect.iscoroutinefunction(function) else SyncTask
         return kind(function, options)
 
@@ -524,6 +653,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "on_write_error": (lambda value: value in ("fail", "retry"), '"fail" or "retry"'),
     "keep_result": (_kept_seconds, KEPT_RULE),
     "backoff": (lambda value: isinstance(value, RetryPolicy), "a RetryPolicy"),
+    "batch": (lambda value: _whole(value) and value > 0, "a whole number, 1 or more"),
+    "batch_wait": (_seconds, "a number of seconds, 0 or more, or a timedelta"),
     # time limits
     "soft_timeout": (_some_seconds, "a number of seconds, more than 0, or a timedelta"),
     "runs_in": (lambda value: value in PLACES, '"loop", "thread" or "process"'),

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
 import msgspec
+
+R_co = TypeVar("R_co", covariant=True)
+
+Tree: TypeAlias = "str | tuple[Tree, ...]"
+"""The name of a node, or names nested as the results of a group are."""
 
 
 class Outcome(enum.Enum):
@@ -178,3 +183,35 @@ class Committed:
     entry: str = ""
     counts: tuple[int | None, ...] = ()
     rows: tuple[list[dict[str, Any]] | None, ...] = ()
+
+
+class Part(Generic[R_co]):
+    """What a flow is made of, and has a result: a call, a chain, a group, a chord."""
+
+    __slots__ = ()
+
+
+class Reference:
+    """Stands among the arguments of a call for the result of another node.
+
+    No dataclass: those travel, and this does not.
+
+    Attributes:
+        nodes: whose result it is; "" of the step before in a chain.
+        flow: the flow of that node, None for the step before.
+    """
+
+    __slots__ = ("flow", "nodes")
+
+    def __init__(self, nodes: Tree, flow: object = None) -> None:
+        self.nodes = nodes
+        self.flow = flow
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "the result of another step travels in a flow only: start it by client.start(...)"
+        )
+
+
+PREVIOUS = Reference("")
+"""The result of the step before."""

@@ -28,10 +28,11 @@ from runner import writer as writers
 from runner.broker import Broker, Settlement
 from runner.codec import Codec, codec_of
 from runner.connection import open_client
-from runner.cycle import CYCLE_TIMEOUT_S, TROUBLE
+from runner.connections import TROUBLE
+from runner.cycle import CYCLE_TIMEOUT_S
 from runner.errors import SettingsError
-from runner.events import Bus, LeaseLost, Subscriber, UnitRefused, WorkerStarted, WorkerStopped
-from runner.execution import Ending
+from runner.events import Bus, Subscriber, UnitRefused, WorkerStarted, WorkerStopped
+from runner.execution import Ending, report
 from runner.executors import MAX_THREADS, Executors
 from runner.leases import Leases
 from runner.limits import Gate
@@ -624,17 +625,7 @@ class Worker(Signalled):
         task.cancel()
         self._turns.watch((lease.job_id,))
         if self.events.wanted:
-            self.events.emit(self._lost(attempt))
-
-    def _lost(self, attempt: execution.Attempt) -> LeaseLost:
-        return LeaseLost(
-            worker=self.name,
-            queue=attempt.claimed.queue,
-            job_id=attempt.claimed.job_id,
-            task=attempt.record.task,
-            attempt=attempt.number,
-            at_ms=execution.now_ms(),
-        )
+            self.events.emit(report.lost(self, attempt))
 
     def give_up(self) -> None:
         """Leave what cannot be settled now to its lease."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import threading
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if any(name.startswith("COVERAGE_PROCESS") for name in os.environ):
         lifecycle.ISOLATED = ()  # coverage measures the supervisor by what -I and -S shut out
+    # CPython 3.11 cannot trace a thread in which an exception is raised from outside, as the soft
+    # limit is: it loops, or stays in its wait. So threads are not measured.
+    threading.settrace(None)
     given: dict[str, Any] | None = getattr(config, "workerinput", None)
     config.stash[holder] = Door(*given["servers"]) if given else Host()
 
@@ -95,6 +99,28 @@ def chaos_servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChaosServers]:
         servers = embedded.start(fsync=False, redis_settings={"appendonly": True})
     with servers:
         yield ChaosServers(servers)
+
+
+@pytest.fixture(autouse=True)
+def _loops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Close the loop that a test left in the policy: arq's Worker makes one where it finds none.
+
+    It would be reported when it is collected, in whatever test runs by then.
+    """
+    before = _loop_that_is_set()
+    yield
+    loop = _loop_that_is_set()
+    is_plain = not inspect.iscoroutinefunction(getattr(request, "function", None))
+    if is_plain and loop is not None and loop is not before and not loop.is_running():
+        loop.close()
+        asyncio.set_event_loop(None)
+
+
+def _loop_that_is_set() -> asyncio.AbstractEventLoop | None:
+    # There is no public way to ask for it without making one.
+    local = getattr(asyncio.get_event_loop_policy(), "_local", None)
+    loop: asyncio.AbstractEventLoop | None = getattr(local, "_loop", None)
+    return loop
 
 
 @pytest.fixture(autouse=True)

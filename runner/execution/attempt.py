@@ -17,14 +17,17 @@ import functools
 import logging
 import math
 import random
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from arq.jobs import DeserializationError
 from arq.utils import ms_to_datetime
+from redis.exceptions import RedisError
 
 from runner import codec, errors, logs
+from runner.client import Client
 from runner.codec import JobRecord
-from runner.errors import DecodeError
+from runner.errors import DecodeError, Snooze
 from runner.execution.context import Context
 from runner.execution.gate import limits_of, pass_gate
 from runner.execution.limits import LoopLimits, is_soft_limit
@@ -43,10 +46,20 @@ from runner.execution.records import (
 from runner.execution.report import started
 from runner.execution.settlement import settlement
 from runner.execution.steps import as_coroutine, go_on
+from runner.keys import KEEP_MS
 from runner.retry import Decision, Verdict, decide
 from runner.schedule import CRON_OPTION, ScheduledRun
 from runner.tasks import Task
 from runner.types import Outcome
+from runner.workflow import (
+    REFERENCES,
+    RETRIES,
+    WITHIN,
+    FlowStore,
+    JobFlow,
+    filled_arguments,
+    plain_encoder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -54,6 +67,9 @@ if TYPE_CHECKING:
     from runner.broker import Claimed
 
 logger = logging.getLogger("arq.worker")
+
+RESULTS_TIMEOUT_S = 30.0
+RESULTS_AGAIN_S = 1.0
 
 
 async def run(host: Host, attempt: Attempt, ending: Ending | None = None) -> None:
@@ -130,7 +146,8 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
         hint = errors.did_you_mean(record.task, host.functions)
         message = f"function {record.task!r} not found{hint}"
         return Ending(Outcome.UNKNOWN_TASK, errors.TaskNotFound(message))
-    if "exp" in record.options and has_expired(attempt, attempt.started_ms):
+    timed = "exp" in record.options or WITHIN in record.options
+    if timed and has_expired(attempt, attempt.started_ms):
         return expired()
     most = attempt.task.task_options.max_crashes if attempt.task else None
     most = host.max_crashes if most is None else most
@@ -153,6 +170,9 @@ def has_expired(attempt: Attempt, at_ms: int) -> bool:
     A job that was tried, or whose worker was lost, has started: its other tries do not expire.
     """
     expires_ms = attempt.record.options.get("exp")
+    within_s = attempt.record.options.get(WITHIN)
+    if within_s is not None:  # a node of a flow, since it was queued
+        expires_ms = attempt.claimed.run_at_ms + within_s * 1000
     if expires_ms is None or attempt.claimed.attempt > 1 or attempt.claimed.crashes:
         return False
     return bool(at_ms > expires_ms)
@@ -178,7 +198,8 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
     try:
         if host.on_job_start:
             await host.on_job_start(context)
-        args, kwargs = arguments(attempt)
+        takes_results = REFERENCES in attempt.record.options
+        args, kwargs = arguments(attempt, takes_results and await results_for(host, attempt))
         if attempt.task is not None and attempt.task.runs_in != "loop":
             value = await run_elsewhere(host, attempt, args, kwargs)
         else:
@@ -274,7 +295,13 @@ def current_task() -> asyncio.Task[Any]:
 def make_context(host: Host, attempt: Attempt) -> Context:
     """Return arq's dict for this attempt, with our parts."""
     run = scheduled_run(host, attempt) if CRON_OPTION in attempt.record.options else None
-    context = Context(host.ctx, host.reads, functools.partial(host.commits_of, attempt), run)
+    context = Context(
+        host.ctx,
+        host.reads,
+        functools.partial(host.commits_of, attempt),
+        run,
+        functools.partial(job_flow, host, attempt),
+    )
     context["job_id"] = attempt.claimed.job_id
     context["job_try"] = attempt.number
     context["enqueue_time"] = enqueue_time(attempt.record.enqueued_ms)
@@ -283,6 +310,23 @@ def make_context(host: Host, attempt: Attempt) -> Context:
     if CRON_OPTION in attempt.record.options:
         context[CRON_OPTION] = attempt.record.options[CRON_OPTION]
     return context
+
+
+def job_flow(host: Host, attempt: Attempt) -> JobFlow:
+    """Return what the job sees of flows."""
+    redis = host.ctx["redis"]
+    store = (
+        redis.flows
+        if isinstance(redis, Client)
+        else FlowStore(
+            redis,
+            host.codec,
+            plain_encoder(host.codec),
+            queue=host.queue_name,
+            lifetime_ms=KEEP_MS,
+        )
+    )
+    return JobFlow(store, attempt.claimed, attempt.record.enqueued_ms)
 
 
 def scheduled_run(host: Host, attempt: Attempt) -> ScheduledRun:
@@ -297,13 +341,42 @@ enqueue_time = functools.lru_cache(maxsize=256)(ms_to_datetime)
 """arq's, for the jobs of one call, which have the same."""
 
 
-def arguments(attempt: Attempt) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments as the task's annotations want them; raise what does not fit."""
+async def results_for(host: Host, attempt: Attempt) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a node with the results of others in their places.
+
+    Raises:
+        Snooze: Redis does not answer; the job is run again, and it costs no try.
+    """
     record = attempt.record
+    try:
+        async with asyncio.timeout(RESULTS_TIMEOUT_S):
+            return await filled_arguments(
+                host.ctx["redis"],
+                host.codec,
+                attempt.claimed.job_id,
+                (record.args, record.kwargs),
+                record.options[REFERENCES],
+            )
+    except (RedisError, OSError) as exc:  # TimeoutError is an OSError
+        logger.warning("could not read the results that %s takes: %s", attempt.ref, exc)
+        raise Snooze(RESULTS_AGAIN_S) from exc
+
+
+def arguments(
+    attempt: Attempt,
+    given: tuple[tuple[Any, ...], dict[str, Any]] | Literal[False],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments as the task's annotations want them; raise what does not fit.
+
+    Args:
+        attempt: of the job.
+        given: the arguments in place of those of the job, where others' results are among them.
+    """
+    args, kwargs = given or (attempt.record.args, attempt.record.kwargs)
     if attempt.task is None:
-        return record.args, record.kwargs
-    attempt.task.signature.bind(record.task, record.args, record.kwargs)
-    return attempt.task.signature.convert(record.args, record.kwargs)
+        return args, kwargs
+    attempt.task.signature.bind(attempt.record.task, args, kwargs)
+    return attempt.task.signature.convert(args, kwargs)
 
 
 def classify(  # noqa: PLR0911  a list of rules, the first that fits decides
@@ -367,6 +440,8 @@ def extra_of(exc: BaseException) -> Any:
 def decision_on(host: Host, attempt: Attempt, exc: BaseException, *, overran: bool) -> Decision:
     """Ask the task's policy what follows an exception."""
     policy = attempt.task.task_options.policy if attempt.task else None
+    if policy is not None and RETRIES in attempt.record.options:
+        policy = replace(policy, retries=attempt.record.options[RETRIES])
     if policy is not None and attempt.context is not None and attempt.context.refused(exc):
         return decision_on_refusal(host, attempt, exc)
     return decide(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import runner.writer
-from runner.errors import ScheduleError, TaskError, UnitError
+from runner.errors import FlowError, ScheduleError, TaskError, UnitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from runner.client import Client
     from runner.schedule import ScheduledRun
+    from runner.workflow import JobFlow
     from runner.writer import JobCommits, JobDatabase, ReadPool
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ class Context(dict[Any, Any]):
         ...     ctx.db.update("orders", key={"id": order_id}, shipped=True)
     """
 
-    __slots__ = ("_bridge", "_commits", "_db", "_reads", "_run")
+    __slots__ = ("_bridge", "_commits", "_db", "_flow", "_make_flow", "_reads", "_run")
 
     def __init__(
         self,
@@ -48,11 +49,14 @@ class Context(dict[Any, Any]):
         reads: ReadPool | None = None,
         commits: Callable[[], JobCommits] | None = None,
         run: ScheduledRun | None = None,
+        flow: Callable[[], JobFlow] | None = None,
     ) -> None:
         super().__init__(values)
         self._run = run
         self._reads = reads
         self._commits = commits
+        self._make_flow = flow
+        self._flow: JobFlow | None = None
         self._db: JobDatabase | None = None
 
     @property
@@ -63,6 +67,15 @@ class Context(dict[Any, Any]):
             commits = self._commits() if self._commits else None
             self._db = runner.writer.JobDatabase(self._reads, commits)
         return self._db
+
+    @property
+    def flow(self) -> JobFlow:
+        """The flow that this job is a node of, to let it grow; and flows to wait for."""
+        if self._flow is None:
+            if self._make_flow is None:
+                raise FlowError("this context belongs to no worker; it has no flow")
+            self._flow = self._make_flow()
+        return self._flow
 
     @property
     def client(self) -> Client:

@@ -12,6 +12,7 @@ import msgspec
 from runner.errors import WriteRejected
 from runner.retry import Decision, Verdict, decide
 from runner.types import Outcome
+from runner.workflow import RETRIES, TIMEOUT
 
 if TYPE_CHECKING:
     import asyncio
@@ -239,13 +240,18 @@ def now_ms() -> int:
 
 def max_tries_of(host: Host, attempt: Attempt) -> int:
     """Return how often this job may be tried."""
+    retries = attempt.record.options.get(RETRIES)
+    if retries is not None:
+        return int(retries) + 1
     declared = attempt.function.max_tries if attempt.function else None
     return host.max_tries if declared is None else declared
 
 
 def timeout_of(host: Host, attempt: Attempt) -> float | None:
     """Return the seconds this attempt may take; None means without end."""
-    declared = attempt.function.timeout_s if attempt.function else None
+    declared = attempt.record.options.get(TIMEOUT)
+    if declared is None and attempt.function is not None:
+        declared = attempt.function.timeout_s
     timeout: float | None = host.job_timeout_s if declared is None else declared
     return timeout
 

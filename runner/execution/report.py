@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from runner import codec
-from runner.events import JobEnded, JobStarted, JobStuck
+from runner.events import JobEnded, JobStarted, JobStuck, LeaseLost
 from runner.execution.limits import shown
 from runner.execution.records import AGAIN, NO_LETTER, Attempt, Ending, Host, now_ms
 from runner.types import Outcome
@@ -58,6 +58,18 @@ def stuck(host: Host, attempt: Attempt, runs_in: str, frames: Frames) -> None:
                 at_ms=now_ms(),
             ),
         )
+
+
+def lost(host: Host, attempt: Attempt) -> LeaseLost:
+    """Return the event of a job that goes on here though somebody else has it by now."""
+    return LeaseLost(
+        worker=host.name,
+        queue=attempt.claimed.queue,
+        job_id=attempt.claimed.job_id,
+        task=attempt.record.task,
+        attempt=attempt.number,
+        at_ms=now_ms(),
+    )
 
 
 def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | None) -> JobEnded:

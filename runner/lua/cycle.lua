@@ -1,13 +1,14 @@
 -- Settle attempts that have ended, then claim due jobs: one round trip of the engine.
 -- KEYS: queue held clock_key idle wake counters dead units writer note paused gated
 -- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int heeds:int dead_ms:int dead_max:int batch settling:int entries...
--- Uses: clock grace wake tell bury errors fence backlog again limits
+-- Uses: clock grace wake tell bury errors fence backlog again limits flow
 -- Returns: {now, next due or '', more, statuses, claimed}, and sixth what is gated, where it is set
 --
 -- Settled first: `settling` entries. An entry begins with id, token of its claim, attempt, mode.
 --   ok      it succeeded, and that is all: two more, result and keep_ms
 --   done    the job is over; extra is '' or the ms for which the in-progress key stays (cron)
---   again   run it again; extra is the delay in ms, or '' for its old place
+--   again   run it again; extra is the delay in ms, or '' for its old place; 'delay flow' is the
+--           same, but at most until that flow has ended
 --   back    the same, and it costs no try (refused, snoozed, handed back)
 --   submit  the job is over when its unit of writes is committed; the writer settles it
 -- All but `ok` have counter, result, keep_ms, extra, letter, unit id; and `submit` has two more:
@@ -40,7 +41,7 @@ local counts = {}
 local buried = false
 
 local function run_again(id, attempt, extra, costs_a_try)
-  put_back(id, extra ~= '' and now_exact + tonumber(extra) or nil)
+  put_back(id, extra ~= '' and now_exact + flow_delay(extra) or nil)
   if costs_a_try then
     redis.call('SET', 'arq:retry:' .. id, attempt, 'EX', RETRY_TTL_S)
   end
@@ -125,6 +126,7 @@ local function settle(at, holder)
     local status = submit(id, ARGV[at + 1], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7])
     if status == 1 then
       give_up(id, ARGV[at + 8])
+      flow_note(id, 'w', ARGV[at + 1])
     end
     return status
   end
@@ -132,10 +134,12 @@ local function settle(at, holder)
   local counter, letter = 'succeeded', ''
   if mode == 'ok' then
     status = finish(id, ARGV[at], ARGV[at + 1], '', '')
+    flow_note(id, 's', ARGV[at])
   else
     counter, letter = ARGV[at], ARGV[at + 4]
     if mode == 'done' then
       status = finish(id, ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], letter)
+      flow_note(id, counter == 'succeeded' and 's' or 'f', ARGV[at + 1])
     else
       status = run_again(id, attempt, ARGV[at + 3], mode == 'again')
     end
@@ -197,6 +201,7 @@ local function settle_plain(ats, holders)
     local at = ats[index]
     local status = keep_result(ARGV[at], ARGV[at + HEAD], ARGV[at + HEAD + 1])
     statuses[index] = status
+    flow_note(ARGV[at], 's', ARGV[at + HEAD])
     if waited_for and status == 1 then
       pcall(tell_waiters, ARGV[at], ARGV[at + HEAD])
     end
@@ -253,6 +258,8 @@ local statuses = settling > 0 and settle_all() or {}
 if buried then
   trim_dead(dead, dead_ms, dead_max)
 end
+-- Before the claims, which find what comes next in a flow.
+flow_settle()
 
 -- Due ids that somebody holds. A token of ours with a due score was put there by a stock abort, or
 -- its lease is in its last millisecond: the score becomes the lease's end again, which lies beyond
@@ -278,6 +285,7 @@ end
 
 local claimed = {}
 local taken = 0
+local flows_due = 0
 local offset = 0
 local no_crash = token .. ' 0 '
 
@@ -330,6 +338,8 @@ local function claim_page(count)
       offset = offset + pass_by(id, values[index])
     elseif now < grace_until and leftover and held_parts(leftover) ~= WAITS then
       offset = offset + 1
+    elseif not payload and flow_due(queue, id) then
+      offset, flows_due = offset + 1, 1
     elseif not payload and is_ghost(id, score) then
       redis.call('ZREM', queue, id)
       redis.call('HDEL', held, id)
@@ -376,6 +386,9 @@ local holds_back = heeds == 1 and limit > 0 and is_behind()
 if holds_back then
   limit, wanted = 0, 0
 end
+if limit > 0 and flow_clear(queue) then
+  flows_due = 1
+end
 if limit > 0 then
   while taken < limit and offset < LOOK_AHEAD do
     if claim_page(math.min(limit - taken, 500)) == 0 then
@@ -385,6 +398,9 @@ if limit > 0 then
 end
 if taken >= limit and not holds_back and not gates[1] then
   more = #redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', offset, 1)
+end
+if flows_due == 1 then
+  more = 1
 end
 
 if redis.call('EXISTS', held) == 1 then
@@ -411,6 +427,7 @@ if next(released) then
   pcall(wake_released)
 end
 
+flow_wake(worker ~= '' and queue or '')
 keep_account()
 if keeps == 1 and next(counts) then
   for counter, count in pairs(counts) do

@@ -21,14 +21,13 @@ import secrets
 import socket
 from typing import TYPE_CHECKING
 
-import asyncpg
 from redis.exceptions import RedisError
 
 from runner.errors import StoreWentBack, WriterUnavailable
 from runner.types import Retention
 from runner.writer.backlog import STATEMENT_TIMEOUT_S, Bounds
 from runner.writer.election import Election, NotElected
-from runner.writer.failures import Fenced
+from runner.writer.failures import SESSION_ENDED, Fenced
 from runner.writer.office import check_eviction, check_pair, take_office
 from runner.writer.pulse import Pulse
 from runner.writer.queries import migrate
@@ -57,7 +56,7 @@ LATEST_BACKOFF_S = 5.0
 STOP_TIMEOUT_S = 5.0
 
 # What servers and networks do; the next term goes on where this one ended.
-_SERVERS = (OSError, TimeoutError, RedisError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_SERVERS = (*SESSION_ENDED, RedisError)
 
 
 class Candidate:

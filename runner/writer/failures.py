@@ -16,6 +16,7 @@ __all__ = [
     "MISSING",
     "PASSED",
     "READ_ONLY",
+    "SESSION_ENDED",
     "TIMED_OUT",
     "UNPREPARED",
     "BadValue",
@@ -38,6 +39,15 @@ READ_ONLY = "25006"
 LOCKED = "55P03"
 UNPREPARED = "26000"
 NO_ROOM = "53"  # on disk or in memory; of shared memory too: more locks than there is room for
+
+SESSION_ENDED = (
+    *(OSError, TimeoutError),
+    *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+)
+"""What a call on a session raises when the server or the network has ended it.
+
+asyncpg calls a statement on a session that the server has just ended its own internal error.
+"""
 
 _STALE = frozenset(
     {CHANGED, "0A000", "XX000", "22000", UNPREPARED, "42P01", "42703", "42704", "42804", "42883"}

@@ -15,6 +15,7 @@ import asyncpg
 from runner.errors import WriterUnavailable
 from runner.writer.apply import PLANNER_SETTINGS
 from runner.writer.backlog import STATEMENT_TIMEOUT_S
+from runner.writer.failures import SESSION_ENDED
 from runner.writer.hosts import first_of
 from runner.writer.queries import query
 
@@ -107,7 +108,7 @@ async def close(connection: Connection[Record]) -> None:
     """Close the session, which gives its lock back; never raises."""
     try:
         await connection.close(timeout=CLOSE_TIMEOUT_S)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+    except SESSION_ENDED:
         connection.terminate()
 
 

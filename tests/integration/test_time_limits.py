@@ -138,7 +138,17 @@ async def own_timeout(ctx: Context) -> str:
     return "over"
 
 
-@task(timeout=0.1, retries=3)
+AGAIN = runner.RetryPolicy(retries=1, base=0, retry_on_timeout=True)
+
+
+@task(timeout=30, soft_timeout=0.1, backoff=AGAIN)
+async def late_once(ctx: Context) -> int:
+    if ctx.attempt == 1:
+        await asyncio.Event().wait()
+    return ctx.attempt
+
+
+@task(timeout=0.1, backoff=AGAIN)
 async def stubborn(ctx: Context) -> None:
     await ctx["stubborn"]()
     for late in (ctx.db.commit(), insert(ctx)):
@@ -178,7 +188,7 @@ async def fails_once(ctx: Context) -> int:
 TASKS: list[Any] = [
     *(tidy, late, late_in_a_group, late_behind_a_group, late_in_wait_for, twice),
     *(swallowed_by_what_it_awaits, ignores_the_soft_limit, own_timeout, stubborn),
-    *(stubborn_without_limit, stubborn_child, nothing, fails_once),
+    *(late_once, stubborn_without_limit, stubborn_child, nothing, fails_once),
 ]
 
 
@@ -243,6 +253,13 @@ async def test_soft_limit_and_a_timeout_of_the_job_do_not_take_each_others_cance
         assert [await job.result(timeout=10) for job in jobs] == ["over"] * 5
     assert said.count(SoftTimeLimit) == 5
     assert said.count(TimeoutError) == len(said) - 5
+
+
+async def test_soft_limit_is_a_time_limit_for_the_retry_policy(
+    redis_url: str, client: runner.Client
+) -> None:
+    async with serving(redis_url, TASKS):
+        assert await (await client.enqueue(late_once)).result(timeout=10) == 2
 
 
 async def test_hard_limit_follows_the_soft_one(redis_url: str, client: runner.Client) -> None:

@@ -34,6 +34,8 @@ PREFIXES = {
     keys.RUNNING,
     keys.PARKED,
     keys.PARKED_TASK,
+    keys.FLOW,
+    keys.HELD,
     keys.REPLACED,
 }
 NAMES = PREFIXES | {
@@ -133,6 +135,7 @@ def test_number_of_fields_of_an_entry_fits_the_script() -> None:
         (keys.schedule_book("q"), "runner:schedule:q:"),
         (keys.schedule_turn("q"), "runner:schedule-turn:q"),
         (keys.fleet("q"), "runner:fleet:q"),
+        (keys.flow("f"), "runner:flow:f"),
         (keys.fleet_member("q", "d"), "runner:fleet:q:d"),
     ],
 )
