@@ -35,7 +35,7 @@ from runner.writer import Candidate, apply
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runner.writer.apply import Step
+    from runner.writer.steps import Step
     from runner.writer.entries import Unit
 
 LEASE_S = 2.0

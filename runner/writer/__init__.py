@@ -1,7 +1,8 @@
 """The one elected writer: units of writes travel to it, and it applies them in batches.
 
-Submit (`units`, `database`) → stream (`stream`) → plan and apply (`plan`, `apply`) → settle
-(`settle`); who may write is decided in `election`, and `candidate` puts it all together.
+Submit (`units`, `database`) → stream (`stream`) → plan (`profiles`, `plan`, `steps`) → apply
+(`apply`, `batch`) → settle (`settle`); who may write is decided in `election`, and `candidate` puts
+it all together.
 
 What is named here is imported when it is first asked for: a worker without a database does
 not pay for asyncpg.
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runner.writer.adoption import adopt_database
-    from runner.writer.backlog import BOUND_ENTRIES, STATEMENT_TIMEOUT_S, Bounds
+    from runner.writer.backlog import BOUND_ENTRIES, Bounds
     from runner.writer.candidate import Candidate
     from runner.writer.commits import Commits, JobCommits
     from runner.writer.database import JobDatabase, ReadPool
+    from runner.writer.guards import STATEMENT_TIMEOUT_S
     from runner.writer.office import adopt
     from runner.writer.status import writer_status
     from runner.writer.units import UnitBuilder
@@ -45,7 +47,7 @@ _MODULES = {
     "JobCommits": "commits",
     "JobDatabase": "database",
     "ReadPool": "database",
-    "STATEMENT_TIMEOUT_S": "backlog",
+    "STATEMENT_TIMEOUT_S": "guards",
     "UnitBuilder": "units",
     "adopt": "office",
     "adopt_database": "adoption",

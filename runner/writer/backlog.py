@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
     from runner.writer.entries import Unit
 
-__all__ = ["BOUND_BYTES", "BOUND_ENTRIES", "STATEMENT_TIMEOUT_S", "Bounds", "Recount"]
+__all__ = ["BOUND_BYTES", "BOUND_ENTRIES", "Bounds", "Recount"]
 
-STATEMENT_TIMEOUT_S = 30.0
 BOUND_ENTRIES = 1_000_000
 BOUND_BYTES = 64 * 1024 * 1024
 PART_OF_MEMORY = 4

@@ -24,14 +24,7 @@ import asyncpg
 import msgspec
 
 from runner.errors import WriteRejected
-from runner.writer.apply import (
-    Applier,
-    Office,
-    Step,
-    prepare_steps,
-    reset_steps,
-    steps_in_order,
-)
+from runner.writer.apply import Applier
 from runner.writer.catalogue import Catalogue
 from runner.writer.entries import encode_rejection
 from runner.writer.failures import (
@@ -53,6 +46,7 @@ from runner.writer.failures import (
     was_told_by_server,
 )
 from runner.writer.queries import query
+from runner.writer.steps import Step, prepare_steps, reset_steps, steps_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +55,7 @@ if TYPE_CHECKING:
 
     from runner.writer.catalogue import Known
     from runner.writer.entries import Unit
+    from runner.writer.office import Office
 
 __all__ = ["Batch", "Batches", "Refusals"]
 

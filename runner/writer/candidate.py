@@ -25,9 +25,10 @@ from redis.exceptions import RedisError
 
 from runner.errors import StoreWentBack, WriterUnavailable
 from runner.types import Retention
-from runner.writer.backlog import STATEMENT_TIMEOUT_S, Bounds
+from runner.writer.backlog import Bounds
 from runner.writer.election import Election, NotElected
 from runner.writer.failures import SESSION_ENDED, Fenced
+from runner.writer.guards import STATEMENT_TIMEOUT_S
 from runner.writer.office import check_eviction, check_pair, take_office
 from runner.writer.pulse import Pulse
 from runner.writer.queries import migrate

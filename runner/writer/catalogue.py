@@ -14,7 +14,7 @@ import asyncpg
 from runner.errors import DecodeError, UnitError, WriteRejected, did_you_mean
 from runner.writer.facts import ColumnFacts, TableFacts, version_sql
 from runner.writer.failures import is_about_data, rejection
-from runner.writer.plan import Scope, profile_of
+from runner.writer.profiles import Scope, profile_of
 from runner.writer.queries import query
 from runner.writer.statements import Statements, quoted, single_sql
 from runner.writer.units import check_verb, parse_shape
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from asyncpg import Connection, Record
 
     from runner.writer.entries import Unit
-    from runner.writer.plan import Profile
+    from runner.writer.profiles import Profile
     from runner.writer.units import Shape
 
 __all__ = ["Catalogue", "Known"]

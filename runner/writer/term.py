@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from runner.codec import Codec
     from runner.types import Retention
-    from runner.writer.apply import Office
     from runner.writer.entries import Unit
+    from runner.writer.office import Office
     from runner.writer.pulse import Pulse
 
 __all__ = ["Term"]

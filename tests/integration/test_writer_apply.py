@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.writer.apply import prepare_steps
+from runner.writer.steps import prepare_steps
 from runner.writer.batch import Batch
 from runner.writer.queries import query
 from runner.writer.session import LOCK

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from runner.writer import ReadPool, database, session
-from runner.writer.apply import Step, prepare_steps
+from runner.writer.steps import Step, prepare_steps
 from runner.writer.hosts import one_by_one
 from runner.writer.queries import migrate
 from tests.integration.test_writer_support import Bench, bench, unit
