@@ -41,7 +41,6 @@ from runner.writer.failures import (
     is_stale,
     may_be_raised,
     rejection,
-    shape_of,
     tells_of_room,
     was_told_by_server,
 )
@@ -114,8 +113,8 @@ class Batches:
             return Batch(units)
         try:
             return Batch(units, prepare_steps(units, known))
-        except _FAULTS:
-            return Batch(units)  # the attempt will find the same, and then whose fault it is
+        except Exception:  # noqa: BLE001  the attempt meets it again, and finds whose fault it is
+            return Batch(units)
 
     async def apply(self, batch: Batch) -> Refusals:
         """Commit a batch and its position; return what was refused, by entry.
@@ -192,7 +191,11 @@ class Batches:
 
     async def _lone(self, unit: Unit) -> Refusals:
         """Run one unit in its own order, and refuse it if that fails."""
-        known, refused = await self._learn([unit])
+        self._applier.running = None
+        try:
+            known, refused = await self._learn([unit])
+        except _UnitFault as fault:
+            known, refused = {}, {unit.entry: self._rejection(fault.cause, unit)}
         if not refused:
             cause = await self._cause(unit, known)
             while cause is not None and tells_of_room(cause) and not await self._has_room():
@@ -226,11 +229,12 @@ class Batches:
                 return None
         try:
             steps = steps_in_order(unit, known) + reset_steps(unit, known)
+        except Exception as exc:  # noqa: BLE001  whatever its values made of our own code
+            return exc
+        try:
             await self._commit(steps, [unit], {}, planned=False)
         except _UnitFault as fault:
             return fault.cause
-        except _FAULTS as exc:
-            return exc
         return None
 
     async def _has_room(self) -> bool:
@@ -254,16 +258,12 @@ class Batches:
         place = getattr(cause, "place", None) or self._applier.running
         if place is None and unit.count == 1:
             text, values = unit.operations[0]
-            refused = rejection(cause, text)
-            refused.parameters = tuple(shape_of(value) for value in values)
-            return refused
+            return rejection(cause, text, values)
         if place is None:
             # Postgres said it at the end, or of several rows: the first operation is where to look.
             return rejection(cause, unit.operations[0][0] if unit.operations else "")
         statements, row = place
-        refused = rejection(cause, statements.profile.text)
-        refused.parameters = tuple(shape_of(value) for value in row)
-        return refused
+        return rejection(cause, statements.profile.text, row)
 
     async def _attempt(self, units: Sequence[Unit], steps: list[Step] | None = None) -> Refusals:
         """Try to commit units together; raise `_UnitFault` when one of them prevents it."""
@@ -284,7 +284,7 @@ class Batches:
             known, refused = await self._learn(units)
             try:
                 steps = prepare_steps([u for u in units if u.entry not in refused], known)
-            except _FAULTS as exc:
+            except Exception as exc:
                 raise _UnitFault(exc) from exc
         await self._commit(steps, units, refused)
         return refused
@@ -307,7 +307,7 @@ class Batches:
         while True:
             try:
                 return await self._catalogue.know(texts)
-            except asyncpg.PostgresError as exc:
+            except _FAULTS as exc:
                 if not self._is_passing(exc):
                     self._fail(exc)
                 logger.warning("Postgres cannot tell of tables now, trying again: %s", exc)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from runner.errors import WriteRejected
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "CHANGED",
@@ -26,7 +29,6 @@ __all__ = [
     "is_stale",
     "may_be_raised",
     "rejection",
-    "shape_of",
     "tells_of_room",
     "was_told_by_server",
 ]
@@ -39,6 +41,10 @@ READ_ONLY = "25006"
 LOCKED = "55P03"
 UNPREPARED = "26000"
 NO_ROOM = "53"  # on disk or in memory; of shared memory too: more locks than there is room for
+
+TEXT_CHARS = 2_000
+STATEMENT_CHARS = 1_000
+SHAPES_AT_MOST = 100
 
 SESSION_ENDED = (
     *(OSError, TimeoutError),
@@ -103,19 +109,26 @@ def tells_of_room(exc: BaseException) -> bool:
     return state.startswith(NO_ROOM) and state != "53400"
 
 
-def rejection(exc: BaseException, statement: str = "") -> WriteRejected:
-    """Say why a unit was refused, in the words of Postgres or of asyncpg."""
+def rejection(
+    exc: BaseException, statement: str = "", values: Sequence[Any] = ()
+) -> WriteRejected:
+    """Say why a unit was refused, in the words of Postgres or of asyncpg.
+
+    Of texts without end, which quote a value of the unit, the beginning is kept: what is said here
+    travels through Redis, into letters and logs.
+    """
 
     def fact(name: str) -> str:
         return str(getattr(exc, name, None) or "")
 
     return WriteRejected(
-        str(exc) or type(exc).__name__,
+        _begun(str(exc) or type(exc).__name__),
         sqlstate=fact("sqlstate") if isinstance(exc, asyncpg.PostgresError) else "",
         table=fact("table_name"),
         constraint=fact("constraint_name"),
-        detail=fact("detail"),
-        statement=statement[:1000],
+        detail=_begun(fact("detail")),
+        statement=_begun(statement, STATEMENT_CHARS),
+        parameters=_shapes_of(values),
     )
 
 
@@ -140,7 +153,17 @@ def is_duplicate(exc: BaseException) -> bool:
     return exc.sqlstate == "23505" and schema == "runner" and table.startswith("ledger_")
 
 
-def shape_of(value: Any) -> str:
+def _begun(text: str, most: int = TEXT_CHARS) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _shapes_of(values: Sequence[Any]) -> tuple[str, ...]:
+    shapes = tuple(map(_shape_of, values[:SHAPES_AT_MOST]))
+    more = len(values) - len(shapes)
+    return (*shapes, f"and {more} more") if more else shapes
+
+
+def _shape_of(value: Any) -> str:
     """Return the class of a value, and its size where it has one; nothing of the value itself."""
     name = type(value).__name__
     return f"{name}({len(value)})" if isinstance(value, str | bytes | list | dict) else name

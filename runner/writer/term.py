@@ -13,11 +13,13 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from asyncpg import LockNotAvailableError
+from asyncpg import LockNotAvailableError, PostgresError
+from redis.exceptions import RedisError
 
 from runner.errors import WriteRejected
 from runner.writer.backlog import Recount
 from runner.writer.batch import Batch, Batches, Refusals
+from runner.writer.failures import Fenced
 from runner.writer.inheritance import LEDGER_KEPT_S, Inheritance
 from runner.writer.office import check_held, note_loss
 from runner.writer.queries import query
@@ -157,14 +159,17 @@ class Term:
         if self._careful:
             self._careful -= 1
             if losses >= LOSSES_UNTIL_REFUSED:
-                why = WriteRejected(f"the writer lost its session {losses} times at this unit")
+                why = WriteRejected(
+                    f"the writer lost its session, or failed itself, {losses} times at this unit"
+                )
                 return await self._batches.refuse(batch.units[0], why)
         try:
             with self._pulse.asking():
                 return await self._batches.apply(batch)
-        except BaseException:
-            if self._connection.is_closed():
-                # A unit that takes the session with it must not stand in the way for ever.
+        except BaseException as exc:
+            if self._connection.is_closed() or _is_own_fault(exc):
+                # A unit that takes the session with it must not stand in the way for ever, nor
+                # one at which this very code fails.
                 self._office.losses = losses if self._office.position == self._began_at else 0
                 await note_loss(self._redis, self._office)
             raise
@@ -237,6 +242,12 @@ class Term:
             await asyncio.sleep(TRIM_S)
             await check_held(self._redis, self._office.position)
             await self._tail.trim(self._redis, self._settler.answered)
+
+
+def _is_own_fault(exc: BaseException) -> bool:
+    """Say whether this code failed: no server, no network, and no other term was the reason."""
+    theirs = (Fenced, RedisError, OSError, TimeoutError, PostgresError)
+    return isinstance(exc, Exception) and not isinstance(exc, theirs)
 
 
 def _log_refused(units: Sequence[Unit], refused: Refusals) -> None:

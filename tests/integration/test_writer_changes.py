@@ -232,3 +232,102 @@ async def test_a_row_that_another_session_locks_refuses_its_unit_alone(database_
         finally:
             await other.close()
         assert await b.rows("SELECT n FROM t ORDER BY id") == [(0,), (5,)]
+
+
+async def test_a_table_that_is_known_by_two_names_is_not_half_known(database_url: str) -> None:
+    """What is known by the one is from before the change, what by the other from behind it."""
+    async with bench(database_url, SCHEMA) as b:
+        assert await b.apply(row(1), row(2)) == {}
+        await _elsewhere(database_url, TRIGGER)
+        other = [unit(n, lambda u, n=n: u.insert("public.t", id=n)) for n in (5, 6)]  # type: ignore[misc]
+        assert await b.apply(row(3), row(4), *other) == {}
+        assert await b.rows("SELECT count(*) FROM fired") == [(4,)]
+
+
+@pytest.mark.parametrize("first", ["TRUNCATE t", "SELECT run('ALTER TABLE t ADD COLUMN x int')"])
+async def test_a_unit_that_changes_a_table_of_its_batch_refuses_nobody(
+    database_url: str, first: str
+) -> None:
+    run = "CREATE FUNCTION run(sql text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE sql; END $$"
+    async with bench(database_url, SCHEMA + run) as b:
+        changing = unit(3, lambda u: u.execute(first), lambda u: u.insert("t", id=3))
+        assert await b.apply(row(1), row(2), changing, row(4), row(5)) == {}
+        there = (3, 4, 5) if first.startswith("TRUNCATE") else (1, 2, 3, 4, 5)
+        assert await b.rows("SELECT id FROM t ORDER BY id") == [(n,) for n in there]
+        assert await b.apply(row(6)) == {}
+
+
+# One after the other, under a writer that goes on; each leaves `t` so that all its units pass.
+MIGRATIONS = [
+    "ALTER TABLE t ADD COLUMN more int NOT NULL DEFAULT 7",
+    "ALTER TABLE t ALTER COLUMN n TYPE bigint",
+    "ALTER TABLE t ALTER COLUMN n TYPE numeric(12, 2)",
+    "CREATE UNIQUE INDEX t_s ON t (s)",
+    "DROP INDEX t_s",
+    "ALTER TABLE t RENAME TO tt; ALTER TABLE tt RENAME TO t",
+    "BEGIN; ALTER TABLE t RENAME TO old; CREATE TABLE t (LIKE old INCLUDING ALL);"
+    " INSERT INTO t SELECT * FROM old; COMMIT",
+    "ALTER TABLE t DROP COLUMN more",
+    "ALTER TABLE t ADD CONSTRAINT small CHECK (n < 1000000)",
+    "ALTER TABLE t DROP CONSTRAINT t_pkey1, ADD PRIMARY KEY (id)",
+    "ALTER TABLE t ENABLE ROW LEVEL SECURITY",
+    "ALTER TABLE t DISABLE ROW LEVEL SECURITY",
+    "CREATE TABLE child (t int REFERENCES t ON DELETE CASCADE)",
+    "DROP TABLE child",
+    "CREATE TRIGGER each_row AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION told()",
+]
+LIVE = """
+CREATE TABLE told (seq serial, id int);
+CREATE FUNCTION told() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN INSERT INTO told (id) VALUES (NEW.id); RETURN NULL; END $$;
+"""
+
+
+async def test_migrations_under_a_writer_at_work_lose_and_double_nothing(
+    database_url: str,
+) -> None:
+    """Batches go on while another session changes their table in fifteen ways."""
+    async with bench(database_url, SCHEMA + LIVE) as b:
+        count = 0
+        ends: list[int] = []
+
+        async def next_batch() -> None:
+            nonlocal count
+            units = []
+            for _ in range(20):
+                count += 1
+                units.append(
+                    unit(
+                        count,
+                        lambda u, n=count: u.insert("t", id=n, s=f"s{n}"),  # type: ignore[misc]
+                        lambda u: u.upsert("t", {"id": 0, "s": "sum"}, update=[]),
+                        lambda u: u.add("t", key={"id": 0}, n=1),
+                    )
+                )
+            assert await b.apply(*units) == {}
+
+        await next_batch()
+        for sql in MIGRATIONS:
+            migrating = asyncio.create_task(_migrate(database_url, sql))
+            while not migrating.done():
+                await next_batch()
+            await migrating
+            ends.append(count)
+            await next_batch()
+        ids = [n for (n,) in await b.rows("SELECT id FROM t WHERE id > 0 ORDER BY id")]
+        assert ids == list(range(1, count + 1))
+        assert await b.rows("SELECT n::int FROM t WHERE id = 0") == [(count,)]
+        told = [n for (n,) in await b.rows("SELECT id FROM told WHERE id > 0 ORDER BY seq")]
+        assert told == list(range(told[0], count + 1))
+        assert told[0] <= ends[-1] + 1
+
+
+async def _migrate(database_url: str, sql: str) -> None:
+    """Change the tables as a migration does: again, where it met a deadlock."""
+    for _ in range(50):
+        try:
+            await _elsewhere(database_url, sql)
+        except asyncpg.DeadlockDetectedError:
+            continue
+        return
+    raise AssertionError(f"never got through: {sql}")
