@@ -35,8 +35,8 @@ from runner.writer import Candidate, apply
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runner.writer.steps import Step
     from runner.writer.entries import Unit
+    from runner.writer.steps import Step
 
 LEASE_S = 2.0
 TERM_S = 0.5

@@ -80,7 +80,9 @@ class Wire:
             self._target.hostname, self._target.port
         )
         try:
-            there = asyncio.create_task(self._pass(reader, far_writer, there=True), name="wire there")
+            there = asyncio.create_task(
+                self._pass(reader, far_writer, there=True), name="wire there"
+            )
             back = asyncio.create_task(self._pass(far_reader, writer), name="wire back")
             try:
                 await asyncio.wait([there, back], return_when=asyncio.FIRST_COMPLETED)

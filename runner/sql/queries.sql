@@ -23,6 +23,21 @@ SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'o
 -- name: try_lock
 SELECT pg_try_advisory_lock($1);
 
+-- name: locked_table
+-- Who holds, or waits for, a lock on one of these tables that keeps writers out; also on one that
+-- their foreign keys look at, or that raw SQL names.
+SELECT c.oid::regclass::text AS name, l.pid
+  FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+ WHERE l.locktype = 'relation' AND l.pid <> pg_backend_pid() AND c.relkind IN ('r', 'p')
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+   AND (c.oid = ANY($1::oid[]) OR strpos(lower($2), lower(c.relname)) > 0
+        OR c.oid IN (SELECT confrelid FROM pg_constraint WHERE conrelid = ANY($1::oid[])))
+ LIMIT 1;
+
+-- name: hurry
+SELECT set_config('lock_timeout', $1, false) WHERE current_setting('lock_timeout') = '0';
+
 -- name: holds_lock
 SELECT count(*) > 0 FROM pg_locks
  WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()

@@ -13,7 +13,7 @@ import asyncpg
 
 from runner.errors import DecodeError, UnitError, WriteRejected, did_you_mean
 from runner.writer.facts import ColumnFacts, TableFacts, version_sql
-from runner.writer.failures import is_about_data, rejection
+from runner.writer.failures import TIMED_OUT, is_about_data, rejection
 from runner.writer.profiles import Scope, profile_of
 from runner.writer.queries import query
 from runner.writer.statements import Statements, quoted, single_sql
@@ -122,9 +122,9 @@ class Catalogue:
         try:
             prepared = await self._connection.prepare(sql)
         except asyncpg.PostgresError as exc:
-            if is_about_data(exc):
+            if is_about_data(exc) and exc.sqlstate != TIMED_OUT:
                 raise rejection(exc, sql) from exc
-            raise
+            raise  # what takes long is the wait for a lock on the table
         columns = [facts.columns[name] for name in profile.shape.columns]
         types = tuple(prepared.get_parameters())
         flush = await self._flush_for(profile)

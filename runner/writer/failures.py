@@ -26,6 +26,7 @@ __all__ = [
     "Fenced",
     "is_about_data",
     "is_duplicate",
+    "is_late",
     "is_stale",
     "may_be_raised",
     "rejection",
@@ -109,9 +110,7 @@ def tells_of_room(exc: BaseException) -> bool:
     return state.startswith(NO_ROOM) and state != "53400"
 
 
-def rejection(
-    exc: BaseException, statement: str = "", values: Sequence[Any] = ()
-) -> WriteRejected:
+def rejection(exc: BaseException, statement: str = "", values: Sequence[Any] = ()) -> WriteRejected:
     """Say why a unit was refused, in the words of Postgres or of asyncpg.
 
     Of texts without end, which quote a value of the unit, the beginning is kept: what is said here
@@ -130,6 +129,11 @@ def rejection(
         statement=_begun(statement, STATEMENT_CHARS),
         parameters=_shapes_of(values),
     )
+
+
+def is_late(exc: BaseException) -> bool:
+    """Say whether a statement, or a wait for a lock, took too long."""
+    return isinstance(exc, asyncpg.PostgresError) and exc.sqlstate in (TIMED_OUT, LOCKED)
 
 
 def is_stale(exc: BaseException) -> bool:

@@ -212,4 +212,3 @@ def _merging(shape: Shape, facts: TableFacts) -> tuple[bool, dict[int, int | Non
         if column.base == "numeric":
             decimals[slot] = column.scale
     return True, decimals
-

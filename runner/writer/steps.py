@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from runner.writer.statements import Statements
     from runner.writer.units import Operation
 
-__all__ = ["Branch", "Step", "prepare_steps", "reset_steps", "steps_in_order", "watched"]
+__all__ = [
+    "Branch",
+    "Step",
+    "prepare_steps",
+    "raw_texts",
+    "reset_steps",
+    "steps_in_order",
+    "watched",
+]
 
 BRANCHES_AT_MOST = 16
 
@@ -251,3 +259,10 @@ def watched(steps: Sequence[Step]) -> tuple[Sequence[int], int]:
                 found[facts.oid, facts.version] = facts
     oids = [oid for facts in found.values() for oid in facts.family]
     return oids, sum(facts.version for facts in found.values())
+
+
+def raw_texts(steps: Sequence[Step]) -> str:
+    """Return the raw SQL of the steps: the tables that it is about are not known."""
+    found = (step.many or step.alone for step in steps)
+    texts = {each[0].single for each in found if each and each[0].profile.facts is None}
+    return "\n".join(sorted(texts))

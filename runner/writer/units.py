@@ -451,7 +451,9 @@ def _check_keyed(table: str, verb: str, columns: tuple[str, ...], width: int) ->
 
 def _check_name(owner: str, name: Any) -> None:
     if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARS or "\0" in name:
-        raise UnitError(f"{owner[:NAME_CHARS]}: {str(name)[:40]!r} cannot be a name in the database")
+        raise UnitError(
+            f"{owner[:NAME_CHARS]}: {str(name)[:40]!r} cannot be a name in the database"
+        )
 
 
 def _check_key(table: str, key: Mapping[str, Any]) -> None:

@@ -56,7 +56,6 @@ async def test_writer_is_elected_and_resigns_when_it_is_told_to_stop(
     process = command(tmp_path, "writer", REDIS_URL=redis_url, DATABASE_URL=database_url)
     try:
         async with Redis.from_url(redis_url) as redis:
-
             # Its position stands there a moment before it leads: what it answers tells.
             unit = UnitBuilder()
             unit.execute("SELECT 1")

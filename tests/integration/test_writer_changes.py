@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -14,6 +15,8 @@ from tests.integration.test_writer_support import bench, unit
 from tests.support import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from runner.writer.entries import Unit
 
 SCHEMA = """
@@ -39,6 +42,12 @@ async def _elsewhere(database_url: str, sql: str) -> None:
         await other.execute(sql)
     finally:
         await other.close()
+
+
+async def _bound(database_url: str, statement_timeout: str) -> None:
+    name = database_url.rpartition("/")[2].partition("?")[0]
+    sql = f"ALTER DATABASE \"{name}\" SET statement_timeout = '{statement_timeout}'"
+    await _elsewhere(database_url, sql)
 
 
 async def test_a_trigger_made_between_batches_fires_for_each_insert(database_url: str) -> None:
@@ -92,14 +101,14 @@ async def test_each_change_of_a_table_makes_a_batch_be_planned_again(
         assert planned.steps is not None
         await _elsewhere(database_url, change)
         reloads = 0
-        reload = b.batches._reload
+        reload = b.batches.attempts.reload
 
         async def counted() -> None:
             nonlocal reloads
             reloads += 1
             await reload()
 
-        b.batches._reload = counted  # type: ignore[method-assign]
+        b.batches.attempts.reload = counted  # type: ignore[method-assign]
         assert await b.batches.apply(planned) == {}
         assert reloads == 1
         assert not caplog.records
@@ -108,11 +117,11 @@ async def test_each_change_of_a_table_makes_a_batch_be_planned_again(
 async def test_maintenance_changes_nothing(database_url: str) -> None:
     async with bench(database_url, SCHEMA) as b:
         assert await b.apply(row(1)) == {}
-        known = b.batches._catalogue.known([row(2)])
+        known = b.batches.attempts.catalogue.known([row(2)])
         await _elsewhere(database_url, "ANALYZE t")
         await _elsewhere(database_url, "VACUUM t")
         assert await b.batches.apply(Batch([row(2)])) == {}
-        assert b.batches._catalogue.known([row(3)]) is known
+        assert b.batches.attempts.catalogue.known([row(3)]) is known
 
 
 FULL = """
@@ -128,7 +137,7 @@ CREATE FUNCTION full_() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 async def test_a_unit_that_says_that_the_disk_is_full_is_refused_alone(
     database_url: str, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.writer.batch.SOONEST_RETRY_S", 0.001)
+    monkeypatch.setattr("runner.writer.attempts.SOONEST_RETRY_S", 0.001)
     async with bench(database_url, SCHEMA) as b:
         await b.connection.execute(
             "CREATE FUNCTION bad() RETURNS int LANGUAGE plpgsql AS "
@@ -144,7 +153,8 @@ async def test_a_unit_that_says_that_the_disk_is_full_is_refused_alone(
 async def test_a_server_without_room_refuses_nobody(
     database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("runner.writer.batch.SOONEST_RETRY_S", 0.001)
+    monkeypatch.setattr("runner.writer.attempts.SOONEST_RETRY_S", 0.001)
+    monkeypatch.setattr("runner.writer.attempts.LATEST_RETRY_S", 0.01)
     monkeypatch.setattr("runner.writer.batch.LATEST_RETRY_S", 0.01)
     async with bench(database_url, SCHEMA + FULL) as b:
         for table in ("t", "runner.rejected"):
@@ -168,8 +178,7 @@ async def test_the_session_bounds_a_statement_where_the_database_does_not(
         assert await connection.fetchval("SHOW statement_timeout") == "1500ms"
     finally:
         await close(connection)
-    name = database_url.rpartition("/")[2].partition("?")[0]
-    await _elsewhere(database_url, f"ALTER DATABASE \"{name}\" SET statement_timeout = '70s'")
+    await _bound(database_url, "70s")
     connection = await connect(database_url, statement_timeout_s=1.5)
     try:
         assert await connection.fetchval("SHOW statement_timeout") == "70s"
@@ -202,14 +211,14 @@ async def test_an_endless_statement_is_found_without_halves(
 ) -> None:
     async with bench(database_url, SCHEMA + "SET statement_timeout = '200ms'") as b:
         tried = 0
-        commit = b.batches._applier.commit
+        commit = b.batches.attempts.applier.commit
 
         async def counted(*args: Any, **named: Any) -> dict[str, bytes]:
             nonlocal tried
             tried += 1
             return await commit(*args, **named)
 
-        monkeypatch.setattr(b.batches._applier, "commit", counted)
+        monkeypatch.setattr(b.batches.attempts.applier, "commit", counted)
         endless = unit(40, lambda u: u.execute("SELECT pg_sleep(60)"))
         refused = await b.apply(*map(row, range(1, 40)), endless, *map(row, range(41, 65)))
         assert {entry: why.sqlstate for entry, why in refused.items()} == {"40-0": "57014"}
@@ -244,12 +253,16 @@ async def test_a_table_that_is_known_by_two_names_is_not_half_known(database_url
         assert await b.rows("SELECT count(*) FROM fired") == [(4,)]
 
 
+RUN = """
+CREATE FUNCTION run(sql text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE sql; END $$;
+"""
+
+
 @pytest.mark.parametrize("first", ["TRUNCATE t", "SELECT run('ALTER TABLE t ADD COLUMN x int')"])
 async def test_a_unit_that_changes_a_table_of_its_batch_refuses_nobody(
     database_url: str, first: str
 ) -> None:
-    run = "CREATE FUNCTION run(sql text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE sql; END $$"
-    async with bench(database_url, SCHEMA + run) as b:
+    async with bench(database_url, SCHEMA + RUN) as b:
         changing = unit(3, lambda u: u.execute(first), lambda u: u.insert("t", id=3))
         assert await b.apply(row(1), row(2), changing, row(4), row(5)) == {}
         there = (3, 4, 5) if first.startswith("TRUNCATE") else (1, 2, 3, 4, 5)
@@ -265,8 +278,10 @@ MIGRATIONS = [
     "CREATE UNIQUE INDEX t_s ON t (s)",
     "DROP INDEX t_s",
     "ALTER TABLE t RENAME TO tt; ALTER TABLE tt RENAME TO t",
-    "BEGIN; ALTER TABLE t RENAME TO old; CREATE TABLE t (LIKE old INCLUDING ALL);"
-    " INSERT INTO t SELECT * FROM old; COMMIT",
+    """
+    BEGIN; ALTER TABLE t RENAME TO old; CREATE TABLE t (LIKE old INCLUDING ALL);
+    INSERT INTO t SELECT * FROM old; COMMIT
+    """,
     "ALTER TABLE t DROP COLUMN more",
     "ALTER TABLE t ADD CONSTRAINT small CHECK (n < 1000000)",
     "ALTER TABLE t DROP CONSTRAINT t_pkey1, ADD PRIMARY KEY (id)",
@@ -331,3 +346,81 @@ async def _migrate(database_url: str, sql: str) -> None:
             continue
         return
     raise AssertionError(f"never got through: {sql}")
+
+
+async def test_a_locked_row_is_found_at_once_in_a_large_batch(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by waiting in vain for each half; and who else wants that row waits but a moment."""
+    monkeypatch.setattr("runner.writer.batch.HURRY_MS", 20)
+    await _bound(database_url, "300ms")
+    async with bench(database_url, SCHEMA) as b:
+        assert await b.apply(*map(row, range(1, 65))) == {}
+        states: list[str] = []
+        commit = b.batches.attempts.applier.commit
+
+        async def noted(*args: Any, **named: Any) -> dict[str, bytes]:
+            try:
+                return await commit(*args, **named)
+            except asyncpg.PostgresError as exc:
+                states.append(exc.sqlstate or "")
+                raise
+
+        monkeypatch.setattr(b.batches.attempts.applier, "commit", noted)
+        async with _holding(database_url, "UPDATE t SET n = 9 WHERE id = 40"):
+            keys = [40 if n in (104, 130, 150) else n % 30 + 1 for n in range(100, 164)]
+            refused = await b.apply(*(_add(n, key, 1) for n, key in enumerate(keys, start=100)))
+        assert {entry: why.sqlstate for entry, why in refused.items()} == {
+            "104-0": "57014",
+            "130-0": "55P03",
+            "150-0": "55P03",
+        }
+        assert states.count("57014") == 2  # all of them, and the first of that row
+        assert await b.rows("SELECT sum(n) FROM t") == [(61,)]
+        assert await b.rows("SHOW lock_timeout") == [("0",)]
+
+
+@pytest.mark.parametrize(
+    ("lock", "raw"),
+    [
+        ("LOCK TABLE t IN ACCESS EXCLUSIVE MODE", False),
+        ("LOCK TABLE t IN SHARE MODE", False),  # as to make an index does
+        ("LOCK TABLE t IN SHARE MODE", True),
+        ("LOCK TABLE parent IN ACCESS EXCLUSIVE MODE", False),
+    ],
+)
+async def test_a_table_that_is_locked_for_longer_than_a_statement_may_take_refuses_nobody(
+    database_url: str, caplog: pytest.LogCaptureFixture, lock: str, *, raw: bool
+) -> None:
+    parent = "CREATE TABLE parent (id int PRIMARY KEY); ALTER TABLE t ADD p int REFERENCES parent;"
+    await _bound(database_url, "200ms")
+    async with bench(database_url, f"{SCHEMA}{parent} INSERT INTO parent VALUES (1)") as b:
+        assert await b.apply(row(1)) == {}
+        units = [
+            unit(n, lambda u, n=n: u.execute("INSERT INTO T (id) VALUES ($1)", n))  # type: ignore[misc]
+            if raw
+            else row(n, p=1)
+            for n in (2, 3, 4)
+        ]
+        async with _holding(database_url, lock):
+            applying = asyncio.create_task(b.apply(*units))
+            await wait_until(
+                lambda: caplog.text.count("is locked by the session") >= 2 or applying.done(),
+                description="the writer says who keeps it out",
+            )
+        assert await applying == {}
+        assert await b.rows("SELECT count(*) FROM t") == [(4,)]
+
+
+@contextlib.asynccontextmanager
+async def _holding(database_url: str, sql: str) -> AsyncIterator[None]:
+    """Hold the locks that a statement takes, in another session."""
+    other = await asyncpg.connect(database_url)
+    try:
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute(sql)
+        yield
+        await transaction.rollback()
+    finally:
+        await other.close()

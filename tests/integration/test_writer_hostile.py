@@ -217,13 +217,13 @@ async def test_names_are_quoted_whatever_they_hold(database_url: str) -> None:
             unit(1, lambda u: u.insert(table, Id=1, select="x")),
             unit(2, lambda u: u.insert_many(table, [{"Id": n, 'a"b': n} for n in (2, 3)])),
             unit(3, lambda u: u.upsert(table, {"Id": 1, "select": "y"}, key=("Id",))),
-            unit(4, lambda u: u.add(table, key={"Id": 2}, **{'a"b': 5, "%s{0}": 1})),
-            unit(5, lambda u: u.add(table, key={"Id": 4}, missing="insert", **{'a"b': 7})),
+            unit(4, lambda u: u.add(table, key={"Id": 2}, **{'a"b': 5, "%s{0}": 1})),  # type: ignore[arg-type]
+            unit(5, lambda u: u.add(table, key={"Id": 4}, missing="insert", **{'a"b': 7})),  # type: ignore[arg-type]
             unit(6, lambda u: u.update(table, key={"Id": 2}, select="'; DROP TABLE t; --")),
             unit(7, lambda u: u.delete(table, key={"Id": 3})),
             unit(8, lambda u: u.insert(table, Id=9, **{'select" = 1); --': "x"})),
             unit(9, lambda u: u.insert('t" VALUES (77); --', id=1)),
-            unit(10, lambda u: u.add(table, key={"Id": 99}, **{'a"b': 5})),
+            unit(10, lambda u: u.add(table, key={"Id": 99}, **{'a"b': 5})),  # type: ignore[arg-type]
         ]
         refused = await b.apply(*units)
         assert {entry: why.sqlstate for entry, why in refused.items()} == {

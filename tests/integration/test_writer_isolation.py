@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 import msgspec
@@ -45,7 +45,7 @@ def raw_unit(number: int, *operations: Any) -> Unit:
     return read_entry(f"{number}-0", {b"u": f"raw{number}".encode(), b"o": data})
 
 
-NESTED: Any = functools.reduce(lambda inner, _: [inner], range(900), 1)
+NESTED: Any = functools.reduce(lambda inner, _: [inner], range(900), cast("Any", 1))
 
 
 def good(number: int) -> Unit:
@@ -280,7 +280,7 @@ async def test_a_batch_with_too_many_locks_goes_in_parts(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A statement locks all partitions that it may touch, in a memory that has its bounds."""
-    monkeypatch.setattr("runner.writer.batch.SOONEST_RETRY_S", 0.001)
+    monkeypatch.setattr("runner.writer.attempts.SOONEST_RETRY_S", 0.001)
     schema = (
         SCHEMA
         + """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 import pytest
@@ -129,7 +129,7 @@ async def test_a_stock_client_waits_for_the_commit_and_a_stock_worker_leaves_the
         with pytest.raises(TimeoutError):
             await job.abort(timeout=0.05, poll_delay=0.02)  # too late: it has run
         theirs = StockWorker(
-            [func(writes, name="writes"), func(adds, name="adds")],
+            [func(writes, name="writes"), func(cast("Any", adds), name="adds")],
             redis_settings=RedisSettings.from_dsn(redis_url),
             poll_delay=0.05,
             handle_signals=False,
