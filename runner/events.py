@@ -11,6 +11,8 @@ event             when
                   also for those that never started
 `JobStuck`        a job ended without its function, which goes on: it did not heed its
                   cancellation, or runs in a thread, which nobody can stop
+`UnitRefused`     the writer, elected in this worker, refused the writes of a job or of a
+                  service; everything else was committed
 `WorkerStopped`   a worker has closed, its last jobs are settled
 ================  ===============================================================
 
@@ -44,6 +46,7 @@ from runner.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from runner.errors import WriteRejected
     from runner.types import Outcome
 
 logger = logging.getLogger("runner.events")
@@ -184,7 +187,28 @@ class JobStuck:
     at_ms: int
 
 
-Event: TypeAlias = WorkerStarted | WorkerStopped | JobStarted | JobEnded | JobStuck | LeaseLost
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitRefused:
+    """The writer, elected in this worker, refused a unit: its writes were not kept.
+
+    Only subscribers of the worker that leads hear of it; after a takeover perhaps not, or twice.
+
+    Attributes:
+        entry: the unit's place in the stream.
+        job_id: whose writes they were, "" for a service's.
+        error: why, with SQLSTATE, constraint, table and statement, and no values.
+    """
+
+    worker: str
+    at_ms: int
+    entry: str
+    job_id: str
+    error: WriteRejected
+
+
+Event: TypeAlias = (
+    WorkerStarted | WorkerStopped | JobStarted | JobEnded | JobStuck | LeaseLost | UnitRefused
+)
 Subscriber: TypeAlias = "Callable[[Event], Any]"
 
 
@@ -245,6 +269,7 @@ __all__ = [
     "JobStuck",
     "LeaseLost",
     "Subscriber",
+    "UnitRefused",
     "WorkerStarted",
     "WorkerStopped",
     "is_subscriber",

@@ -23,7 +23,7 @@ from runner.schedule import Schedule, check_names
 from runner.signing import KeyRing, SigningKeys
 from runner.tasks import KEPT_RULE, MOST_KEPT_S, Task, seconds
 from runner.worker import CANCEL_GRACE_S, KEEP_LETTERS_S, MOST_LETTERS, Worker
-from runner.writer import BOUND_ENTRIES
+from runner.writer import BOUND_ENTRIES, STATEMENT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -85,6 +85,7 @@ class WorkerSettings:
     writer: ClassVar[bool] = True
     writer_backlog_bytes: ClassVar[int | None] = None
     writer_backlog_entries: ClassVar[int] = BOUND_ENTRIES
+    writer_statement_timeout: ClassVar[float | timedelta] = STATEMENT_TIMEOUT_S
     read_pool_size: ClassVar[int] = 2
     use_uvloop: ClassVar[bool] = True
     queues: ClassVar[Sequence[str] | Mapping[str, int]] = ()
@@ -216,6 +217,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "lease",
             "cancel_grace",
             "dead_letters_keep",
+            "writer_statement_timeout",
         ),
         (_number, "a number of seconds, 0 or more, or a timedelta"),
     ),

@@ -31,7 +31,7 @@ from runner.connection import open_client
 from runner.connections import TROUBLE
 from runner.cycle import CYCLE_TIMEOUT_S
 from runner.errors import SettingsError
-from runner.events import Bus, Subscriber, WorkerStarted, WorkerStopped
+from runner.events import Bus, Subscriber, UnitRefused, WorkerStarted, WorkerStopped
 from runner.execution import Ending, report
 from runner.executors import MAX_THREADS, Executors
 from runner.leases import Leases
@@ -58,9 +58,11 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from runner.broker import Claimed, CycleReply
+    from runner.errors import WriteRejected
     from runner.execution.records import Frames
     from runner.limits import Limit
     from runner.scripts import Executes
+    from runner.writer.entries import Unit
 
 logger = logging.getLogger("arq.worker")
 
@@ -96,6 +98,9 @@ class Worker(Signalled):
             it services wait. None: 64 MB, or a quarter of Redis's maxmemory if that is less.
             The elected writer's settings hold for all.
         writer_backlog_entries: how many units may wait, in the same way.
+        writer_statement_timeout: seconds that one statement of the writer may take, where neither
+            the database nor its role sets a statement_timeout: a unit that takes longer is
+            refused alone. 0 for no bound.
         read_pool_size: connections for `ctx.db.fetch`; 0 switches reads off.
         use_uvloop: run on uvloop where no loop is there yet.
         queues: the queues to read beside `queue_name`, the most urgent first, or a mapping of
@@ -158,6 +163,7 @@ class Worker(Signalled):
         writer: bool = True,
         writer_backlog_bytes: int | None = None,
         writer_backlog_entries: int = writers.BOUND_ENTRIES,
+        writer_statement_timeout: SecondsTimedelta = writers.STATEMENT_TIMEOUT_S,
         read_pool_size: int = 2,
         use_uvloop: bool = False,
         queues: Sequence[str] | Mapping[str, int] = (),
@@ -215,6 +221,7 @@ class Worker(Signalled):
         self.database_url = database_url
         self._retention = Retention(int(seconds(dead_letters_keep) * 1000), dead_letters_max)
         self._bounds = writers.Bounds(writer_backlog_entries, writer_backlog_bytes)
+        self._statement_timeout_s = seconds(writer_statement_timeout)
         self._offers_writer = writer and database_url is not None
         self.reads = (
             writers.ReadPool(database_url, max_size=read_pool_size)
@@ -404,8 +411,24 @@ class Worker(Signalled):
                 codec=self.codec,
                 bounds=self._bounds,
                 retention=self._retention,
+                statement_timeout_s=self._statement_timeout_s,
+                on_refused=self._tell_refused,
             )
             await self.candidate.start()
+
+    def _tell_refused(self, unit: Unit, why: WriteRejected) -> None:
+        if not self.events.wanted:
+            return
+        whose = unit.job or unit.commit
+        self.events.emit(
+            UnitRefused(
+                worker=self.name,
+                at_ms=execution.now_ms(),
+                entry=unit.entry,
+                job_id=whose.job_id if whose else "",
+                error=why,
+            )
+        )
 
     async def _loop(self) -> None:
         backoff_s = SOONEST_BACKOFF_S

@@ -35,8 +35,8 @@ from runner.writer import Candidate, apply
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runner.writer.apply import Step
     from runner.writer.entries import Unit
+    from runner.writer.steps import Step
 
 LEASE_S = 2.0
 TERM_S = 0.5
@@ -96,12 +96,15 @@ async def _commit_before(
     steps: Sequence[Step],
     units: Sequence[Unit],
     refused: Sequence[tuple[str, bytes]] = (),
+    *,
+    planned: bool = True,
 ) -> dict[str, bytes]:
     last = units[-1].entry
     await self._fused((), [unit.key for unit in units if unit.key], (), last)
     self.office.position = last
     await asyncio.sleep(BETWEEN_COMMITS_S)
-    return await _commit(self, steps, [structs.replace(unit, key=b"") for unit in units], refused)
+    unrecorded = [structs.replace(unit, key=b"") for unit in units]
+    return await _commit(self, steps, unrecorded, refused, planned=planned)
 
 
 async def _commit_after(
@@ -109,13 +112,14 @@ async def _commit_after(
     steps: Sequence[Step],
     units: Sequence[Unit],
     refused: Sequence[tuple[str, bytes]] = (),
+    *,
+    planned: bool = True,
 ) -> dict[str, bytes]:
     position, last = self.office.position, units[-1].entry
     apply._move = _stay
     try:
-        answers = await _commit(
-            self, steps, [structs.replace(unit, key=b"") for unit in units], refused
-        )
+        unrecorded = [structs.replace(unit, key=b"") for unit in units]
+        answers = await _commit(self, steps, unrecorded, refused, planned=planned)
     finally:
         apply._move = _move
     self.office.position = position

@@ -20,6 +20,10 @@ class Wire:
         self._target = urlsplit(url)
         self._sound = asyncio.Event()
         self._sound.set()
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self._most: int | None = None
+        self.stands = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.host = "127.0.0.1"
         self.url = url
@@ -29,8 +33,18 @@ class Wire:
         self._sound.clear()
 
     def mend(self) -> None:
-        """Let new bytes pass; what was dropped is lost."""
+        """Let new bytes pass; what was dropped is lost, what was held back comes now."""
         self._sound.set()
+        self._most = None
+        self._flows.set()
+
+    def hold_after(self, count: int) -> None:
+        """Let so many bytes more of one connection through to the server, and then none.
+
+        When that has come about, `stands` is set. Nothing is dropped.
+        """
+        self._most = count
+        self._flows.clear()
 
     async def serve(self) -> asyncio.Server:
         """Listen on a free port, which `url` then names."""
@@ -66,7 +80,9 @@ class Wire:
             self._target.hostname, self._target.port
         )
         try:
-            there = asyncio.create_task(self._pass(reader, far_writer), name="wire there")
+            there = asyncio.create_task(
+                self._pass(reader, far_writer, there=True), name="wire there"
+            )
             back = asyncio.create_task(self._pass(far_reader, writer), name="wire back")
             try:
                 await asyncio.wait([there, back], return_when=asyncio.FIRST_COMPLETED)
@@ -77,8 +93,16 @@ class Wire:
         finally:
             far_writer.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, there: bool = False
+    ) -> None:
+        passed = 0
         while data := await reader.read(1 << 16):
+            if there and self._most is not None:
+                passed += len(data)
+                if passed > self._most:
+                    self.stands.set()
+                    await self._flows.wait()
             if self._sound.is_set():
                 writer.write(data)
                 await writer.drain()

@@ -32,16 +32,26 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "WAYS", "Stage", "Way", "stage"]
 
 ROOT = Path(__file__).resolve().parents[1]
+LARGE = 8_000_000
 SCHEMA = """
 CREATE TABLE total (name text PRIMARY KEY, n bigint NOT NULL);
 INSERT INTO total VALUES ('x', 0);
+CREATE TABLE blob (data text);
 """
 SESSIONS = f"""
 SELECT pid, state, wait_event_type FROM pg_stat_activity
  WHERE application_name = '{APPLICATION_NAME}' AND datname = current_database()
 """
 
-Way = Literal["kill", "stop", "stop in a batch", "cut from redis", "cut from postgres", "backend"]
+Way = Literal[
+    "kill",
+    "stop",
+    "stop in a batch",
+    "stop in a message",
+    "cut from redis",
+    "cut from postgres",
+    "backend",
+]
 WAYS: tuple[Way, ...] = get_args(Way)
 
 
@@ -62,6 +72,9 @@ class Stage:
         """Submit one unit without a job."""
         unit = UnitBuilder()
         unit.add("total", key={"name": "x"}, n=1)
+        return await self._submit(unit)
+
+    async def _submit(self, unit: UnitBuilder) -> str:
         self.submitted += 1
         fields = {"u": f"client:{self.submitted}", "o": unit.encode()}
         return str((await self.redis.xadd(keys.UNITS, cast(dict[object, object], fields))).decode())  # type: ignore[arg-type]
@@ -79,6 +92,8 @@ class Stage:
         """Do that to the leader; return the seconds until the next unit is committed."""
         if way == "stop in a batch":
             return await self._stop_in_a_batch()
+        if way == "stop in a message":
+            return await self._stop_in_a_message()
         began = time.monotonic()
         await self._harm(way)
         await self.answered(await self.submit())
@@ -118,6 +133,19 @@ class Stage:
             await self.answered(entry)
         finally:
             await holder.close()
+        return time.monotonic() - began
+
+    async def _stop_in_a_message(self) -> float:
+        """Stop the leader while it sends: Postgres has a part of it, and holds a lock."""
+        self.to_postgres.hold_after(LARGE // 4)
+        unit = UnitBuilder()
+        unit.add("total", key={"name": "x"}, n=1)
+        unit.execute("INSERT INTO blob VALUES ($1)", "x" * LARGE)
+        entry = await self._submit(unit)
+        await self.to_postgres.stands.wait()
+        began = time.monotonic()
+        self.leader.send_signal(signal.SIGSTOP)
+        await self.answered(entry)
         return time.monotonic() - began
 
     def mend(self) -> None:

@@ -71,6 +71,7 @@ async def serve(settings: type[WorkerSettings]) -> None:
         database_url=database_url,
         codec=codec_by(settings),
         bounds=Bounds(settings.writer_backlog_entries, settings.writer_backlog_bytes),
+        statement_timeout_s=seconds(settings.writer_statement_timeout),
         retention=Retention(
             int(seconds(settings.dead_letters_keep) * 1000), settings.dead_letters_max
         ),

@@ -23,6 +23,21 @@ SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'o
 -- name: try_lock
 SELECT pg_try_advisory_lock($1);
 
+-- name: locked_table
+-- Who holds, or waits for, a lock on one of these tables that keeps writers out; also on one that
+-- their foreign keys look at, or that raw SQL names.
+SELECT c.oid::regclass::text AS name, l.pid
+  FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+ WHERE l.locktype = 'relation' AND l.pid <> pg_backend_pid() AND c.relkind IN ('r', 'p')
+   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+   AND (c.oid = ANY($1::oid[]) OR strpos(lower($2), lower(c.relname)) > 0
+        OR c.oid IN (SELECT confrelid FROM pg_constraint WHERE conrelid = ANY($1::oid[])))
+ LIMIT 1;
+
+-- name: hurry
+SELECT set_config('lock_timeout', $1, false) WHERE current_setting('lock_timeout') = '0';
+
 -- name: holds_lock
 SELECT count(*) > 0 FROM pg_locks
  WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()
@@ -110,7 +125,9 @@ SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind::
        EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferred
                   AND contype <> 'f') AS is_deferred,
        ARRAY(SELECT DISTINCT conrelid::bigint FROM pg_constraint
-              WHERE contype = 'f' AND confrelid = c.oid) AS referenced_by
+              WHERE contype = 'f' AND confrelid = c.oid) AS referenced_by,
+       ARRAY(SELECT c.oid::bigint
+             UNION SELECT relid::oid::bigint FROM pg_partition_tree(c.oid)) AS family
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
    AND CASE WHEN $1::text IS NULL THEN pg_table_is_visible(c.oid) ELSE n.nspname = $1 END;
@@ -195,3 +212,11 @@ SELECT CASE WHEN pg_table_is_visible(c.oid) THEN c.relname ELSE n.nspname || '.'
  WHERE c.relkind IN ('r', 'p', 'v', 'f')
    AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'runner')
  LIMIT 5000;
+
+-- name: needs_room
+-- 256 kB in rows that are not compressed: more than the free space of a page or two.
+INSERT INTO runner.rejected (entry, facts)
+SELECT 'room ' || n,
+       decode((SELECT string_agg(md5(random()::text || n || m), '')
+                 FROM generate_series(1, 110) AS m), 'hex')
+  FROM generate_series(1, 150) AS n;

@@ -1,7 +1,8 @@
 """The one elected writer: units of writes travel to it, and it applies them in batches.
 
-Submit (`units`, `database`) → stream (`stream`) → plan and apply (`plan`, `apply`) → settle
-(`settle`); who may write is decided in `election`, and `candidate` puts it all together.
+Submit (`units`, `database`) → stream (`stream`) → plan (`profiles`, `plan`, `steps`) → apply
+(`apply`, `batch`) → settle (`settle`); who may write is decided in `election`, and `candidate` puts
+it all together.
 
 What is named here is imported when it is first asked for: a worker without a database does
 not pay for asyncpg.
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
     from runner.writer.candidate import Candidate
     from runner.writer.commits import Commits, JobCommits
     from runner.writer.database import JobDatabase, ReadPool
+    from runner.writer.guards import STATEMENT_TIMEOUT_S
     from runner.writer.office import adopt
     from runner.writer.status import writer_status
     from runner.writer.units import UnitBuilder
 
 __all__ = [
     "BOUND_ENTRIES",
+    "STATEMENT_TIMEOUT_S",
     "Bounds",
     "Candidate",
     "Commits",
@@ -44,6 +47,7 @@ _MODULES = {
     "JobCommits": "commits",
     "JobDatabase": "database",
     "ReadPool": "database",
+    "STATEMENT_TIMEOUT_S": "guards",
     "UnitBuilder": "units",
     "adopt": "office",
     "adopt_database": "adoption",

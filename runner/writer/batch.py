@@ -15,48 +15,46 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import itertools
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import asyncpg
 import msgspec
 
-from runner.errors import WriteRejected
-from runner.writer.apply import (
-    Applier,
-    Office,
-    Step,
-    prepare_steps,
-    reset_steps,
-    steps_in_order,
+from runner.writer.attempts import (
+    LATEST_RETRY_S,
+    TRIES_TOGETHER,
+    Attempts,
+    Refusals,
+    UnitFault,
+    is_changed,
 )
-from runner.writer.catalogue import Catalogue
-from runner.writer.entries import encode_rejection
 from runner.writer.failures import (
-    FENCED,
     LOCKED,
-    READ_ONLY,
-    UNPREPARED,
-    BadValue,
+    TIMED_OUT,
     Fenced,
-    is_about_data,
     is_duplicate,
+    is_late,
     is_stale,
-    may_be_raised,
     rejection,
-    shape_of,
+    tells_of_room,
     was_told_by_server,
 )
 from runner.writer.queries import query
+from runner.writer.steps import prepare_steps, reset_steps, steps_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from asyncpg import Connection, Record
 
+    from runner.errors import WriteRejected
     from runner.writer.catalogue import Known
     from runner.writer.entries import Unit
+    from runner.writer.office import Office
+    from runner.writer.steps import Step
 
 __all__ = ["Batch", "Batches", "Refusals"]
 
@@ -66,13 +64,9 @@ REFUSED_UNTIL_SINGLE = 10
 DENSE = 8
 """With more than one bad unit in so many, parts that fail go unit by unit."""
 
-SOONEST_RETRY_S = 0.05
-LATEST_RETRY_S = 5.0
-TRIES_TOGETHER = 8
 TRIES_APART = 3
-
-Refusals = dict[str, WriteRejected]
-_FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, BadValue, ValueError, TypeError)
+HURRY_MS = 300
+"""How long parts wait for a lock, where one was waited for in vain: to find whose lock it is."""
 
 
 @dataclass(slots=True)
@@ -83,39 +77,28 @@ class Batch:
     steps: list[Step] | None = None
 
 
-class _UnitFault(Exception):  # noqa: N818  says where to look next, never leaves this module
-    """Raised when units, and not the server, are why an attempt failed."""
-
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
 class Batches:
     """Applies batches over the connection of one term."""
 
     def __init__(self, connection: Connection[Record], office: Office) -> None:
         self._connection = connection
         self._office = office
-        self._catalogue = Catalogue(connection)
-        self._applier = Applier(connection, office)
-        self._tries = TRIES_TOGETHER
-        self._answers: dict[str, bytes] = {}
+        self.attempts = Attempts(connection, office)
 
     def take_answers(self) -> dict[str, bytes]:
         """Return what units that asked did, by entry: those committed since the last call."""
-        answers, self._answers = self._answers, {}
+        answers, self.attempts.answers = self.attempts.answers, {}
         return answers
 
     def plan_ahead(self, units: Sequence[Unit]) -> Batch:
         """Plan while another batch commits: without a word to Postgres, so perhaps not at all."""
-        known = self._catalogue.known(units)
+        known = self.attempts.catalogue.known(units)
         if known is None:
             return Batch(units)
         try:
             return Batch(units, prepare_steps(units, known))
-        except _FAULTS:
-            return Batch(units)  # the attempt will find the same, and then whose fault it is
+        except Exception:  # noqa: BLE001  the attempt meets it again, and finds whose fault it is
+            return Batch(units)
 
     async def apply(self, batch: Batch) -> Refusals:
         """Commit a batch and its position; return what was refused, by entry.
@@ -125,73 +108,122 @@ class Batches:
             asyncpg.PostgresError, OSError: this session is over.
         """
         try:
-            return await self._attempt(batch.units, batch.steps)
-        except _UnitFault as fault:
+            return await self.attempts.attempt(batch.units, batch.steps)
+        except UnitFault as fault:
             return await self._isolate(batch.units, fault.cause)
 
     async def refuse(self, unit: Unit, why: WriteRejected) -> Refusals:
         """Pass a unit without trying it."""
-        await self._check_epoch()
+        await self.attempts.check_epoch()
         refused = {unit.entry: why}
-        await self._commit([], [unit], refused)
+        await self.attempts.commit([], [unit], refused)
         return refused
 
     async def _isolate(self, units: Sequence[Unit], cause: BaseException) -> Refusals:
+        attempts = self.attempts
         if is_stale(cause):
-            await self._reload()
-        await self._check_epoch()
-        applied = await self._applied(units)
+            await attempts.reload()
+        await attempts.check_epoch()
+        applied = await attempts.applied(units)
         if applied or is_stale(cause):
             units = [_without_writes(unit) if unit.key in applied else unit for unit in units]
             try:
-                return await self._attempt(units)
-            except _UnitFault as fault:
+                return await attempts.attempt(units)
+            except UnitFault as fault:
                 cause = fault.cause
         logger.info("looking for what was refused among %d units: %s", len(units), cause)
-        self._tries = TRIES_APART
-        try:
-            return await self._halve(units)
-        finally:
-            self._tries = TRIES_TOGETHER
-
-    async def _halve(self, units: Sequence[Unit]) -> Refusals:
-        refused: Refusals = {}
-        parts = collections.deque(_halves(units))
-        done = 0
         # Nobody is told before the last commit, which takes those before it to the disk.
         await self._connection.execute("SET synchronous_commit TO off")
-        while parts:
-            part = parts.popleft()
-            try:
-                if len(part) == 1:
-                    refused.update(await self._lone(part[0]))
-                else:
-                    refused.update(await self._attempt(part))
-                done += len(part)
-            except _UnitFault:
-                is_dense = REFUSED_UNTIL_SINGLE <= len(refused) > done // DENSE
-                smaller = [[unit] for unit in part] if is_dense else _halves(part)
-                parts.extendleft(reversed(smaller))
-        await self._connection.execute("SET synchronous_commit TO on")
+        try:
+            refused = await self._halve(units, cause)
+        finally:
+            attempts.tries = TRIES_TOGETHER
+        await self._connection.execute("SET synchronous_commit TO on; RESET lock_timeout")
         if not await self._connection.fetchval(query("flush"), self._office.epoch):
             raise Fenced("another term has begun")
         return refused
 
+    async def _halve(self, units: Sequence[Unit], cause: BaseException) -> Refusals:
+        refused: Refusals = {}
+        stuck: set[str] = set()
+        hurries = is_late(cause)
+        parts = collections.deque(self._smaller(units, cause))
+        done = 0
+        while parts:
+            part = parts.popleft()
+            rows = self._rows_of(part[0]) if hurries and len(part) == 1 else set()
+            if hurries:
+                await self._wait_for_locks(briefly=len(part) > 1 or not stuck.isdisjoint(rows))
+            self.attempts.tries = 1 if hurries and len(part) > 1 else TRIES_APART
+            try:
+                if len(part) == 1:
+                    found = await self._lone(part[0])
+                    stuck |= rows if any(map(_tells_of_lateness, found.values())) else set()
+                else:
+                    found = await self.attempts.attempt(part)
+            except UnitFault as fault:
+                hurries = hurries or is_late(fault.cause)
+                is_dense = REFUSED_UNTIL_SINGLE <= len(refused) > done // DENSE
+                smaller = [[unit] for unit in part] if is_dense else None
+                parts.extendleft(reversed(smaller or self._smaller(part, fault.cause)))
+            else:
+                refused.update(found)
+                done += len(part)
+        return refused
+
+    async def _wait_for_locks(self, *, briefly: bool) -> None:
+        """Set how long to wait for locks, but where the database has a bound of its own.
+
+        A batch has waited for long by now. Its parts show in a moment which of them would wait
+        again; a unit of its own gets its time, unless another has waited for that row in vain.
+        """
+        await self._connection.execute("RESET lock_timeout")
+        if briefly:
+            await self._connection.execute(query("hurry"), str(HURRY_MS))
+
+    def _rows_of(self, unit: Unit) -> set[str]:
+        """Name what a unit writes to: rows by their keys, or raw SQL by its arguments."""
+        known = self.attempts.catalogue.known([unit]) or {}
+        rows: set[str] = set()
+        for text, values in unit.operations if known else ():
+            shape = known[text].profile.shape
+            has_key = shape.kind in ("add", "update", "delete")
+            rows.add(f"{shape.table} {values[: len(shape.key)] if has_key else values!r}")
+        return rows
+
+    def _smaller(self, units: Sequence[Unit], cause: BaseException) -> list[Sequence[Unit]]:
+        """Part units that failed; those of a shape that is known to be slow one by one.
+
+        To find a slow one by halves would take the timeout again for each half.
+        """
+        running = self.attempts.applier.running
+        if running and isinstance(cause, asyncpg.PostgresError) and cause.sqlstate == TIMED_OUT:
+            return _beside(units, running[0].profile.text)
+        return _halves(units)
+
     async def _lone(self, unit: Unit) -> Refusals:
         """Run one unit in its own order, and refuse it if that fails."""
-        known, refused = await self._learn([unit])
+        self.attempts.applier.running = None
+        try:
+            known, refused = await self.attempts.learn([unit])
+        except UnitFault as fault:
+            known, refused = {}, {unit.entry: self._rejection(fault.cause, unit)}
         if not refused:
             cause = await self._cause(unit, known)
+            while cause is not None and tells_of_room(cause) and not await self._has_room():
+                logger.warning("Postgres has no room, trying again: %s", cause)
+                await asyncio.sleep(LATEST_RETRY_S)
+                cause = await self._cause(unit, known)
             if cause is None:
                 return {}
-            await self._check_epoch()
-            if is_duplicate(cause) and await self._applied([unit]):
-                await self._commit([], [_without_writes(unit)], {})
+            await self.attempts.check_epoch()
+            if is_duplicate(cause) and await self.attempts.applied([unit]):
+                await self.attempts.commit([], [_without_writes(unit)], {})
                 return {}
             refused = {unit.entry: self._rejection(cause, unit)}
         try:
-            await self._commit([], [unit], refused)
-        except _UnitFault as fault:
+            await self.attempts.commit([], [unit], refused)
+        except UnitFault as fault:
             # Nothing of the unit is in this: what fails here is the writer's own.
             raise fault.cause from None
         return refused
@@ -201,131 +233,63 @@ class Batches:
         if unit.count == 1 and unit.asks is None:
             # One operation is its own order: one statement instead of a transaction.
             try:
-                await self._attempt([unit])
-            except _UnitFault as fault:
-                if was_told_by_server(fault.cause):
+                await self.attempts.attempt([unit])
+            except UnitFault as fault:
+                if was_told_by_server(fault.cause) and not is_changed(fault.cause):
                     return fault.cause
             else:
                 return None
         try:
             steps = steps_in_order(unit, known) + reset_steps(unit, known)
-            await self._commit(steps, [unit], {})
-        except _UnitFault as fault:
-            return fault.cause
-        except _FAULTS as exc:
+        except Exception as exc:  # noqa: BLE001  whatever its values made of our own code
             return exc
+        try:
+            await self.attempts.commit(steps, [unit], {}, planned=False)
+        except UnitFault as fault:
+            return fault.cause
         return None
+
+    async def _has_room(self) -> bool:
+        """Say whether rows of ours still find room; they are not kept."""
+        transaction = self._connection.transaction()
+        await transaction.start()
+        try:
+            await self._connection.execute(query("needs_room"))
+        except asyncpg.PostgresError as exc:
+            if not tells_of_room(exc):
+                raise
+            return False
+        else:
+            return True
+        finally:
+            if not self._connection.is_closed():
+                await transaction.rollback()
 
     def _rejection(self, cause: BaseException, unit: Unit) -> WriteRejected:
         """Say why a lone unit was refused, and what of it: the shapes of values, no values."""
-        place = getattr(cause, "place", None) or self._applier.running
+        place = getattr(cause, "place", None) or self.attempts.applier.running
         if place is None and unit.count == 1:
             text, values = unit.operations[0]
-            refused = rejection(cause, text)
-            refused.parameters = tuple(shape_of(value) for value in values)
-            return refused
+            return rejection(cause, text, values)
         if place is None:
             # Postgres said it at the end, or of several rows: the first operation is where to look.
             return rejection(cause, unit.operations[0][0] if unit.operations else "")
         statements, row = place
-        refused = rejection(cause, statements.profile.text)
-        refused.parameters = tuple(shape_of(value) for value in row)
-        return refused
+        return rejection(cause, statements.profile.text, row)
 
-    async def _attempt(self, units: Sequence[Unit], steps: list[Step] | None = None) -> Refusals:
-        """Try to commit units together; raise `_UnitFault` when one of them prevents it."""
-        refused: Refusals = {}
-        if steps is None:
-            known, refused = await self._learn(units)
-            try:
-                steps = prepare_steps([u for u in units if u.entry not in refused], known)
-            except _FAULTS as exc:
-                raise _UnitFault(exc) from exc
-        await self._commit(steps, units, refused)
-        return refused
 
-    async def _learn(self, units: Sequence[Unit]) -> tuple[Known, Refusals]:
-        """Make all shapes known, and return which units can never work."""
-        refused = {u.entry: WriteRejected(u.problem) for u in units if u.problem}
-        texts = {text for unit in units for text, _ in unit.operations}
-        try:
-            known, bad = await self._catalogue.know(texts)
-        except asyncpg.PostgresError as exc:
-            self._fail(exc)
-        if bad:
-            for unit in units:
-                why = next((bad[text] for text, _ in unit.operations if text in bad), None)
-                if why is not None:
-                    refused[unit.entry] = why
-        return known, refused
+def _tells_of_lateness(why: WriteRejected) -> bool:
+    return why.sqlstate in (TIMED_OUT, LOCKED)
 
-    async def _commit(
-        self, steps: Sequence[Step], units: Sequence[Unit], refused: Refusals
-    ) -> None:
-        """Commit, again and again while the server is at fault and the session lives."""
-        facts = [(entry, encode_rejection(why)) for entry, why in refused.items()]
-        delay_s, tries = SOONEST_RETRY_S, 0
-        while True:
-            try:
-                self._answers |= await self._applier.commit(steps, units, facts)
-            except _FAULTS as exc:
-                tries += 1
-                if isinstance(exc, asyncpg.PostgresError) and exc.sqlstate == UNPREPARED:
-                    # A unit has taken the prepared statements away, ours among them.
-                    await self._reload()
-                if not self._is_passing(exc):
-                    await self._look_behind(exc)
-                    self._fail(exc)
-                if tries >= self._tries and may_be_raised(exc):
-                    raise _UnitFault(exc) from exc
-                logger.warning("Postgres cannot commit now, trying again: %s", exc)
-                await asyncio.sleep(delay_s)
-                delay_s = min(delay_s * 2, LATEST_RETRY_S)
-            else:
-                return
 
-    async def _look_behind(self, exc: BaseException) -> None:
-        """See whether what would end the term is true; a unit may have raised it, or caused it."""
-        if not isinstance(exc, asyncpg.PostgresError) or self._connection.is_closed():
-            return
-        if exc.sqlstate == FENCED:
-            await self._check_epoch()
-            raise _UnitFault(exc) from exc
-        if exc.sqlstate == READ_ONLY and await self._connection.fetchval(query("takes_writes")):
-            raise _UnitFault(exc) from exc
-
-    def _is_passing(self, exc: BaseException) -> bool:
-        """Say whether the same batch may pass later in this session."""
-        return (
-            isinstance(exc, asyncpg.PostgresError)
-            and not self._connection.is_closed()
-            and (exc.sqlstate or "").startswith(("40", "53", "58", LOCKED))
-            and not is_about_data(exc)
-        )
-
-    def _fail(self, exc: BaseException) -> NoReturn:
-        """Raise what an error means: fenced, the session's end, or a unit's fault."""
-        if isinstance(exc, asyncpg.PostgresError) and exc.sqlstate == FENCED:
-            raise Fenced(str(exc)) from exc
-        if self._connection.is_closed():
-            raise exc
-        if isinstance(exc, asyncpg.PostgresError) and not is_about_data(exc):
-            raise exc
-        raise _UnitFault(exc) from exc
-
-    async def _check_epoch(self) -> None:
-        """Look whether an error is only the trace of another leader's work."""
-        if await self._connection.fetchval(query("epoch")) != self._office.epoch:
-            raise Fenced("another term has begun")
-
-    async def _applied(self, units: Sequence[Unit]) -> set[bytes]:
-        keys = [unit.key for unit in units if unit.key]
-        rows = await self._connection.fetch(query("applied"), keys)
-        return {row["unit"] for row in rows}
-
-    async def _reload(self) -> None:
-        self._applier.forget()
-        await self._catalogue.reload()
+def _beside(units: Sequence[Unit], text: str) -> list[Sequence[Unit]]:
+    """Part units in order: those with this shape one by one, those between them together."""
+    parts: list[Sequence[Unit]] = []
+    grouped = itertools.groupby(units, lambda u: any(shape == text for shape, _ in u.operations))
+    for has, some in grouped:
+        found = list(some)
+        parts += [[unit] for unit in found] if has else [found]
+    return parts if len(parts) > 1 else _halves(units)
 
 
 def _halves(units: Sequence[Unit]) -> list[Sequence[Unit]]:

@@ -28,6 +28,7 @@ from runner.types import Retention
 from runner.writer.backlog import Bounds
 from runner.writer.election import Election, NotElected
 from runner.writer.failures import SESSION_ENDED, Fenced
+from runner.writer.guards import STATEMENT_TIMEOUT_S
 from runner.writer.office import check_eviction, check_pair, take_office
 from runner.writer.pulse import Pulse
 from runner.writer.queries import migrate
@@ -36,11 +37,15 @@ from runner.writer.status import writer_status
 from runner.writer.term import Term
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from asyncpg import Connection, Record
     from redis.asyncio import Redis
 
     from runner.codec import Codec
+    from runner.errors import WriteRejected
     from runner.types import WriterStatus
+    from runner.writer.entries import Unit
 
 __all__ = ["Candidate"]
 
@@ -66,6 +71,8 @@ class Candidate:
         term_s: a leader that does not answer for this long may be replaced.
         bounds: how much may wait for the writer while this one leads.
         retention: how long the dead letters of refused units are kept, and how many.
+        statement_timeout_s: how long one statement may take where Postgres sets no bound.
+        on_refused: is told of each unit that was refused, and why.
     """
 
     def __init__(
@@ -78,6 +85,8 @@ class Candidate:
         term_s: float = 1.0,
         bounds: Bounds | None = None,
         retention: Retention | None = None,
+        statement_timeout_s: float = STATEMENT_TIMEOUT_S,
+        on_refused: Callable[[Unit, WriteRejected], None] | None = None,
     ) -> None:
         self._redis = redis
         self._database_url = database_url
@@ -87,6 +96,8 @@ class Candidate:
         self._term_s = term_s
         self._bounds = bounds or Bounds()
         self._retention = retention or Retention()
+        self._statement_timeout_s = statement_timeout_s
+        self._on_refused = on_refused
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._backoff_s = SOONEST_BACKOFF_S
@@ -169,7 +180,7 @@ class Candidate:
         """Connect to Postgres; let others stand when that takes long."""
         doubting = group.create_task(self._doubt_later(), name="writer doubt")
         try:
-            return await connect(self._database_url)
+            return await connect(self._database_url, statement_timeout_s=self._statement_timeout_s)
         finally:
             doubting.cancel()
             self._election.trust()
@@ -191,6 +202,7 @@ class Candidate:
             name=self.name,
             pulse=pulse,
             retention=self._retention,
+            on_refused=self._on_refused,
         )
         logger.info("%s is the writer: term %d, from %s", self.name, office.epoch, office.position)
         self.leading = self._led = True

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from runner.errors import DecodeError, UnitError, WriteRejected, did_you_mean
-from runner.writer.facts import ColumnFacts, TableFacts
-from runner.writer.failures import is_about_data, rejection
-from runner.writer.plan import Scope, profile_of
+from runner.writer.facts import ColumnFacts, TableFacts, version_sql
+from runner.writer.failures import TIMED_OUT, is_about_data, rejection
+from runner.writer.profiles import Scope, profile_of
 from runner.writer.queries import query
 from runner.writer.statements import Statements, quoted, single_sql
 from runner.writer.units import check_verb, parse_shape
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from asyncpg import Connection, Record
 
     from runner.writer.entries import Unit
-    from runner.writer.plan import Profile
+    from runner.writer.profiles import Profile
     from runner.writer.units import Shape
 
 __all__ = ["Catalogue", "Known"]
@@ -33,6 +33,7 @@ __all__ = ["Catalogue", "Known"]
 FRESH_S = 60.0
 SHAPES_AT_MOST = 2_000
 NUMERIC_HEADER = 4
+_VERSION = f"SELECT {version_sql('$1::oid[]')}"
 
 Known = dict[str, Statements]
 
@@ -121,9 +122,9 @@ class Catalogue:
         try:
             prepared = await self._connection.prepare(sql)
         except asyncpg.PostgresError as exc:
-            if is_about_data(exc):
+            if is_about_data(exc) and exc.sqlstate != TIMED_OUT:
                 raise rejection(exc, sql) from exc
-            raise
+            raise  # what takes long is the wait for a lock on the table
         columns = [facts.columns[name] for name in profile.shape.columns]
         types = tuple(prepared.get_parameters())
         flush = await self._flush_for(profile)
@@ -150,12 +151,16 @@ class Catalogue:
         if row is None or row["schema"] == "runner":
             raise await self._no_such_table(table)
         oid = row["oid"]
+        # Before the facts: what changes while they are read shows with the first batch.
+        version = await self._connection.fetchval(_VERSION, row["family"])
         columns = await self._connection.fetch(query("columns"), oid)
         indexes = await self._connection.fetch(query("indexes"), oid)
         checked = await self._connection.fetch(query("checked"), oid)
         references = await self._connection.fetch(query("references"), oid)
         return TableFacts(
             oid=oid,
+            family=tuple(row["family"]),
+            version=version,
             schema=row["schema"],
             name=row["name"],
             columns={column["name"]: _column(column) for column in columns},

@@ -89,6 +89,8 @@ class TableFacts:
 
     Attributes:
         oid: what tells tables apart, however they are spelt.
+        family: the oids of the table and its partitions.
+        version: what `version_sql` counted for these when the facts were read.
         schema: its schema.
         name: its name.
         columns: its columns by name.
@@ -107,6 +109,8 @@ class TableFacts:
     """
 
     oid: int
+    family: tuple[int, ...] = ()
+    version: int = 0
     schema: str
     name: str
     columns: Mapping[str, ColumnFacts]
@@ -119,3 +123,26 @@ class TableFacts:
     acts_on_update: bool = False
     references: tuple[tuple[frozenset[str], int], ...] = ()
     referenced_by: tuple[int, ...] = ()
+
+
+def version_sql(oids: str) -> str:
+    """Return the expression that counts what Postgres knows of tables, up to each change of it.
+
+    Every change of a table, its columns, indexes, constraints, triggers or partitions writes a
+    row of the catalogue anew, by a later transaction: the sum of their numbers grows. VACUUM and
+    ANALYZE write in place. The sum over some tables is the sum of theirs; one that comes twice
+    counts twice.
+    """
+    places = (
+        ("pg_class", "oid"),
+        ("pg_attribute", "attrelid"),
+        ("pg_index", "indrelid"),
+        ("pg_constraint", "conrelid"),
+        ("pg_trigger", "tgrelid"),
+        ("pg_inherits", "inhparent"),
+    )
+    rows = " UNION ALL ".join(
+        f"SELECT c.xmin FROM unnest({oids}) AS o JOIN pg_catalog.{name} c ON c.{column} = o"  # noqa: S608  names of ours
+        for name, column in places
+    )
+    return f"(SELECT coalesce(sum(xmin::text::bigint), 0)::bigint FROM ({rows}) AS rows)"  # noqa: S608  names of ours

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from runner.errors import WriteRejected
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 __all__ = [
+    "CHANGED",
     "DUPLICATE",
     "FENCED",
     "LOCKED",
@@ -16,23 +20,32 @@ __all__ = [
     "PASSED",
     "READ_ONLY",
     "SESSION_ENDED",
+    "TIMED_OUT",
     "UNPREPARED",
     "BadValue",
     "Fenced",
     "is_about_data",
     "is_duplicate",
+    "is_late",
     "is_stale",
     "may_be_raised",
     "rejection",
-    "shape_of",
+    "tells_of_room",
+    "was_told_by_server",
 ]
 
 # SQLSTATEs of our own, raised by runner.expect in the statement that applies a batch.
 FENCED, MISSING, DUPLICATE, PASSED = "RNF01", "RNM01", "RND01", "RNP01"
+CHANGED = "RNC01"
+TIMED_OUT = "57014"
 READ_ONLY = "25006"
 LOCKED = "55P03"
 UNPREPARED = "26000"
-OUT_OF_MEMORY = "53200"  # of shared memory, too: more locks than there is room for
+NO_ROOM = "53"  # on disk or in memory; of shared memory too: more locks than there is room for
+
+TEXT_CHARS = 2_000
+STATEMENT_CHARS = 1_000
+SHAPES_AT_MOST = 100
 
 SESSION_ENDED = (
     *(OSError, TimeoutError),
@@ -44,7 +57,7 @@ asyncpg calls a statement on a session that the server has just ended its own in
 """
 
 _STALE = frozenset(
-    {"0A000", "XX000", "22000", UNPREPARED, "42P01", "42703", "42704", "42804", "42883"}
+    {CHANGED, "0A000", "XX000", "22000", UNPREPARED, "42P01", "42703", "42704", "42804", "42883"}
 )
 
 
@@ -71,7 +84,7 @@ def is_about_data(exc: asyncpg.PostgresError) -> bool:
     does not end it was raised by somebody's function.
     """
     state = exc.sqlstate or ""
-    if state in ("57014", "53400"):
+    if state in (TIMED_OUT, "53400"):
         return True
     if state.startswith(("08", "57P0")):
         return getattr(exc, "severity_en", None) == "ERROR"
@@ -83,27 +96,44 @@ def may_be_raised(exc: BaseException) -> bool:
 
     A trigger may raise any SQLSTATE, a file that a function reads may be missing, a unit may ask
     for a lock that it never gets, a batch may touch more partitions than there is room for locks.
-    So after some tries the unit is looked for; what tells of full disks is waited for.
+    So after some tries the unit is looked for. Whether a disk is full is asked before a unit is
+    refused for it.
     """
     return isinstance(exc, asyncpg.PostgresError) and exc.sqlstate.startswith(
-        ("40", "58", LOCKED, OUT_OF_MEMORY)
+        ("40", "58", LOCKED, NO_ROOM)
     )
 
 
-def rejection(exc: BaseException, statement: str = "") -> WriteRejected:
-    """Say why a unit was refused, in the words of Postgres or of asyncpg."""
+def tells_of_room(exc: BaseException) -> bool:
+    """Say whether an error says that there is no room, which a trigger may say, too."""
+    state = exc.sqlstate or "" if isinstance(exc, asyncpg.PostgresError) else ""
+    return state.startswith(NO_ROOM) and state != "53400"
+
+
+def rejection(exc: BaseException, statement: str = "", values: Sequence[Any] = ()) -> WriteRejected:
+    """Say why a unit was refused, in the words of Postgres or of asyncpg.
+
+    Of texts without end, which quote a value of the unit, the beginning is kept: what is said here
+    travels through Redis, into letters and logs.
+    """
 
     def fact(name: str) -> str:
         return str(getattr(exc, name, None) or "")
 
     return WriteRejected(
-        str(exc) or type(exc).__name__,
+        _begun(str(exc) or type(exc).__name__),
         sqlstate=fact("sqlstate") if isinstance(exc, asyncpg.PostgresError) else "",
         table=fact("table_name"),
         constraint=fact("constraint_name"),
-        detail=fact("detail"),
-        statement=statement[:1000],
+        detail=_begun(fact("detail")),
+        statement=_begun(statement, STATEMENT_CHARS),
+        parameters=_shapes_of(values),
     )
+
+
+def is_late(exc: BaseException) -> bool:
+    """Say whether a statement, or a wait for a lock, took too long."""
+    return isinstance(exc, asyncpg.PostgresError) and exc.sqlstate in (TIMED_OUT, LOCKED)
 
 
 def is_stale(exc: BaseException) -> bool:
@@ -127,7 +157,17 @@ def is_duplicate(exc: BaseException) -> bool:
     return exc.sqlstate == "23505" and schema == "runner" and table.startswith("ledger_")
 
 
-def shape_of(value: Any) -> str:
+def _begun(text: str, most: int = TEXT_CHARS) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _shapes_of(values: Sequence[Any]) -> tuple[str, ...]:
+    shapes = tuple(map(_shape_of, values[:SHAPES_AT_MOST]))
+    more = len(values) - len(shapes)
+    return (*shapes, f"and {more} more") if more else shapes
+
+
+def _shape_of(value: Any) -> str:
     """Return the class of a value, and its size where it has one; nothing of the value itself."""
     name = type(value).__name__
     return f"{name}({len(value)})" if isinstance(value, str | bytes | list | dict) else name

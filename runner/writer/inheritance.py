@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from asyncpg import Connection, Record
     from redis.asyncio import Redis
 
-    from runner.writer.apply import Office
     from runner.writer.entries import Unit
+    from runner.writer.office import Office
     from runner.writer.settle import Settler
 
 __all__ = ["LEDGER_KEPT_S", "Inheritance"]

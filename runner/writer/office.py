@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from redis.exceptions import ResponseError
 
 from runner import keys
 from runner.errors import StoreWentBack, WriterUnavailable
-from runner.writer.apply import Office
 from runner.writer.queries import query
 from runner.writer.session import LOCK
 from runner.writer.status import ZERO, exceeds, note_facts
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 __all__ = [
+    "Office",
     "adopt",
     "check_eviction",
     "check_held",
@@ -35,6 +36,31 @@ _ADOPT = (
     "If they shall belong together from now on, stop the workers and run `runner writer --adopt` "
     "with their settings: units that are in the stream by then count as applied"
 )
+
+
+@dataclass(slots=True)
+class Office:
+    """What a leader holds.
+
+    Attributes:
+        epoch: the number of its term.
+        position: the last entry that it knows to be applied.
+        ledger: which of the two ledgers is in use.
+        lock: the number of the advisory lock.
+        answered: the last entry that callers were told of when the term began.
+        ledger_age_s: how long the ledger had been in use then.
+        losses: how many sessions were lost at this very position before.
+        redis_lost: whether the entry at the position is not in the stream any more.
+    """
+
+    epoch: int
+    position: str
+    ledger: int
+    lock: int
+    answered: str
+    ledger_age_s: float = 0.0
+    losses: int = 0
+    redis_lost: bool = False
 
 
 async def take_office(connection: Connection[Record], redis: Redis, name: str) -> Office:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from runner.errors import WriterUnavailable
-from runner.writer.apply import PLANNER_SETTINGS
 from runner.writer.failures import SESSION_ENDED
+from runner.writer.guards import APPLICATION_NAME, GUARDS, SINCE_17, STATEMENT_TIMEOUT_S
 from runner.writer.hosts import first_of
 from runner.writer.queries import query
 
@@ -27,7 +27,6 @@ __all__ = ["APPLICATION_NAME", "LOCK", "close", "connect", "wait_for_lock"]
 
 logger = logging.getLogger("runner.writer")
 
-APPLICATION_NAME = "arq-runner writer"
 CONNECT_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 1.0
 LOCK_POLL_S = 0.1
@@ -41,30 +40,41 @@ LOCK = int.from_bytes(
     signed=True,
 )
 
-# A session that does not answer ends by itself, should nobody be left to end it. In the startup
-# packet, so that RESET ALL gives these values back and not the server's.
-_GUARDS = {
-    "application_name": APPLICATION_NAME,
-    "synchronous_commit": "on",
-    "idle_session_timeout": "10s",
-    "idle_in_transaction_session_timeout": "10s",
-    "tcp_user_timeout": "5s",
-    "jit": "off",
-    "row_security": "on",
-    **{name: values[0] for name, values in PLANNER_SETTINGS.items()},
-}
-_SINCE_17 = {"transaction_timeout": "10min"}
 
-
-async def connect(database_url: str) -> Connection[Record]:
+async def connect(
+    database_url: str, *, statement_timeout_s: float = STATEMENT_TIMEOUT_S
+) -> Connection[Record]:
     """Open a session with its guards.
+
+    Args:
+        database_url: leads to Postgres itself.
+        statement_timeout_s: how long one statement may take where neither the database nor the
+            role has a statement_timeout; 0 for no bound.
 
     Raises:
         WriterUnavailable: something stands in between that would break the lock's promise, or
             the server is too old.
         OSError, asyncpg.PostgresError: the server cannot be reached now.
     """
-    settings = {**_GUARDS, **_SINCE_17}
+    connection = await _session(database_url, {**GUARDS, **SINCE_17})
+    if statement_timeout_s > 0 and await _is_unbounded(connection):
+        # Only what is in the startup packet survives RESET ALL.
+        await close(connection)
+        bound = {"statement_timeout": f"{max(1, round(statement_timeout_s * 1000))}ms"}
+        connection = await _session(database_url, {**GUARDS, **SINCE_17, **bound})
+    _watch_network(connection)
+    return connection
+
+
+async def _is_unbounded(connection: Connection[Record]) -> bool:
+    try:
+        return bool(await connection.fetchval("SHOW statement_timeout") == "0")
+    except BaseException:
+        await close(connection)
+        raise
+
+
+async def _session(database_url: str, settings: dict[str, str]) -> Connection[Record]:
     connection = await first_of(
         database_url,
         lambda url, timeout_s: _open(url, settings, timeout_s),
@@ -75,7 +85,6 @@ async def connect(database_url: str) -> Connection[Record]:
     except BaseException:
         await close(connection)
         raise
-    _watch_network(connection)
     return connection
 
 
@@ -128,7 +137,7 @@ async def _open(
     try:
         return await asyncpg.connect(database_url, **options(**settings))
     except asyncpg.UndefinedObjectError:  # before Postgres 17
-        older = {name: value for name, value in settings.items() if name not in _SINCE_17}
+        older = {name: value for name, value in settings.items() if name not in SINCE_17}
         return await asyncpg.connect(database_url, **options(**older))
     except asyncpg.TargetServerAttributeNotMatched as exc:
         raise WriterUnavailable(

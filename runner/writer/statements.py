@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from asyncpg import Range
 
 from runner.writer.failures import BadValue
-from runner.writer.plan import Scope
+from runner.writer.profiles import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from asyncpg import Type
 
     from runner.writer.facts import ColumnFacts, TableFacts
-    from runner.writer.plan import Profile, Row
+    from runner.writer.profiles import Profile, Row
     from runner.writer.units import Shape
 
 __all__ = ["Statements", "may_linger", "quoted", "quoted_table", "raw_row", "single_sql"]

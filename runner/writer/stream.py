@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-__all__ = ["Buffer", "Reader", "Tail", "entries_between"]
+__all__ = ["Buffer", "Reader", "Tail", "entries_between", "next_count"]
 
 OPERATIONS_AT_ONCE = 2_000
 BYTES_AT_ONCE = 4_000_000
@@ -96,11 +96,11 @@ class Reader:
             return []
         units = [read_entry(entry.decode(), fields) for entry, fields in reply[0][1]]
         self._cursor = units[-1].entry
-        self._count = _next_count(units)
+        self._count = next_count(units)
         return units
 
 
-def _next_count(units: list[Unit]) -> int:
+def next_count(units: list[Unit]) -> int:
     """Return how many entries to ask for, by what the last ones weighed: a read has no bound."""
     mean_bytes = sum(unit.size for unit in units) / len(units)
     mean_operations = sum(unit.count for unit in units) / len(units)

@@ -13,11 +13,13 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from asyncpg import LockNotAvailableError
+from asyncpg import LockNotAvailableError, PostgresError
+from redis.exceptions import RedisError
 
 from runner.errors import WriteRejected
 from runner.writer.backlog import Recount
 from runner.writer.batch import Batch, Batches, Refusals
+from runner.writer.failures import Fenced
 from runner.writer.inheritance import LEDGER_KEPT_S, Inheritance
 from runner.writer.office import check_held, note_loss
 from runner.writer.queries import query
@@ -25,15 +27,15 @@ from runner.writer.settle import Settler
 from runner.writer.stream import OPERATIONS_AT_ONCE, Buffer, Reader, Tail
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from asyncpg import Connection, Record
     from redis.asyncio import Redis
 
     from runner.codec import Codec
     from runner.types import Retention
-    from runner.writer.apply import Office
     from runner.writer.entries import Unit
+    from runner.writer.office import Office
     from runner.writer.pulse import Pulse
 
 __all__ = ["Term"]
@@ -68,7 +70,9 @@ class Term:
         name: str,
         pulse: Pulse,
         retention: Retention,
+        on_refused: Callable[[Unit, WriteRejected], None] | None = None,
     ) -> None:
+        self._on_refused = on_refused
         self._pulse = pulse
         self._redis = redis
         self._connection = connection
@@ -140,6 +144,10 @@ class Term:
             self._wanted.set()
             refused = await self._apply(batch)
             _log_refused(batch.units, refused)
+            if self._on_refused is not None:
+                for unit in batch.units if refused else ():
+                    if unit.entry in refused:
+                        self._on_refused(unit, refused[unit.entry])
             answers = self._batches.take_answers()
             await self._unsettled.put((batch.units, refused, answers))
             if time.monotonic() - self._housed_at > HOUSE_S or self._swap_is_due():
@@ -151,14 +159,17 @@ class Term:
         if self._careful:
             self._careful -= 1
             if losses >= LOSSES_UNTIL_REFUSED:
-                why = WriteRejected(f"the writer lost its session {losses} times at this unit")
+                why = WriteRejected(
+                    f"the writer lost its session, or failed itself, {losses} times at this unit"
+                )
                 return await self._batches.refuse(batch.units[0], why)
         try:
             with self._pulse.asking():
                 return await self._batches.apply(batch)
-        except BaseException:
-            if self._connection.is_closed():
-                # A unit that takes the session with it must not stand in the way for ever.
+        except BaseException as exc:
+            if self._connection.is_closed() or _is_own_fault(exc):
+                # A unit that takes the session with it must not stand in the way for ever, nor
+                # one at which this very code fails.
                 self._office.losses = losses if self._office.position == self._began_at else 0
                 await note_loss(self._redis, self._office)
             raise
@@ -231,6 +242,12 @@ class Term:
             await asyncio.sleep(TRIM_S)
             await check_held(self._redis, self._office.position)
             await self._tail.trim(self._redis, self._settler.answered)
+
+
+def _is_own_fault(exc: BaseException) -> bool:
+    """Say whether this code failed: no server, no network, and no other term was the reason."""
+    theirs = (Fenced, RedisError, OSError, TimeoutError, PostgresError)
+    return isinstance(exc, Exception) and not isinstance(exc, theirs)
 
 
 def _log_refused(units: Sequence[Unit], refused: Refusals) -> None:

@@ -46,6 +46,8 @@ _KINDS = ("insert", "upsert", "add", "update", "delete", "execute")
 _LEAD = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?\*/)*([A-Za-z]*)", re.DOTALL)
 _SUMMED = (int, float, Decimal, dt.timedelta)
 _LIFETIME_SHAPES = 4096
+NAME_CHARS = 200
+"""Of a table with its schema, or of a column: more than Postgres has room for."""
 _RETURNING_ALL = ({"returning": True},)
 _Asked: TypeAlias = tuple[str, ...] | bool
 
@@ -233,6 +235,8 @@ class UnitBuilder:
         ``returning`` the rows of the statement come back, of a SELECT or a RETURNING.
         """
         check_verb(sql)
+        if "\0" in sql:
+            raise UnitError("execute: a NUL in the statement; give it as an argument, as bytes")
         if type(returning) is not bool:
             raise UnitError(f"execute: returning={returning!r}; name the columns in the SQL")
         rest = _RETURNING_ALL if returning else ()
@@ -284,14 +288,18 @@ def parse_shape(text: str) -> Shape:
         shape = _read_shape(*parts)
         if shape is not None:
             return shape if asked is None else replace(shape, returning=asked)
-    except (msgspec.MsgspecError, ValueError, TypeError, LookupError) as exc:
+    except (msgspec.MsgspecError, ValueError, TypeError, LookupError, RecursionError) as exc:
         raise DecodeError(f"not the shape of an operation: {text[:200]!r}") from exc
     raise DecodeError(f"not the shape of an operation: {text[:200]!r}")
 
 
 def _read_shape(  # noqa: PLR0911  a table of kinds
-    kind: Any, table: str, *rest: Any
+    kind: Any, table: Any, *rest: Any
 ) -> Shape | None:
+    if type(table) is not str or "\0" in table:
+        return None
+    if kind != "execute" and len(table) > NAME_CHARS:
+        return None
     match kind, rest:
         case "execute", ():
             return Shape(kind, table)
@@ -323,8 +331,8 @@ def check_verb(sql: str) -> None:
 
 
 def _texts(names: list[Any]) -> tuple[str, ...]:
-    if not all(type(name) is str for name in names):
-        raise TypeError("names are text")
+    if not all(type(name) is str and len(name) <= NAME_CHARS for name in names):
+        raise TypeError("names are text, and not endless")
     return tuple(names)
 
 
@@ -442,8 +450,10 @@ def _check_keyed(table: str, verb: str, columns: tuple[str, ...], width: int) ->
 
 
 def _check_name(owner: str, name: Any) -> None:
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise UnitError(f"{owner}: {name!r} cannot be a name in the database")
+    if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARS or "\0" in name:
+        raise UnitError(
+            f"{owner[:NAME_CHARS]}: {str(name)[:40]!r} cannot be a name in the database"
+        )
 
 
 def _check_key(table: str, key: Mapping[str, Any]) -> None:

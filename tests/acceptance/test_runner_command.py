@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
 
+from runner.writer import UnitBuilder
 from tests.support import wait_until
 
 PROC = Path("/proc")
@@ -54,11 +56,16 @@ async def test_writer_is_elected_and_resigns_when_it_is_told_to_stop(
     process = command(tmp_path, "writer", REDIS_URL=redis_url, DATABASE_URL=database_url)
     try:
         async with Redis.from_url(redis_url) as redis:
+            # Its position stands there a moment before it leads: what it answers tells.
+            unit = UnitBuilder()
+            unit.execute("SELECT 1")
+            fields: dict[Any, Any] = {"u": "test:1", "o": unit.encode()}
+            entry = await redis.xadd("runner:units", fields)
 
-            async def elected() -> bool:
-                return await redis.hexists("runner:writer", "position")  # type: ignore[no-any-return]
+            async def leads() -> bool:
+                return bool(await cast(Any, redis.hget("runner:writer", "answered")) == entry)
 
-            await wait_until(elected, timeout_s=30, description="the writer took office")
+            _: bool = await wait_until(leads, timeout_s=ENOUGH_S, description="it writes")
             process.terminate()
             status, output = said(process)
             assert status == 0, output

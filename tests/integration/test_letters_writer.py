@@ -9,6 +9,7 @@ import pytest
 
 import runner
 from runner import Context, LetterFilter, RetryPolicy, WriteRejected, give_up, keys, on, task
+from runner.events import Event, UnitRefused
 from tests.engine import Rig, raw, serving
 from tests.integration.test_writer_support import LASTING
 from tests.support import wait_until
@@ -173,3 +174,31 @@ async def test_letters_of_refused_units_are_bounded_too(
     assert await client.dead.count() == 3
     assert len(await client.keys("runner:dead-letter:*")) == 3
     assert 0 < await client.pttl(keys.dead_letter("j4")) <= 600_000
+
+
+async def test_subscribers_of_the_worker_that_writes_hear_what_was_refused(
+    redis_url: str, database_url: str, database: Connection[Record], client: Client
+) -> None:
+    await database.execute("INSERT INTO t VALUES (1)")
+    seen: list[UnitRefused] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, UnitRefused):
+            seen.append(event)
+
+    async with serving(
+        redis_url, [insert_once], subscribers=[note], database_url=database_url
+    ) as worker:
+        job = await client.enqueue(insert_once, 1)
+        with pytest.raises(WriteRejected):
+            await job.result(timeout=20)
+        async with runner.database(redis_url) as db:
+            with pytest.raises(WriteRejected):
+                await db.execute("INSERT INTO t VALUES ($1)", 1)
+            await db.execute("INSERT INTO t VALUES ($1)", 2)
+        name = worker.name
+    assert [(event.job_id, event.error.sqlstate) for event in seen] == [
+        (job.job_id, "23505"),
+        ("", "23505"),
+    ]
+    assert {event.worker for event in seen} == {name}

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runner.writer.apply import prepare_steps
 from runner.writer.batch import Batch
 from runner.writer.queries import query
 from runner.writer.session import LOCK
+from runner.writer.steps import prepare_steps
 from tests.integration.test_writer_support import Bench, bench, unit
 
 if TYPE_CHECKING:
@@ -353,7 +353,7 @@ async def test_batches_do_what_exact_order_does(
             await b.connection.execute(
                 "DROP TABLE IF EXISTS t, counts, many; DROP TYPE IF EXISTS mood;" + SCHEMA
             )
-            await b.batches._reload()
+            await b.batches.attempts.reload()
             first = int(b.office.position.split("-")[0]) + 1
             units = [
                 unit(first + at, *calls, key=f"{together}{first + at}")
@@ -408,7 +408,7 @@ async def test_new_rows_and_updates_of_others_take_two_statements(database_url: 
             else unit(number, lambda u, n=number: u.update("z", key={"id": n // 2}, s="old"))  # type: ignore[misc]
             for number in range(6, 12)
         ]
-        known, _ = await b.batches._learn(units)
+        known, _ = await b.batches.attempts.learn(units)
         assert len(prepare_steps(units, known)) == 2
         assert await b.apply(*units) == {}
         assert await b.rows("SELECT s, count(*) FROM z GROUP BY s ORDER BY s") == [

@@ -18,6 +18,7 @@ from runner.codec import decode_result
 from runner.errors import WriteRejected
 from runner.types import DeadLetter
 from runner.writer import UnitBuilder, adopt, adopt_database, writer_status
+from runner.writer.apply import Applier
 from runner.writer.entries import Unit, read_entry
 from runner.writer.session import APPLICATION_NAME, LOCK
 from runner.writer.settle import Settler
@@ -35,10 +36,11 @@ from tests.integration.test_writer_support import (
 from tests.support import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from redis.asyncio import Redis
 
+    from runner.writer.steps import Step
     from tests.servers import ChaosServers
 
 pytestmark = pytest.mark.lasting_keys(*LASTING)
@@ -392,6 +394,28 @@ async def test_a_unit_that_takes_the_session_with_it_is_refused(
         )
         await e.answered(await e.submit("j2", counting()), timeout_s=30)
         assert "lost its session" in str((await result_of(e, "bad")).result)
+        assert await e.rows("SELECT n FROM total") == [(2,)]
+
+
+async def test_a_unit_at_which_the_writer_itself_fails_is_refused_in_the_end(
+    redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours is no reason to stand still for ever, one term after the other."""
+    commit = Applier.commit
+
+    async def faulty(
+        self: Applier, steps: Sequence[Step], units: Sequence[Unit], *args: Any, **named: Any
+    ) -> dict[str, bytes]:
+        if steps and any(unit.job and unit.job.job_id == "odd" for unit in units):
+            raise LookupError("what nobody thought of")
+        return await commit(self, steps, units, *args, **named)
+
+    monkeypatch.setattr(Applier, "commit", faulty)
+    async with engine(redis_url, database_url, SCHEMA) as e, writing(e.candidate()):
+        await e.submit("j1", counting())
+        await e.submit("odd", counting())
+        await e.answered(await e.submit("j2", counting()), timeout_s=30)
+        assert "failed itself" in str((await result_of(e, "odd")).result)
         assert await e.rows("SELECT n FROM total") == [(2,)]
 
 

@@ -201,3 +201,36 @@ async def test_a_writer_that_was_attacked_leads_on(redis_url: str, database_url:
             (number,) for number in range(1, len(attacks) + 1)
         ]
         assert await e.rows("SELECT epoch FROM runner.writer") == [(1,)]
+
+
+ODD = """
+CREATE SCHEMA "Odd; --";
+CREATE TABLE "Odd; --"."it's a ""table"" $1" ("Id" int, "select" text, "a""b" int DEFAULT 0,
+    "%s{0}" int DEFAULT 0, PRIMARY KEY ("Id"));
+"""
+
+
+async def test_names_are_quoted_whatever_they_hold(database_url: str) -> None:
+    table = 'Odd; --.it\'s a "table" $1'
+    async with bench(database_url, SCHEMA + ODD) as b:
+        units = [
+            unit(1, lambda u: u.insert(table, Id=1, select="x")),
+            unit(2, lambda u: u.insert_many(table, [{"Id": n, 'a"b': n} for n in (2, 3)])),
+            unit(3, lambda u: u.upsert(table, {"Id": 1, "select": "y"}, key=("Id",))),
+            unit(4, lambda u: u.add(table, key={"Id": 2}, **{'a"b': 5, "%s{0}": 1})),  # type: ignore[arg-type]
+            unit(5, lambda u: u.add(table, key={"Id": 4}, missing="insert", **{'a"b': 7})),  # type: ignore[arg-type]
+            unit(6, lambda u: u.update(table, key={"Id": 2}, select="'; DROP TABLE t; --")),
+            unit(7, lambda u: u.delete(table, key={"Id": 3})),
+            unit(8, lambda u: u.insert(table, Id=9, **{'select" = 1); --': "x"})),
+            unit(9, lambda u: u.insert('t" VALUES (77); --', id=1)),
+            unit(10, lambda u: u.add(table, key={"Id": 99}, **{'a"b': 5})),  # type: ignore[arg-type]
+        ]
+        refused = await b.apply(*units)
+        assert {entry: why.sqlstate for entry, why in refused.items()} == {
+            "8-0": "42703",
+            "9-0": "42P01",
+            "10-0": "RNM01",
+        }
+        rows = await b.rows('SELECT * FROM "Odd; --"."it\'s a ""table"" $1" ORDER BY "Id"')
+        assert rows == [(1, "y", 0, 0), (2, "'; DROP TABLE t; --", 7, 1), (4, None, 7, 0)]
+        assert await b.rows("SELECT id FROM t") == [(0,)]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 import msgspec
 import pytest
 
 from runner.writer.batch import Batches, Refusals
-from runner.writer.entries import Unit, read_entry
+from runner.writer.entries import Unit, encode_rejection, read_entry
 from runner.writer.failures import Fenced
 from tests.integration.test_writer_support import bench, unit
 from tests.support import wait_until
@@ -42,6 +43,9 @@ def raw_unit(number: int, *operations: Any) -> Unit:
     """Return a unit that the builder would not have let through."""
     data = msgspec.msgpack.encode(operations)
     return read_entry(f"{number}-0", {b"u": f"raw{number}".encode(), b"o": data})
+
+
+NESTED: Any = functools.reduce(lambda inner, _: [inner], range(900), cast("Any", 1))
 
 
 def good(number: int) -> Unit:
@@ -114,6 +118,18 @@ async def _set_timeout(database_url: str) -> None:
         ['["execute","COPY t FROM STDIN"]', []],
         ['["insert","t",["id","s"]]', [1]],
         ['["insert","t",[]]', [1]],
+        ['["insert",5,["id"]]', [1]],
+        ['["insert",["t"],["id"]]', [1]],
+        ['["insert","t\\u0000",["id"]]', [1]],
+        ['["insert","t",["id\\u0000"]]', [1]],
+        ['["insert","t",["id"],{"returning":5}]', [1]],
+        ['["add","t",["id"],1,"reject"]', [1]],
+        ['["update","t",["id"],-5]', [1]],
+        ['["execute",5]', []],
+        ['["execute","SELECT 1\\u0000"]', []],
+        ['["execute","SELECT $40000::int"]', [1]],
+        ['["insert","t",["id","s"]]', [9, NESTED]],
+        ["[" * 100_000, []],
         ["nothing", []],
         "no operation",
     ],
@@ -125,6 +141,29 @@ async def test_an_entry_that_no_builder_made_is_refused_alone(
         refused = await b.apply(good(1), raw_unit(2, operation), good(3))
         assert list(refused) == ["2-0"]
         assert await b.rows("SELECT id FROM t WHERE id > 0 ORDER BY id") == [(1,), (3,)]
+
+
+ENDLESS = "x" * 1_000_000
+MANY_PLACES = "SELECT 1/0 WHERE 0 IN (" + ", ".join(f"${n}::int" for n in range(1, 2_001)) + ")"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda u: u.execute("SELECT $1::text::int", ENDLESS),
+        lambda u: u.execute(f"SELECT {'(' * 2_000}1 -- {ENDLESS}"),
+        lambda u: u.execute("SELECT $1::text COLLATE nothing", ENDLESS),
+        lambda u: u.insert_many("t", [{"id": 1, "s": ENDLESS[:9]}] * 2_000),
+        lambda u: u.execute(MANY_PLACES, *range(2_000)),
+    ],
+)
+async def test_a_refusal_says_no_more_than_fits_into_a_letter(
+    database_url: str, call: Callable[[UnitBuilder], None]
+) -> None:
+    async with bench(database_url, SCHEMA) as b:
+        refused = await b.apply(good(1), unit(2, call), good(3))
+        assert list(refused) == ["2-0"]
+        assert len(encode_rejection(refused["2-0"])) < 10_000
 
 
 async def test_every_second_unit_is_bad(database_url: str) -> None:
@@ -241,7 +280,7 @@ async def test_a_batch_with_too_many_locks_goes_in_parts(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A statement locks all partitions that it may touch, in a memory that has its bounds."""
-    monkeypatch.setattr("runner.writer.batch.SOONEST_RETRY_S", 0.001)
+    monkeypatch.setattr("runner.writer.attempts.SOONEST_RETRY_S", 0.001)
     schema = (
         SCHEMA
         + """

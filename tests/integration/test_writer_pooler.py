@@ -24,7 +24,9 @@ from tests.support import wait_until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+PGBOUNCER = os.environ.get("PGBOUNCER") or shutil.which(
+    "pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin"
+)
 IGNORED = (
     "ignore_startup_parameters = synchronous_commit,idle_session_timeout,jit,row_security,"
     "idle_in_transaction_session_timeout,tcp_user_timeout,transaction_timeout,plan_cache_mode,"
@@ -96,7 +98,7 @@ def open_folder() -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed")
+@pytest.mark.skipif(PGBOUNCER is None, reason="there is no pgbouncer, on PATH or as $PGBOUNCER")
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [

@@ -12,9 +12,9 @@ import asyncpg
 import pytest
 
 from runner.writer import ReadPool, database, session
-from runner.writer.apply import Step, prepare_steps
 from runner.writer.hosts import one_by_one
 from runner.writer.queries import migrate
+from runner.writer.steps import Step, prepare_steps
 from tests.integration.test_writer_support import Bench, bench, unit
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ async def test_a_role_that_a_unit_takes_is_given_back(database_url: str) -> None
 
 
 async def steps_of(b: Bench, *units: Unit) -> list[Step]:
-    known, refused = await b.batches._learn(units)
+    known, refused = await b.batches.attempts.learn(units)
     assert not refused
     return prepare_steps(units, known)
 

@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 from runner import keys
 from runner.codec import JobRecord, MsgpackCodec, ResultRecord, encode_job, encode_result
 from runner.writer import Candidate, UnitBuilder
-from runner.writer.apply import Office
 from runner.writer.batch import Batch, Batches, Refusals
 from runner.writer.entries import Unit, read_entry
+from runner.writer.office import Office
 from runner.writer.queries import migrate, query
 from runner.writer.session import LOCK, close, connect
 from tests.support import wait_until

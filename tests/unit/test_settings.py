@@ -85,6 +85,7 @@ def test_other_names_are_left_alone() -> None:
         ("job_timeout", timedelta(seconds=-1)),
         ("job_timeout", float("nan")),
         ("keep_result", float("inf")),
+        ("writer_statement_timeout", -1),
         ("poll_delay", None),
         ("health_check_interval", "5"),
         ("lease", 0.5),

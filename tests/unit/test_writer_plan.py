@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.writer.facts import ColumnFacts, TableFacts
-from runner.writer.plan import Profile, Scope, Wave, plan, profile_of
+from runner.writer.plan import Wave, plan
+from runner.writer.profiles import Profile, Scope, profile_of
 from runner.writer.units import Operation, UnitBuilder, decode_operations, parse_shape
 
 if TYPE_CHECKING:
