@@ -25,7 +25,7 @@ from runner.types import QueueStats, Retention
 from runner.unique import NO_PLACE, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from redis.asyncio import Redis
 
@@ -85,7 +85,7 @@ class Settlement:
         operations: the encoded unit.
         header: the job header that the writer needs to settle the job.
         had_errors: attempts before this one may have left records of their errors.
-        confirmed: called with the status once Redis has settled it, or refused its lease.
+        end: what is told to those who listen once Redis has settled it, or refused its lease.
     """
 
     claimed: Claimed
@@ -99,7 +99,7 @@ class Settlement:
     operations: bytes = b""
     header: bytes = b""
     had_errors: bool = False
-    confirmed: Callable[[int], None] | None = None
+    end: Any = None
 
     @property
     def size(self) -> int:

@@ -14,7 +14,9 @@ event             when
 
 A callback is a plain function, called in the worker's loop: it should be quick, and hand
 longer work to a task or a thread of its own. An exception in it is logged, and harms nothing.
-Where nobody subscribes, an event costs one look at a flag and is not made.
+Where nobody subscribes, an event costs one look at a flag and is not made. Making events costs
+a busy worker much of its time, so what counts every job is given each end as the worker has it
+(`Bus.watch`), and makes no event.
 
 A job that was claimed ends with exactly one `JobEnded`, unless the process dies or a second
 signal gives it up: then the job's next claim tells, by its `crashes`.
@@ -35,7 +37,7 @@ from __future__ import annotations
 import inspect
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from runner.errors import SettingsError
 
@@ -163,6 +165,22 @@ Event: TypeAlias = WorkerStarted | WorkerStopped | JobStarted | JobEnded | Lease
 Subscriber: TypeAlias = "Callable[[Event], Any]"
 
 
+class Watcher(Protocol):
+    """Counts every attempt of a worker, at a fraction of what events cost.
+
+    It may not raise, nor keep what it is given. It hears of an end when the function has ended
+    and before Redis has confirmed it; the rare ends that Redis does not take are told by `lost`.
+    """
+
+    def ended(self, attempt: Any, ending: Any, /) -> None:
+        """Hear how an attempt (`runner.execution`) ended."""
+        ...
+
+    def lost(self, queue: str, job_id: str, /) -> None:
+        """Hear that an end that was told did not count: somebody else has the job."""
+        ...
+
+
 class Bus:
     """Hands each event to every subscriber, in the order in which they came.
 
@@ -174,6 +192,9 @@ class Bus:
         self._subscribers: tuple[Subscriber, ...] = ()
         self.wanted = False
         """Whether anybody subscribes: look here before an event is made."""
+        self.watchers: tuple[Watcher, ...] = ()
+        self.watched = False
+        """Whether anybody wants to know how attempts end, as events or not."""
         for subscriber in subscribers:
             self.subscribe(subscriber)
 
@@ -185,7 +206,7 @@ class Bus:
                 f"longer work to a task of its own",
             )
         self._subscribers = (*self._subscribers, subscriber)
-        self.wanted = True
+        self.wanted = self.watched = True
 
         def unsubscribe() -> None:
             left = list(self._subscribers)
@@ -193,8 +214,20 @@ class Bus:
                 left.remove(subscriber)
             self._subscribers = tuple(left)
             self.wanted = bool(left)
+            self.watched = self.wanted or bool(self.watchers)
 
         return unsubscribe
+
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """Tell `watcher` of each end; return what ends that."""
+        self.watchers = (*self.watchers, watcher)
+        self.watched = True
+
+        def unwatch() -> None:
+            self.watchers = tuple(other for other in self.watchers if other != watcher)
+            self.watched = self.wanted or bool(self.watchers)
+
+        return unwatch
 
     def emit(self, event: Event) -> None:
         """Hand out one event; what a subscriber raises is logged."""
@@ -219,6 +252,7 @@ __all__ = [
     "JobStarted",
     "LeaseLost",
     "Subscriber",
+    "Watcher",
     "WorkerStarted",
     "WorkerStopped",
     "is_subscriber",
