@@ -24,7 +24,7 @@ from runner.errors import (
     PayloadTooLarge,
     RedisUnavailable,
 )
-from runner.inspect import QueuedJobs
+from runner.inspect import History, LogLine, QueuedJobs, QueueLoad, Workers, job_log, queue_loads
 from runner.job import Job, Results
 from runner.letters import DeadLetters
 from runner.outbox import Outbox, Until
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime, timedelta
 
+    from runner.progress import Following
     from runner.types import DeadLetter, QueueStats, WriterStatus
 
 P = ParamSpec("P")
@@ -256,6 +257,28 @@ class Client(ArqRedis):
     async def queue_stats(self, queue: str | None = None) -> QueueStats:
         """Read one queue's counts."""
         return await broker.queue_stats(self, queue or self.default_queue_name)
+
+    async def queue_loads(self, *queues: str) -> list[QueueLoad]:
+        """Read what waits in some queues and for how long; none named: this client's."""
+        return await queue_loads(self, queues or (self.default_queue_name,))
+
+    @property
+    def history(self) -> History:
+        """What has happened in this client's queue: counts, times, jobs that ended."""
+        return History(self, self.default_queue_name)
+
+    @property
+    def workers(self) -> Workers:
+        """The workers that live: list, ping, drain, resume, set their concurrency."""
+        return Workers(self)
+
+    def progress(self, job_id: str, queue: str | None = None) -> Following:
+        """Return how far a job is: await it, or follow it; see `Job.progress`."""
+        return self.job(job_id, queue).progress()
+
+    async def job_log(self, job_id: str) -> list[LogLine]:
+        """Return the last lines that a job has logged, the oldest first; kept for a day."""
+        return await job_log(self, checked_id(job_id))
 
     async def writer_status(self) -> WriterStatus:
         """Read the writer's position, backlog and counts."""

@@ -252,6 +252,11 @@ class Queues:
         line.wake()
         return True
 
+    def resize(self, capacity: int) -> None:
+        """Hear that so many jobs may run at once from now on."""
+        for line in self._lines:
+            line.resize(capacity)
+
     def hand_in(self, settlement: Settlement) -> Settling:
         """Let the next cycle of the job's queue settle an attempt whose slot is free again."""
         line = self._lines[self._rank[settlement.claimed.queue]]

@@ -90,6 +90,11 @@ class WorkerSettings:
     subscribers: ClassVar[Sequence[Subscriber]] = ()
     dead_letters_keep: ClassVar[float | timedelta] = KEEP_LETTERS_S
     dead_letters_max: ClassVar[int] = MOST_LETTERS
+    monitor: ClassVar[bool] = True
+    history_jobs: ClassVar[int] = 1_000
+    job_log_lines: ClassVar[int] = 100
+    health_port: ClassVar[int | None] = None
+    health_host: ClassVar[str] = "127.0.0.1"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -224,6 +229,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "max_burst_jobs",
             "writer_backlog_entries",
             "dead_letters_max",
+            "history_jobs",
+            "job_log_lines",
         ),
         (_whole, "a whole number"),
     ),
@@ -238,6 +245,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "allow_abort_jobs",
             "handle_signals",
             "log_results",
+            "monitor",
         ),
         (_flag, "True or False"),
     ),
@@ -281,6 +289,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a client that runner.connect or arq's create_pool made, or None",
     ),
     "queue_name": (_text, "a name"),
+    "health_host": (_text, "an address such as 127.0.0.1"),
+    "health_port": (
+        lambda value: value is None or (_whole(value) and 0 <= value < 65_536),  # noqa: PLR2004
+        "a port, 0 for any that is free, or None",
+    ),
     "subscribers": (_subscribers, "a list or tuple of plain functions of one event"),
     "queues": (
         _queues,
@@ -311,6 +324,8 @@ _LEAST = {
     "writer_backlog_entries": 1,
     "expires_extra_ms": 0,
     "dead_letters_max": 1,
+    "history_jobs": 1,
+    "job_log_lines": 0,
 }
 _LEAST_LEASE_S = 1.0
 

@@ -33,7 +33,9 @@ from runner.errors import SettingsError
 from runner.events import Bus, LeaseLost, Subscriber, WorkerStarted, WorkerStopped
 from runner.execution import Ending
 from runner.leases import Leases
+from runner.monitor import Monitor, MonitorOptions
 from runner.pipe import PlainPipe
+from runner.progress import ProgressBoard
 from runner.queues import Queues, named
 from runner.schedule import Book, Schedule, Tickers, check_for_worker, functions_of, split
 from runner.settling import Settler
@@ -45,7 +47,7 @@ from runner.types import Outcome, Retention
 from runner.wake import Waker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
     from datetime import timezone as TimeZone  # noqa: N812  the parameter is called timezone
 
     from arq.connections import RedisSettings
@@ -99,6 +101,12 @@ class Worker(Signalled):
         subscribers: plain functions that get each event of `runner.events`.
         dead_letters_keep: seconds for which a dead letter is kept.
         dead_letters_max: how many dead letters a queue has at most; the oldest go first.
+        monitor: write heartbeats, counts and times by the minute, the jobs that ended last and
+            the lines that jobs log to Redis, and take orders from `Client.workers`.
+        history_jobs: how many jobs that ended each queue remembers.
+        job_log_lines: how many lines of each job are kept; 0: none.
+        health_port: answer probes and metrics over HTTP on this port; 0: a free one; None: no.
+        health_host: the address to listen on for that.
 
     Every other parameter is arq's own; its documentation holds.
     """
@@ -153,6 +161,11 @@ class Worker(Signalled):
         subscribers: Sequence[Subscriber] = (),
         dead_letters_keep: SecondsTimedelta = KEEP_LETTERS_S,
         dead_letters_max: int = MOST_LETTERS,
+        monitor: bool = False,
+        history_jobs: int = 1_000,
+        job_log_lines: int = 100,
+        health_port: int | None = None,
+        health_host: str = "127.0.0.1",
     ) -> None:
         self.events = Bus(subscribers)
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
@@ -244,6 +257,17 @@ class Worker(Signalled):
         self.cron_jobs, schedules = split(cron_jobs or (), self.timezone, keeps=history)
         check_for_worker(schedules, self.functions, aborts=allow_abort_jobs)
         self._tickers = Tickers(schedules, home=self.queue_name)
+        self.progress = ProgressBoard(lambda: self.pool)
+        self.monitor: Monitor | None = None
+        if monitor or health_port is not None:
+            watched = MonitorOptions(
+                keeps=monitor,
+                jobs=history_jobs,
+                lines=job_log_lines,
+                port=health_port,
+                host=health_host,
+            )
+            self.monitor = Monitor(self, watched)
 
     async def main(self) -> None:
         """Connect, start, and run the loop until it is cancelled or the burst is over."""
@@ -282,6 +306,8 @@ class Worker(Signalled):
         self.cycles.open(claims=self.max_burst_jobs < 0, idle_ms=idle_ms)
         self._closing = False
         self._loop_ended.clear()
+        if self.monitor is not None:
+            await self.monitor.start()
         if self.events.wanted:
             self.events.emit(self._started())
         try:
@@ -362,6 +388,14 @@ class Worker(Signalled):
                 retention=self._retention,
             )
             await self.candidate.start()
+
+    async def _stop_candidate(self) -> None:
+        if self.candidate is not None:
+            await self.candidate.stop()
+            self.candidate = None
+        if self._candidates_redis is not None:
+            await self._candidates_redis.aclose()
+            self._candidates_redis = None
 
     async def _loop(self) -> None:
         backoff_s = SOONEST_BACKOFF_S
@@ -483,6 +517,30 @@ class Worker(Signalled):
     def limit_lease(self, attempt: execution.Attempt, timeout_s: float) -> None:
         """Renew the lease for as long as the job may run, and one lease more to end it."""
         attempt.claimed.until = time.monotonic() + timeout_s + self.lease_s
+
+    def attempts(self) -> Iterable[execution.Attempt]:
+        """Return the attempts that wait for something at the moment."""
+        return self._turns.attempts()
+
+    def is_live(self) -> bool:
+        """Say whether the loop runs, and goes on."""
+        return not self._closing and not self._loop_ended.is_set()
+
+    def drain(self) -> None:
+        """Claim nothing more; what runs goes on, what has not begun is handed back."""
+        self.allow_pick_jobs = False
+
+    def resume(self) -> None:
+        """Claim again after `drain`; a worker that stops does not."""
+        if not self.stopping:
+            self.allow_pick_jobs = True
+            self._nudge.set()
+
+    def resize(self, max_jobs: int) -> None:
+        """Run so many jobs at once from now on; none of those that run is given up."""
+        self.max_jobs = max_jobs
+        self.cycles.resize(max_jobs)
+        self._nudge.set()
 
     def leases_are_overdue(self) -> bool:
         """Say whether leases were not renewed in time, as after SIGSTOP."""
@@ -606,12 +664,10 @@ class Worker(Signalled):
         await self._tickers.stop()
         await self._waker.stop()
         await self._end_jobs()
-        if self.candidate is not None:
-            await self.candidate.stop()
-            self.candidate = None
-        if self._candidates_redis is not None:
-            await self._candidates_redis.aclose()
-            self._candidates_redis = None
+        await self.progress.close()
+        if self.monitor is not None:
+            await self.monitor.stop()
+        await self._stop_candidate()
         if self._commits is not None:
             await self._commits.stop()
             self._commits = None

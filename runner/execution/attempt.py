@@ -65,7 +65,7 @@ async def run(host: Host, attempt: Attempt) -> None:
             ending = await perform(host, attempt)
     except Exception as exc:  # noqa: BLE001  whatever it is, the job must end
         ending = Ending(Outcome.FAILED, exc)
-    if host.events.wanted:
+    if host.events.watched:
         attempt.ended_ms = now_ms()
     log(host, attempt, ending)
     count(host, ending)
@@ -203,7 +203,9 @@ def current_task() -> asyncio.Task[Any]:
 def make_context(host: Host, attempt: Attempt) -> Context:
     """Return arq's dict for this attempt, with our parts."""
     run = scheduled_run(host, attempt) if CRON_OPTION in attempt.record.options else None
-    context = Context(host.ctx, host.reads, functools.partial(host.commits_of, attempt), run)
+    context = Context(
+        host.ctx, host.reads, functools.partial(host.commits_of, attempt), run, host.progress
+    )
     context["job_id"] = attempt.claimed.job_id
     context["job_try"] = attempt.number
     context["enqueue_time"] = enqueue_time(attempt.record.enqueued_ms)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from runner.codec import Codec, JobRecord
     from runner.events import Bus
     from runner.execution.context import Context
+    from runner.progress import ProgressBoard
     from runner.tasks import Task
     from runner.writer import JobCommits, ReadPool
 
@@ -61,6 +62,7 @@ class Host(Protocol):
     ctx: dict[Any, Any]
     codec: Codec
     reads: ReadPool | None
+    progress: ProgressBoard
     history: bool
     stopping: bool
     job_timeout_s: Any
