@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from runner.cli import cron, dead, dev, jobs, writer
+from runner.cli import cron, dead, dev, jobs, watch, writer
 from runner.errors import RunnerError
 
 
@@ -34,3 +34,7 @@ main.add_command(cron.cron)
 main.add_command(dead.dead)
 main.add_command(jobs.jobs)
 main.add_command(jobs.purge)
+main.add_command(watch.top)
+main.add_command(watch.workers)
+main.add_command(watch.queues)
+main.add_command(watch.health)
