@@ -50,8 +50,8 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
         attempt: the number of the attempt that said so.
     """
 
-    done: float
-    total: float | None = None
+    done: int | float  # an int stays one on its way
+    total: int | float | None = None
     message: str = ""
     at_ms: int = 0
     attempt: int = 1

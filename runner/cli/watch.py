@@ -6,6 +6,7 @@ import asyncio
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,9 +29,10 @@ WORKER_HEADS = ("WORKER", "STATE", "JOBS", "MEMORY", "DELAY", "UP", "QUEUES", "R
 QUEUE_HEADS = ("QUEUE", "DUE", "LATER", "RUNNING", "LAG", "JOBS/S", "FAILED", "WAIT P95", "RUN P95")
 TASK_HEADS = ("TASK", "ENDED", "FAILED", "WAIT P50", "WAIT P95", "RUN P50", "RUN P95", "RUN P99")
 BAD = ("failed", "timed_out", "too_many_tries", "too_many_crashes", "cancelled", "expired")
-SPAN_MIN = 5
+SPAN_MIN = 2
 MOST_TASKS = 15
 PROBE_TIMEOUT_S = 5.0
+MOST_REPLY = 1_000
 
 settings_option = click.option(
     "--settings",
@@ -167,8 +169,9 @@ def top(path: str, queue: str, *, every: float, once: bool, as_json: bool) -> No
 @click.option("--url", default="", help="Where the worker answers; default: by the settings.")
 @click.option("--live", is_flag=True, help="Ask whether it lives, not whether it is ready.")
 @settings_option
+@options.as_json_flag
 @click.pass_context
-def health(ctx: click.Context, url: str, path: str, *, live: bool) -> None:
+def health(ctx: click.Context, url: str, path: str, *, live: bool, as_json: bool) -> None:
     """Ask the worker of this machine whether it is ready: status 0, or 1 if it is not."""
     if not url:
         settings = load_settings(path)
@@ -177,16 +180,23 @@ def health(ctx: click.Context, url: str, path: str, *, live: bool) -> None:
         url = f"http://{settings.health_host}:{settings.health_port}"
     if not url.startswith(("http://", "https://")):
         raise click.BadParameter("give http://host:port", param_hint="--url")
+    is_well, said = _asked(f"{url.rstrip('/')}/{'live' if live else 'ready'}")
+    if as_json:
+        click.echo(_json({"ok": is_well, "said": said}))
+    else:
+        click.echo(escaped(said), err=not is_well)
+    ctx.exit(0 if is_well else 1)
+
+
+def _asked(address: str) -> tuple[bool, str]:
+    """Ask a worker; return whether all is well, and what it said."""
     try:
-        address = f"{url.rstrip('/')}/{'live' if live else 'ready'}"
         with urllib.request.urlopen(address, timeout=PROBE_TIMEOUT_S) as reply:  # noqa: S310
-            click.echo(reply.read(1000).decode().strip())
+            return True, reply.read(MOST_REPLY).decode(errors="replace").strip()
     except urllib.error.HTTPError as exc:
-        click.echo(escaped(exc.read(1000).decode(errors="replace").strip()), err=True)
-        ctx.exit(1)
+        return False, exc.read(MOST_REPLY).decode(errors="replace").strip()
     except OSError as exc:
-        click.echo(f"nobody answers at {url}: {exc}", err=True)
-        ctx.exit(1)
+        return False, f"nobody answers at {address}: {exc}"
 
 
 def queues_of(settings: type[WorkerSettings]) -> list[str]:
@@ -241,6 +251,7 @@ async def _all_shown(client: Client, names: list[str]) -> dict[str, Any]:
 
 
 def _worker_row(worker: WorkerInfo) -> list[str]:
+    by_task = Counter(job.task for job in worker.jobs)
     up_s = max(worker.at_ms - worker.started_ms, 0) / 1000
     return [
         worker.name + (" (writer)" if worker.is_writer else ""),
@@ -250,7 +261,7 @@ def _worker_row(worker: WorkerInfo) -> list[str]:
         _ms(worker.loop_delay_ms),
         _ms(up_s * 1000),
         ", ".join(worker.queues),
-        ", ".join(f"{job.task}:{job.job_id}" for job in worker.jobs),
+        ", ".join(f"{task} ({count})" for task, count in by_task.most_common()),
     ]
 
 
