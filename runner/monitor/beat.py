@@ -7,6 +7,7 @@ import resource
 import socket
 import sys
 from functools import cache
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -135,6 +136,4 @@ def rss_bytes() -> int:
 @cache
 def version() -> str:
     """Return the version of this package."""
-    from runner import __version__  # noqa: PLC0415  it is set when all else is imported
-
-    return __version__
+    return metadata.version("arq-runner")
