@@ -25,6 +25,15 @@ from runner.errors import (
 )
 from runner.execution import Context
 from runner.job import Job
+from runner.middleware import (
+    EnqueueCall,
+    JobCall,
+    JobTiming,
+    Middleware,
+    Propagation,
+    Sentry,
+    Timing,
+)
 from runner.retry import Backoff, RetryPolicy
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
@@ -46,9 +55,14 @@ __all__ = [
     "Database",
     "DeadLetter",
     "DirectUnit",
+    "EnqueueCall",
     "Job",
+    "JobCall",
     "JobStatus",
+    "JobTiming",
+    "Middleware",
     "Outcome",
+    "Propagation",
     "QueueStats",
     "RedisSettings",
     "ResultNotFound",
@@ -58,9 +72,11 @@ __all__ = [
     "RunnerError",
     "Schedule",
     "ScheduleInfo",
+    "Sentry",
     "SignedCodec",
     "Snooze",
     "Task",
+    "Timing",
     "UnitChanged",
     "Worker",
     "WorkerSettings",

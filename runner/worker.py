@@ -29,18 +29,21 @@ from runner.codec import Codec, codec_of
 from runner.connection import open_client
 from runner.cycle import TROUBLE
 from runner.errors import SettingsError
-from runner.events import Bus, LeaseLost, Subscriber, WorkerStarted, WorkerStopped
+from runner.events import Bus, Subscriber
 from runner.execution import Ending
 from runner.leases import Leases
+from runner.middleware import Middleware, around_execute
+from runner.middleware import check as checked_middleware
 from runner.queues import Queues
+from runner.renewal import Renewed
 from runner.schedule import Book, Schedule, Tickers, check_for_worker, functions_of, split
 from runner.settling import Settler
-from runner.signals import Signalled
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
 from runner.turns import Turns
 from runner.types import Outcome
 from runner.wake import Waker
+from runner.watch import Watch, watch_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -64,7 +67,7 @@ LEAST_LEASE_S = 0.1
 LOOP_END_S = 1.0
 
 
-class Worker(Signalled):
+class Worker(Renewed):
     """Run jobs. Takes everything that arq's Worker takes, and what follows.
 
     Args:
@@ -92,6 +95,18 @@ class Worker(Signalled):
         cron_jobs: schedules, as `runner.cron` makes them, beside arq's cron jobs; with
             `history` both are kept in Redis, and each due time is run once in the fleet.
         subscribers: plain functions that get each event of `runner.events`.
+        middleware: what stands around the running of jobs, and the enqueueing by their client.
+        max_jobs_per_process: after how many jobs the process is replaced.
+        max_memory_mb: from how much resident memory on the process is replaced; what runs is
+            finished.
+        max_memory_hard_mb: from how much on it hands back what runs, and ends at once.
+        max_age: seconds after which the process is replaced.
+        blocked_after: seconds for which the event loop may stand still before the job that holds
+            it up is reported.
+        overdue_factor: how many times the usual time of its task a job may run before it is
+            reported.
+        left_tasks: "report" asyncio tasks that a job has left behind, "cancel" them, or "ignore".
+        vitals_interval: seconds between two events with what the process holds.
 
     Every other parameter is arq's own; its documentation holds.
     """
@@ -144,6 +159,15 @@ class Worker(Signalled):
         use_uvloop: bool = False,
         queues: Sequence[str] = (),
         subscribers: Sequence[Subscriber] = (),
+        middleware: Sequence[Middleware] = (),
+        max_jobs_per_process: int | None = None,
+        max_memory_mb: float | None = None,
+        max_memory_hard_mb: float | None = None,
+        max_age: SecondsTimedelta | None = None,
+        blocked_after: SecondsTimedelta | None = None,
+        overdue_factor: float | None = None,
+        left_tasks: str = "ignore",
+        vitals_interval: SecondsTimedelta | None = None,
     ) -> None:
         self.events = Bus(subscribers)
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
@@ -227,13 +251,28 @@ class Worker(Signalled):
         self.cron_jobs, schedules = split(cron_jobs or (), self.timezone, keeps=history)
         check_for_worker(schedules, self.functions, aborts=allow_abort_jobs)
         self._tickers = Tickers(schedules, home=self.queue_name)
+        self.watch = Watch(
+            self,
+            watch_settings(
+                max_jobs=max_jobs_per_process,
+                max_memory_mb=max_memory_mb,
+                max_memory_hard_mb=max_memory_hard_mb,
+                max_age=seconds(max_age),
+                blocked_after=seconds(blocked_after),
+                overdue_factor=overdue_factor,
+                left_tasks=left_tasks,
+                vitals_interval=seconds(vitals_interval),
+            ),
+        )
+        self.middleware = checked_middleware(middleware)
+        self.around = around_execute((*self.middleware, *self.watch.layers))
 
     async def main(self) -> None:
         """Connect, start, and run the loop until it is cancelled or the burst is over."""
         self.take_over_signals()
         if self._told_to_stop:
             return
-        self.stopping = False
+        self.stopping = self.draining = False
         self.allow_pick_jobs = True
         await self._connect()
         logger.info(
@@ -266,7 +305,8 @@ class Worker(Signalled):
         self._closing = False
         self._loop_ended.clear()
         if self.events.wanted:
-            self.events.emit(self._started())
+            self.events.emit(execution.report.worker_started(self, self.cycles.names))
+        self.watch.start()
         try:
             await self._loop()
             if not self.history:  # arq's bare Worker leaves no key of ours
@@ -291,6 +331,7 @@ class Worker(Signalled):
                 codec=self.codec,
                 queue=self.queue_name,
                 expires_extra_ms=self.expires_extra_ms,
+                middleware=self.middleware,
             )
         elif self._pool is None:
             self._pool = await create_pool(
@@ -301,25 +342,6 @@ class Worker(Signalled):
                 expires_extra_ms=self.expires_extra_ms,
             )
             connections.let_callers_wait(self._pool)
-
-    def _started(self) -> WorkerStarted:
-        return WorkerStarted(
-            worker=self.name,
-            at_ms=execution.now_ms(),
-            queues=tuple(self.cycles.names),
-            functions=tuple(self.functions),
-            max_jobs=self.max_jobs,
-            burst=self.burst,
-        )
-
-    def _stopped(self) -> WorkerStopped:
-        return WorkerStopped(
-            worker=self.name,
-            at_ms=execution.now_ms(),
-            jobs_complete=self.jobs_complete,
-            jobs_failed=self.jobs_failed,
-            jobs_retried=self.jobs_retried,
-        )
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Call `subscriber` with each event of `runner.events`; return what ends that."""
@@ -353,9 +375,19 @@ class Worker(Signalled):
             backoff_s = SOONEST_BACKOFF_S
             if self.burst and await self._burst_is_over():
                 return
+            if self.draining and self._is_idle():
+                return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._wait_s()):
                     await self._nudge.wait()
+
+    def _is_idle(self) -> bool:
+        """Say whether nothing runs, waits to run, is being claimed or settled."""
+        return not (self._turns.ready or self.tasks or len(self._leases) or self.cycles.reserved)
+
+    def nudge(self) -> None:
+        """Let the loop look at what has changed."""
+        self._nudge.set()
 
     def _wait_s(self) -> float:
         # Claims tell the time: after half a lease without one, leases are thought to have run
@@ -421,7 +453,7 @@ class Worker(Signalled):
         claimed: Claimed,
     ) -> tuple[execution.Attempt, Coroutine[Any, Any, None]]:
         attempt = execution.begin(claimed)
-        stops = self.stopping or not self.allow_pick_jobs
+        stops = self.stopping or not (self.allow_pick_jobs or self.draining)
         return attempt, self._hand_back(attempt) if stops else self._run(attempt)
 
     def commits_of(self, attempt: execution.Attempt) -> writers.JobCommits:
@@ -465,7 +497,7 @@ class Worker(Signalled):
         self._attempt_over()
 
     def _attempt_over(self) -> None:
-        if self.burst:
+        if self.burst or self.draining:
             self._nudge.set()
 
     async def _note_abort(self, job_id: str) -> None:
@@ -500,17 +532,7 @@ class Worker(Signalled):
             attempt.lost_lease = True
             task.cancel()
             if self.events.wanted:
-                self.events.emit(self._lost(attempt))
-
-    def _lost(self, attempt: execution.Attempt) -> LeaseLost:
-        return LeaseLost(
-            worker=self.name,
-            queue=attempt.claimed.queue,
-            job_id=attempt.claimed.job_id,
-            task=attempt.record.task,
-            attempt=attempt.number,
-            at_ms=execution.now_ms(),
-        )
+                self.events.emit(execution.report.lost(self, attempt))
 
     def give_up(self) -> None:
         """Leave what cannot be settled now to its lease."""
@@ -547,6 +569,7 @@ class Worker(Signalled):
         await self._tickers.stop()
         await self._waker.stop()
         await self._end_jobs()
+        self.watch.stop()
         if self.candidate is not None:
             await self.candidate.stop()
             self.candidate = None
@@ -569,7 +592,7 @@ class Worker(Signalled):
         await connections.close_sentinels(self.pool.connection_pool)
         self._pool = None
         if self.events.wanted:
-            self.events.emit(self._stopped())
+            self.events.emit(execution.report.worker_stopped(self))
 
 
 def _lease(given: SecondsTimedelta) -> float:

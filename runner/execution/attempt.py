@@ -41,6 +41,7 @@ from runner.execution.records import (
 from runner.execution.report import started
 from runner.execution.settlement import settlement
 from runner.execution.steps import as_coroutine, go_on
+from runner.middleware import CARRIED, JobCall
 from runner.schedule import CRON_OPTION
 from runner.tasks import Task, seconds
 from runner.types import Outcome
@@ -146,7 +147,11 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
         if timeout_s is not None:
             host.limit_lease(attempt, timeout_s)
         assert attempt.function is not None
-        coroutine = as_coroutine(attempt.function.coroutine(context, *args, **kwargs))
+        if host.around is None:
+            awaitable = attempt.function.coroutine(context, *args, **kwargs)
+        else:
+            awaitable = host.around(job_call(attempt, context, args, kwargs))
+        coroutine = as_coroutine(awaitable)
         try:
             waits_for = coroutine.send(None)
         except StopIteration as stop:  # it is over, and has never waited
@@ -160,6 +165,31 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
             current_task().uncancel()
         return classify(host, attempt, exc)
     return Ending(Outcome.SUCCEEDED, value)
+
+
+def job_call(
+    attempt: Attempt,
+    context: Context,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> JobCall:
+    """Return what the middleware is given."""
+    assert attempt.function is not None
+    claimed, record = attempt.claimed, attempt.record
+    return JobCall(
+        ctx=context,
+        job_id=claimed.job_id,
+        queue=claimed.queue,
+        task=record.task,
+        attempt=attempt.number,
+        enqueued_ms=record.enqueued_ms,
+        due_ms=claimed.run_at_ms,
+        started_ms=attempt.started_ms,
+        args=args,
+        kwargs=kwargs,
+        carried=record.options.get(CARRIED) or {},
+        function=attempt.function.coroutine,
+    )
 
 
 async def wait_out(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from runner.codec import Codec, JobRecord
     from runner.events import Bus
     from runner.execution.context import Context
+    from runner.middleware import Execute
     from runner.tasks import Task
     from runner.writer import JobCommits, ReadPool
 
@@ -70,6 +71,7 @@ class Host(Protocol):
     log_results: bool
     aborting_tasks: set[str]
     job_tasks: dict[str, asyncio.Task[Any]]
+    around: Execute | None
     on_job_start: Any
     on_job_end: Any
     after_job_end: Any
