@@ -118,7 +118,7 @@ class Watch:
         if self._thread is not None or not self._has_work():
             return
         settings, worker = self._settings, self._worker
-        self._began = self._vitals_at = time.monotonic()
+        self._began, self._vitals_at = time.monotonic(), 0.0  # the first look tells them
         self._recycled, self._ends_at = False, None
         if settings.blocked_after_s is not None:
             self._blocked = BlockedLoop(
