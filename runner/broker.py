@@ -156,7 +156,7 @@ class Broker:
 
     async def cycle(
         self,
-        redis: Redis,
+        redis: Executes,
         *,
         token: str,
         settlements: Sequence[Settlement],
@@ -169,7 +169,7 @@ class Broker:
         """Settle what has ended and claim what is due, in one round trip.
 
         Args:
-            redis: the connection pool.
+            redis: a client, or a pipe.
             token: a name for this claim that no other has.
             settlements: at most `MAX_ENTRIES`.
             limit: how many jobs to claim at most.

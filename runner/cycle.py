@@ -22,9 +22,8 @@ from runner.broker import MAX_ENTRIES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from redis.asyncio import Redis
-
     from runner.broker import Broker, Claimed, CycleReply, Settlement
+    from runner.scripts import Executes
 
 _Pending: TypeAlias = "tuple[Settlement, Settling | None]"
 
@@ -58,7 +57,7 @@ class Cycles:
     """Run cycles whenever there is something to settle or to claim.
 
     Args:
-        redis: returns the connection pool of the moment.
+        redis: returns what runs commands at the moment.
         start: called with each claimed job.
         settled: called with what was handed in without a future, and its status; None says that
             it was given up.
@@ -72,7 +71,7 @@ class Cycles:
     def __init__(
         self,
         broker: Broker,
-        redis: Callable[[], Redis],
+        redis: Callable[[], Executes],
         *,
         start: Callable[[Claimed], None],
         settled: Callable[[Settlement, int | str | None], None],
@@ -99,6 +98,7 @@ class Cycles:
         """Slots promised to claims that are under way."""
         self.backlog = False
         """Whether the last claim left due jobs behind."""
+        self._woken = False  # there may be jobs that are due; no claim was sent since
         self._active: dict[asyncio.Task[None], str] = {}  # the lane of each
         self._calls: set[asyncio.Task[CycleReply]] = set()
         self._waiting: deque[_Pending] = deque()
@@ -163,6 +163,11 @@ class Cycles:
         """Begin what there is to do; called when slots became free."""
         self._kick()
 
+    def wake(self) -> None:
+        """Claim as soon as a lane and a slot are free: jobs may be due."""
+        self._woken = True
+        self._kick()
+
     def cancel(self) -> None:
         """Give up what is still to be settled: the leases run out, and others take over."""
         self.claims = False
@@ -201,14 +206,16 @@ class Cycles:
         while self._free_lanes and self._has_work():
             lane = self._free_lanes.pop()
             work = self._lane(self._load(), self._reserve() if self.claims else 0, lane)
-            task = asyncio.get_running_loop().create_task(work, name="runner cycle")
+            task = asyncio.get_running_loop().create_task(
+                work, name="runner cycle", context=self._context
+            )
             self._active[task] = lane
             task.add_done_callback(self._lane_done)
 
     def _has_work(self) -> bool:
         if self._waiting:
             return True
-        return self.claims and self.backlog and self._limit() > 0
+        return self.claims and (self.backlog or self._woken) and self._limit() > 0
 
     def _lane_done(self, task: asyncio.Task[None]) -> None:
         self._free_lanes.append(self._active.pop(task))
@@ -228,6 +235,8 @@ class Cycles:
         """Return how many jobs the next cycle may claim, and promise them their slots."""
         limit = self._limit()
         self.reserved += limit
+        if limit:
+            self._woken = False
         return limit
 
     def _load(self) -> list[_Pending]:

@@ -28,6 +28,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from runner.errors import RedisUnavailable
 from runner.link import CLOSED, Link, no_answer, no_connection, refusal, turns_away
 from runner.packing import PACKING
 
@@ -64,10 +65,13 @@ class Pipe:
 
     Args:
         redis: whose pool makes the connection, and who takes the calls when it cannot be used.
+        timeout_s: how long a reply may take before the connection is given up; None: the
+            pool's ``socket_timeout``, or `CALL_TIMEOUT_S`.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, timeout_s: float | None = None) -> None:
         self._redis = redis
+        self._timeout_s = timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: Link | None = None
         self._unsent: list[tuple[OnReply, tuple[Any, ...]]] = []
@@ -206,7 +210,7 @@ class Pipe:
         )
         if self._falls_back:
             return None
-        timeout_s = connection.socket_timeout or CALL_TIMEOUT_S
+        timeout_s = self._timeout_s or connection.socket_timeout or CALL_TIMEOUT_S
         try:
             async with asyncio.timeout(timeout_s):
                 await connection.connect()
@@ -224,7 +228,8 @@ class Pipe:
 
     async def _execute(self, on_reply: OnReply, command: tuple[Any, ...]) -> None:
         try:
-            reply: Any = await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(self._timeout_s):
+                reply: Any = await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
         except asyncio.CancelledError:
             on_reply(no_answer(CLOSED))
             raise
@@ -237,6 +242,17 @@ class Pipe:
         on_reply(reply)
 
 
+class PlainPipe(Pipe):
+    """A pipe that raises redis-py's own errors, for those who know what to do about each."""
+
+    async def execute_command(self, *command: Any) -> Any:
+        """Send a command and return its reply; raise what redis-py would raise."""
+        try:
+            return await super().execute_command(*command)
+        except RedisUnavailable as exc:
+            raise (exc.__cause__ or exc) from None
+
+
 def _settle(future: asyncio.Future[Any], reply: Any) -> None:
     if future.done():
         return  # its caller was cancelled
@@ -246,4 +262,4 @@ def _settle(future: asyncio.Future[Any], reply: Any) -> None:
         future.set_result(reply)
 
 
-__all__ = ["Pipe"]
+__all__ = ["Pipe", "PlainPipe"]

@@ -14,9 +14,8 @@ from runner.cycle import Cycles, Settling
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from redis.asyncio import Redis
-
     from runner.broker import Broker, Claimed, CycleReply, Settlement
+    from runner.scripts import Executes
 
 TURN = 10
 """After how many claims of the queues before it a queue has a turn."""
@@ -27,7 +26,7 @@ class Queues:
 
     Args:
         brokers: the queues, the most urgent first.
-        redis: returns the connection pool of the moment.
+        redis: see `Cycles`.
         start: called with each claimed job.
         settled: called with what was passed in, and its status (see `Cycles`).
         replied: called with each reply, after its jobs have started.
@@ -40,7 +39,7 @@ class Queues:
     def __init__(
         self,
         brokers: Sequence[Broker],
-        redis: Callable[[], Redis],
+        redis: Callable[[], Executes],
         *,
         start: Callable[[Claimed], None],
         settled: Callable[[Settlement, int | str | None], None],
@@ -80,6 +79,14 @@ class Queues:
         """Claim once from each queue, in order; raise what that raises."""
         for line in self._lines:
             await line.once()
+
+    def wake(self) -> bool:
+        """Claim now, if that needs no order among several queues; tell whether it is so."""
+        (line, *others) = self._lines
+        if others or not line.claims:
+            return False
+        line.wake()
+        return True
 
     def hand_in(self, settlement: Settlement) -> Settling:
         """Let the next cycle of the job's queue settle an attempt whose slot is free again."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
 from runner import connections, keys
+from runner.pipe import Pipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,31 +36,33 @@ class Waker:
 
     Args:
         queues: the queues whose tokens count.
-        wake: called in the loop; sets the worker's event.
+        wake: called in the loop.
     """
 
     def __init__(self, queues: Sequence[str], wake: Callable[[], None]) -> None:
         self._keys = [keys.wake(queue) for queue in queues]
         self._wake = wake
-        self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._again: asyncio.TimerHandle | None = None
         self._connection: Redis | None = None
+        self._pipe: Pipe | None = None
 
     def start(self, redis: Redis) -> None:
         """Listen on a connection of its own. Idempotent."""
-        if self._task is None:
+        if self._pipe is None:
             self._connection = connections.another(redis.connection_pool)
-            self._task = asyncio.create_task(self._listen(self._connection), name="runner wake")
+            self._pipe = Pipe(self._connection, timeout_s=DEAD_S)
+            self._listen()
 
     async def stop(self) -> None:
-        """Stop listening and drop the timer. Idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._task is not None:
-            task, self._task = self._task, None
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        """Stop listening and drop the timers. Idempotent."""
+        for timer in (self._timer, self._again):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._again = None
+        if self._pipe is not None:
+            pipe, self._pipe = self._pipe, None
+            await pipe.close()
         if self._connection is not None:
             connection, self._connection = self._connection, None
             with contextlib.suppress(RedisError, OSError):
@@ -72,13 +75,18 @@ class Waker:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(max(delay_s, 0), self._wake)
 
-    async def _listen(self, connection: Redis) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(DEAD_S):
-                    token = await connection.blpop(self._keys, timeout=PENDING_S)  # type: ignore[misc]
-                if token is not None:
-                    self._wake()
-            except (RedisError, OSError, TimeoutError) as exc:
-                logger.debug("the wake connection failed: %s; connecting again", exc)
-                await asyncio.sleep(RETRY_S)
+    def _listen(self) -> None:
+        if self._pipe is not None:
+            self._pipe.send(self._heard, "BLPOP", *self._keys, PENDING_S)
+
+    def _heard(self, reply: Any) -> None:
+        """Take a token, None when none came, or what went wrong; listen again."""
+        if self._pipe is None:
+            return  # stopped
+        if isinstance(reply, BaseException):
+            logger.debug("the wake connection failed: %s; connecting again", reply)
+            self._again = asyncio.get_running_loop().call_later(RETRY_S, self._listen)
+            return
+        self._listen()
+        if reply is not None:
+            self._wake()

@@ -27,13 +27,14 @@ from runner import writer as writers
 from runner.broker import Broker, Settlement
 from runner.codec import Codec, codec_of
 from runner.connection import open_client
-from runner.cycle import TROUBLE
+from runner.cycle import CYCLE_TIMEOUT_S, TROUBLE
 from runner.errors import SettingsError
 from runner.events import Bus, Subscriber
 from runner.execution import Ending
 from runner.leases import Leases
 from runner.middleware import Middleware, around_execute
 from runner.middleware import check as checked_middleware
+from runner.pipe import PlainPipe
 from runner.queues import Queues
 from runner.renewal import Renewed
 from runner.schedule import Book, Schedule, Tickers, check_for_worker, functions_of, split
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from runner.broker import Claimed, CycleReply
+    from runner.scripts import Executes
 
 logger = logging.getLogger("arq.worker")
 
@@ -233,7 +235,7 @@ class Worker(Renewed):
         heeds = database_url is not None and any(map(_may_write, self.functions.values()))
         self.cycles = self.settler.cycles = Queues(
             [Broker(name, lease_ms=lease_ms, keeps=history, heeds=heeds) for name in names],
-            lambda: self.pool,
+            self._engines_redis,
             start=self._start_job,
             settled=self.settler.settled,
             replied=self._replied,
@@ -246,7 +248,8 @@ class Worker(Renewed):
         self._loop_ended = asyncio.Event()
         self._loop_ended.set()
         self._due: dict[str, float] = {}  # by queue, by time.monotonic
-        self._waker = Waker(self.cycles.names, self._nudge.set)
+        self._pipe: PlainPipe | None = None
+        self._waker = Waker(self.cycles.names, self._woken)
         # Without history arq's own cron jobs stay arq's: a bare worker leaves no key behind.
         self.cron_jobs, schedules = split(cron_jobs or (), self.timezone, keeps=history)
         check_for_worker(schedules, self.functions, aborts=allow_abort_jobs)
@@ -333,6 +336,7 @@ class Worker(Renewed):
                 expires_extra_ms=self.expires_extra_ms,
                 middleware=self.middleware,
             )
+            self._pipe = PlainPipe(self._pool, timeout_s=CYCLE_TIMEOUT_S)
         elif self._pool is None:
             self._pool = await create_pool(
                 self.redis_settings,
@@ -421,6 +425,15 @@ class Worker(Renewed):
         """
         if job_ids:
             await self.cycles.once()
+
+    def _engines_redis(self) -> Executes:
+        """Return what the engine's own calls go by; a pool that was given carries them all."""
+        return self._pipe or self.pool
+
+    def _woken(self) -> None:
+        """Claim: by the short way, unless the loop's other duties may be due as well."""
+        if self.allow_abort_jobs or not self.cycles.wake():
+            self._nudge.set()
 
     def _replied(self, reply: CycleReply) -> None:
         """Set the timer for the next job that is due."""
@@ -557,6 +570,14 @@ class Worker(Renewed):
             if not ran and not again:
                 return
 
+    async def _disconnect(self) -> None:
+        if self._pipe is not None:
+            await self._pipe.close()
+            self._pipe = None
+        await self.pool.aclose(close_connection_pool=True)
+        await connections.close_sentinels(self.pool.connection_pool)
+        self._pool = None
+
     async def close(self) -> None:
         """Hand back what runs, stop what was started in reverse order, disconnect. Idempotent."""
         if not self._handle_signals:
@@ -588,9 +609,7 @@ class Worker(Renewed):
             await self.pool.delete(self.health_check_key, *self._notes())
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
-        await self.pool.aclose(close_connection_pool=True)
-        await connections.close_sentinels(self.pool.connection_pool)
-        self._pool = None
+        await self._disconnect()
         if self.events.wanted:
             self.events.emit(execution.report.worker_stopped(self))
 

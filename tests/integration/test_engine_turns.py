@@ -196,16 +196,17 @@ async def test_end_whose_answer_is_lost_is_an_end_and_not_a_lost_lease(
     lost: list[str] = []
     async with serving(redis_url, [function], ctx={"ran": ran}) as worker:
         await wait_until(lambda: "redis" in worker.ctx, description="the worker is connected")
-        execute: Any = worker.pool.execute_command
+        pipe: Any = worker._engines_redis()
+        execute = pipe.execute_command
 
-        async def answer_is_lost(*args: Any, **options: Any) -> Any:
-            answer = await execute(*args, **options)
+        async def answer_is_lost(*args: Any) -> Any:
+            answer = await execute(*args)
             if "ok" in args and not lost:
                 lost.append("the answer")
                 raise RedisConnectionError("the connection was cut")
             return answer
 
-        worker.pool.execute_command = answer_is_lost  # type: ignore[method-assign]
+        pipe.execute_command = answer_is_lost
         caplog.set_level(logging.INFO)
         jobs = await client.enqueue_many([function.call() for _ in range(3)])
         async with raw(redis_url) as redis:
