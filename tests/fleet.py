@@ -53,6 +53,13 @@ async def hold(ctx: Context, megabytes: int) -> int:
 
 
 @task
+async def leave_a_task(ctx: Context, seconds: float) -> None:
+    await note(ctx)
+    HELD.append(asyncio.create_task(asyncio.sleep(3600)))
+    await asyncio.sleep(seconds)
+
+
+@task
 async def eat(ctx: Context, seconds: float) -> None:
     """Eat memory until somebody ends it."""
     await note(ctx)
@@ -91,7 +98,7 @@ async def leave_an_orphan(ctx: Context) -> int:
 
 
 class WorkerSettings(runner.WorkerSettings):
-    functions = [quick, hold, eat, block, hold_and_block, crash, leave_an_orphan]
+    functions = [quick, hold, leave_a_task, eat, block, hold_and_block, crash, leave_an_orphan]
     redis_settings = RedisSettings.from_dsn(os.environ["REDIS_URL"])
     poll_delay = 0.2
     lease = 2

@@ -7,17 +7,20 @@ then the worker ends as on SIGTERM, and by force when that takes too long.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import arq.worker
 
 from runner import logs
+from runner.cycle import TROUBLE
 from runner.errors import RunnerError
 from runner.fleet.messages import BAD_SETTINGS, RECYCLED, SOCKET, Lines, encode
 from runner.settings import load_settings
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from runner.settings import SettingsWorker
 
 RECEIVED_BYTES = 4096
+_NOT_THEIRS = (str(Path(__file__).parents[1]), importlib.__file__, "<frozen importlib")
 ORPHANED_S = 10.0
 """How long a worker whose supervisor is gone may take to end, beyond its own patience."""
 
@@ -40,8 +44,8 @@ def main() -> None:
     except RunnerError as exc:
         wire.say("leaving", why=str(exc))
         sys.exit(BAD_SETTINGS)
-    except Exception:  # noqa: BLE001  the user's module may raise anything
-        wire.say("leaving", why=traceback.format_exc())
+    except Exception as exc:  # noqa: BLE001  the user's module may raise anything
+        wire.say("leaving", why=shown(exc))
         sys.exit(BAD_SETTINGS)
     serve(worker, wire)
 
@@ -53,7 +57,19 @@ def serve(worker: SettingsWorker, wire: Wire) -> None:
         target=listen, args=(worker, wire), name="runner supervisor", daemon=True
     )
     listener.start()
-    worker.run()
+    try:
+        worker.run()
+    except TROUBLE as exc:
+        wire.say("leaving", why=f"Redis does not answer ({exc})")
+        sys.exit(1)
+
+
+def shown(exc: BaseException) -> str:
+    """Return the traceback of what the user's module raised, without what led to it."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_NOT_THEIRS):
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(exc), exc, trace)).strip()
 
 
 def listen(worker: SettingsWorker, wire: Wire) -> None:

@@ -175,6 +175,8 @@ class Supervisor:
 
     def _log_end(self, member: Member) -> None:
         assert member.status is not None
+        if self.failure:
+            return  # which is all there is to say
         if member.killed:
             logger.warning("%s had to be killed", member.name)
         elif member.leaving and member.status in (0, RECYCLED, -signal.SIGTERM):
@@ -184,7 +186,7 @@ class Supervisor:
         elif member.status != BAD_SETTINGS:  # which `gives_up` tells, once
             rss = member.vitals.get("rss", 0)
             words = deaths.explain(member.status, rss=rss, oom_killed=self._was_oom())
-            logger.error("%s %s", member.name, words)
+            logger.error("%s %s%s", member.name, words, f": {member.why}" if member.why else "")
 
     def _was_oom(self) -> bool:
         before, self._oom_kills = self._oom_kills, deaths.oom_kills()
