@@ -34,6 +34,7 @@ from runner.middleware import (
     Sentry,
     Timing,
 )
+from runner.parts import Part
 from runner.retry import Backoff, RetryPolicy
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
@@ -62,6 +63,7 @@ __all__ = [
     "JobTiming",
     "Middleware",
     "Outcome",
+    "Part",
     "Propagation",
     "QueueStats",
     "RedisSettings",

@@ -2,6 +2,7 @@
 
     RunnerError
     ├── SettingsError             a setting is unknown, mistyped or contradicts another
+    ├── PartFailed                a part of the worker did not start in time
     ├── TaskError
     │   ├── TaskNotFound          no task of that name in this worker
     │   └── ArgumentsError        the arguments do not fit the task
@@ -60,6 +61,7 @@ __all__ = [
     "JobExpired",
     "JobFailed",
     "LeaseLost",
+    "PartFailed",
     "PayloadTooLarge",
     "QueueFull",
     "RedisOutOfMemory",
@@ -94,6 +96,10 @@ class RunnerError(Exception):
 
 class SettingsError(RunnerError):
     """Raised when a setting is unknown, has the wrong type, or contradicts another."""
+
+
+class PartFailed(RunnerError):
+    """Raised when a part of the worker did not start in time; what had started is stopped."""
 
 
 class TaskError(RunnerError):

@@ -21,6 +21,7 @@ from runner.codec import Codec, codec_named
 from runner.errors import SettingsError, did_you_mean
 from runner.events import Subscriber, is_subscriber
 from runner.middleware import Middleware
+from runner.parts import Part
 from runner.schedule import Schedule, check_names
 from runner.signing import KeyRing, SigningKeys
 from runner.tasks import KEPT_RULE, MOST_KEPT_S, seconds
@@ -107,6 +108,7 @@ class WorkerSettings:
     overdue_factor: ClassVar[float | None] = None
     left_tasks: ClassVar[str] = "ignore"
     vitals_interval: ClassVar[float | timedelta | None] = 10.0
+    parts: ClassVar[Sequence[Part]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -236,6 +238,10 @@ def _middleware(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(one, Middleware) for one in value)
 
 
+def _parts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, Part) for one in value)
+
+
 def _above_zero(value: Any) -> bool:
     return value is None or (_number(value) and seconds(value) > 0)
 
@@ -338,6 +344,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a number, 1 or more, or None",
     ),
     "left_tasks": (lambda value: value in LEFT_TASKS, f"one of {LEFT_TASKS}"),
+    "parts": (_parts, "a list or tuple of objects of subclasses of runner.Part"),
     "middleware": (_middleware, "a list or tuple of objects of subclasses of runner.Middleware"),
     "queue_name": (_text, "a name"),
     "subscribers": (_subscribers, "a list or tuple of plain functions of one event"),

@@ -1,7 +1,7 @@
 """The worker: arq's Worker, its loop driven by events in place of polling.
 
-Start order, each step undone in reverse by `close`: connection to Redis, start-up hook,
-lease thread, writer candidate, wake connection, loop.
+Start order, each step undone in reverse by `close`: connection to Redis, start-up hook, the parts
+(see `assembly`), loop.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 import uvloop
-from arq.connections import ArqRedis, create_pool, log_redis_info
+from arq.connections import ArqRedis, log_redis_info
 from arq.constants import default_queue_name, expires_extra_ms
 from arq.worker import Function
 
-from runner import broker, connections, execution, keys
+from runner import broker, execution, keys
 from runner import writer as writers
+from runner.assembly import Assembled
 from runner.broker import Broker, Settlement
 from runner.codec import Codec, codec_of
-from runner.connection import open_client
-from runner.cycle import CYCLE_TIMEOUT_S, TROUBLE
+from runner.cycle import TROUBLE
 from runner.errors import SettingsError
 from runner.events import Bus, Subscriber
 from runner.execution import Ending
 from runner.leases import Leases
 from runner.middleware import Middleware, around_execute
 from runner.middleware import check as checked_middleware
-from runner.pipe import PlainPipe
+from runner.parts import JOBS, Part, Parts
 from runner.queues import Queues
-from runner.renewal import Renewed
-from runner.schedule import Book, Schedule, Tickers, check_for_worker, functions_of, split
+from runner.schedule import Schedule, Tickers, check_for_worker, functions_of, split
 from runner.settling import Settler
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from runner.broker import Claimed, CycleReply
+    from runner.pipe import PlainPipe
     from runner.scripts import Executes
 
 logger = logging.getLogger("arq.worker")
@@ -69,7 +69,7 @@ LEAST_LEASE_S = 0.1
 LOOP_END_S = 1.0
 
 
-class Worker(Renewed):
+class Worker(Assembled):
     """Run jobs. Takes everything that arq's Worker takes, and what follows.
 
     Args:
@@ -109,6 +109,7 @@ class Worker(Renewed):
             reported.
         left_tasks: "report" asyncio tasks that a job has left behind, "cancel" them, or "ignore".
         vitals_interval: seconds between two events with what the process holds.
+        parts: what lives with the worker, beside its own parts.
 
     Every other parameter is arq's own; its documentation holds.
     """
@@ -170,6 +171,7 @@ class Worker(Renewed):
         overdue_factor: float | None = None,
         left_tasks: str = "ignore",
         vitals_interval: SecondsTimedelta | None = None,
+        parts: Sequence[Part] = (),
     ) -> None:
         self.events = Bus(subscribers)
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
@@ -269,6 +271,7 @@ class Worker(Renewed):
         )
         self.middleware = checked_middleware(middleware)
         self.around = around_execute((*self.middleware, *self.watch.layers))
+        self.parts = Parts([*self._own_parts(), *parts])
 
     async def main(self) -> None:
         """Connect, start, and run the loop until it is cancelled or the burst is over."""
@@ -291,25 +294,14 @@ class Worker(Renewed):
         if self.on_startup:
             await self.on_startup(self.ctx)
         self._turns.adopt_context()
-        self._leases.start(self.pool.connection_pool)
-        await self._start_candidate()
-        if self.history or self._tickers.schedules:
-            await self._tickers.start(
-                [self._book(name) for name in self.cycles.names],
-                tasks=self.functions,
-                aborts=self.allow_abort_jobs,
-                burst=self.burst,
-            )
-        idle_ms = 0
-        if not self.burst:
-            self._waker.start(self.pool)
-            idle_ms = int(max(self._wait_s() * 4, 2) * 1000)
+        await self.parts.start(self)
+        idle_ms = 0 if self.burst else int(max(self._wait_s() * 4, 2) * 1000)
         self.cycles.open(claims=self.max_burst_jobs < 0, idle_ms=idle_ms)
         self._closing = False
         self._loop_ended.clear()
         if self.events.wanted:
             self.events.emit(execution.report.worker_started(self, self.cycles.names))
-        self.watch.start()
+        self.watch.tell_ready()
         try:
             await self._loop()
             if not self.history:  # arq's bare Worker leaves no key of ours
@@ -318,51 +310,13 @@ class Worker(Renewed):
         finally:
             self.cycles.rest()
             try:
-                await self._tickers.stop()
-                await self._waker.stop()
+                await self.parts.stop(down_to=JOBS)
             finally:
                 self._loop_ended.set()
-
-    def _book(self, queue: str) -> Book:
-        return Book(self.pool, self.codec, queue, lifetime_ms=self.expires_extra_ms)
-
-    async def _connect(self) -> None:
-        if self._pool is None and self._codec_given:
-            assert self.redis_settings is not None
-            self._pool = await open_client(
-                self.redis_settings,
-                codec=self.codec,
-                queue=self.queue_name,
-                expires_extra_ms=self.expires_extra_ms,
-                middleware=self.middleware,
-            )
-            self._pipe = PlainPipe(self._pool, timeout_s=CYCLE_TIMEOUT_S)
-        elif self._pool is None:
-            self._pool = await create_pool(
-                self.redis_settings,
-                job_deserializer=self.job_deserializer,
-                job_serializer=self.job_serializer,
-                default_queue_name=self.queue_name,
-                expires_extra_ms=self.expires_extra_ms,
-            )
-            connections.let_callers_wait(self._pool)
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Call `subscriber` with each event of `runner.events`; return what ends that."""
         return self.events.subscribe(subscriber)
-
-    async def _start_candidate(self) -> None:
-        if self._offers_writer and self.candidate is None:
-            assert self.database_url is not None
-            # Beside the pool: it reads and waits all the time.
-            self._candidates_redis = connections.another(self.pool.connection_pool)
-            self.candidate = writers.Candidate(
-                redis=self._candidates_redis,
-                database_url=self.database_url,
-                codec=self.codec,
-                bounds=self._bounds,
-            )
-            await self.candidate.start()
 
     async def _loop(self) -> None:
         backoff_s = SOONEST_BACKOFF_S
@@ -570,14 +524,6 @@ class Worker(Renewed):
             if not ran and not again:
                 return
 
-    async def _disconnect(self) -> None:
-        if self._pipe is not None:
-            await self._pipe.close()
-            self._pipe = None
-        await self.pool.aclose(close_connection_pool=True)
-        await connections.close_sentinels(self.pool.connection_pool)
-        self._pool = None
-
     async def close(self) -> None:
         """Hand back what runs, stop what was started in reverse order, disconnect. Idempotent."""
         if not self._handle_signals:
@@ -587,22 +533,7 @@ class Worker(Renewed):
             return
         self.cycles.rest()
         await self._end_loop()
-        await self._tickers.stop()
-        await self._waker.stop()
-        await self._end_jobs()
-        self.watch.stop()
-        if self.candidate is not None:
-            await self.candidate.stop()
-            self.candidate = None
-        if self._candidates_redis is not None:
-            await self._candidates_redis.aclose()
-            self._candidates_redis = None
-        if self._commits is not None:
-            await self._commits.stop()
-            self._commits = None
-        self._leases.stop()
-        if self.reads is not None:
-            await self.reads.close()
+        await self.parts.stop()
         with contextlib.suppress(*TROUBLE):
             for name in self.cycles.names:
                 await self.pool.zrem(keys.idle(name), self.cycles.worker)

@@ -112,7 +112,7 @@ class Watch:
         return () if self.leftovers is None else (self.leftovers,)
 
     def start(self) -> None:
-        """Begin to look; called in the loop of a worker that serves from now on. Idempotent."""
+        """Begin to look; called in the worker's loop. Idempotent."""
         if self.leftovers is not None:
             self.leftovers.install()
         if self._thread is not None or not self._has_work():
@@ -137,8 +137,11 @@ class Watch:
             target=self._run, args=(self._stop,), name="runner watch", daemon=True
         )
         self._thread.start()
+
+    def tell_ready(self) -> None:
+        """Tell the supervisor, if any, that the worker claims from now on."""
         if self.supervisor is not None:
-            self.supervisor.say("ready", stop_s=worker.patience_s)
+            self.supervisor.say("ready", stop_s=self._worker.patience_s)
 
     def stop(self) -> None:
         """End the thread. Idempotent; it is a daemon and need not be waited for."""
