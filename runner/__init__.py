@@ -14,6 +14,7 @@ from runner import errors
 from runner.client import Client
 from runner.connection import connect
 from runner.database import Answer, Database, DirectUnit, database
+from runner.dependencies import Depends
 from runner.errors import (
     Cancel,
     ResultTooLarge,
@@ -55,6 +56,7 @@ __all__ = [
     "Context",
     "Database",
     "DeadLetter",
+    "Depends",
     "DirectUnit",
     "EnqueueCall",
     "Job",

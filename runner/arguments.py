@@ -11,7 +11,7 @@ from runner.errors import ArgumentsError, DecodeError, did_you_mean
 from runner.shapes import ANYTHING, Shape, shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
 
 _PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -39,15 +39,18 @@ class _Shapes:
 
 
 class Signature:
-    """A task's parameters behind the context, and what it returns.
+    """A task's parameters behind the context, but for those provided, and what it returns.
 
     How many arguments it takes is known at once. The annotations are resolved when they are
     first needed, so that they may name what is defined further down in the module.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], provided: Container[str] = frozenset()
+    ) -> None:
         signature = inspect.signature(function)
-        parameters = list(signature.parameters.values())[1:]
+        behind_context = list(signature.parameters.values())[1:]
+        parameters = [p for p in behind_context if p.name not in provided]
         self._function = function
         self._signature = signature.replace(parameters=parameters)
         self._parameters = parameters
@@ -175,7 +178,7 @@ class Signature:
 
     def _shapes(self) -> _Shapes:
         if self._compiled is None:
-            hints = _hints(self._function)
+            hints = hints_of(self._function)
             shapes = {p.name: _shape_of(p, hints) for p in self._parameters}
             places = [(p.name, shapes[p.name]) for p in self._parameters[: self._most]]
             self._compiled = _Shapes(
@@ -209,7 +212,7 @@ def _convert(name: str, shape: Shape, value: Any) -> Any:
         raise DecodeError(f"parameter {name!r}: {exc}") from exc
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the resolved annotations; one that cannot be resolved means Any.
 
     It may name what exists for type checkers only, or a class inside a function.
@@ -231,4 +234,4 @@ def _hint(name: str, annotation: Any, known: dict[str, Any]) -> dict[str, Any]:
         return {name: Any}
 
 
-__all__ = ["Signature"]
+__all__ = ["Signature", "hints_of"]

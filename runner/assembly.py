@@ -10,10 +10,12 @@ from runner import connections
 from runner import writer as writers
 from runner.connection import open_client
 from runner.cycle import CYCLE_TIMEOUT_S
+from runner.dependencies import STORE, WorkersValues
 from runner.parts import JOBS, Made, Part
 from runner.pipe import PlainPipe
 from runner.renewal import Renewed
 from runner.schedule import Book
+from runner.tasks import Task
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -62,6 +64,7 @@ class Assembled(Renewed):
             Made("leases", start=self._start_leases, stop=leases.stop),
             Made("watch", start=watch.start, stop=watch.stop),
             Made("writer", start=self._start_candidate, stop=self._stop_candidate),
+            Made("provided", start=self._start_providing, stop=self._stop_providing),
             Made(JOBS, stop=self._end_jobs),
             Made("schedules", start=self._start_schedules, stop=self._tickers.stop, needs=[JOBS]),
             Made("wake", start=self._start_waker, stop=self._waker.stop, needs=[JOBS]),
@@ -82,6 +85,17 @@ class Assembled(Renewed):
     def _start_waker(self) -> None:
         if not self.burst:
             self._waker.start(self.pool)
+
+    def _start_providing(self) -> None:
+        if any(
+            isinstance(f.coroutine, Task) and f.coroutine.dependencies
+            for f in self.functions.values()
+        ):
+            self.ctx[STORE] = WorkersValues(self.ctx)
+
+    async def _stop_providing(self) -> None:
+        if (values := self.ctx.pop(STORE, None)) is not None:
+            await values.close()
 
     def _book(self, queue: str) -> Book:
         return Book(self.pool, self.codec, queue, lifetime_ms=self.expires_extra_ms)

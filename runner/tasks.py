@@ -21,6 +21,8 @@ from typing import (
 )
 
 from runner.arguments import Signature
+from runner.dependencies import call as call_with
+from runner.dependencies import dependencies_of
 from runner.errors import ArgumentsError, SettingsError
 from runner.retry import RetryPolicy
 
@@ -159,7 +161,8 @@ class Task(Generic[P, R]):
         self.function = function
         self.task_options = options
         self.name = options.name
-        self.signature = Signature(function)
+        self.dependencies = dependencies_of(function)
+        self.signature = Signature(function, self.dependencies)
         update_wrapper(self, function)
         # With these four, inspect.iscoroutinefunction says of this object what it says of
         # the function: arq asks it before it takes a function.
@@ -169,7 +172,9 @@ class Task(Generic[P, R]):
         self.__annotations__ = function.__annotations__
 
     def __call__(self, ctx: Any, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-        """Call the function itself; nothing is enqueued."""
+        """Call the function itself; nothing is enqueued. What it is not given is provided."""
+        if self.dependencies:
+            return call_with(self.function, self.dependencies, ctx, args, kwargs)
         return self.function(ctx, *args, **kwargs)
 
     def __repr__(self) -> str:
