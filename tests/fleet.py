@@ -52,6 +52,14 @@ async def hold(ctx: Context, megabytes: int) -> int:
     return os.getpid()
 
 
+@task(keep_result=0)
+async def burn(ctx: Context, milliseconds: float) -> None:
+    """Use a processor."""
+    until = time.thread_time() + milliseconds / 1000
+    while time.thread_time() < until:
+        pass
+
+
 @task
 async def leave_a_task(ctx: Context, seconds: float) -> None:
     await note(ctx)
@@ -98,7 +106,8 @@ async def leave_an_orphan(ctx: Context) -> int:
 
 
 class WorkerSettings(runner.WorkerSettings):
-    functions = [quick, hold, leave_a_task, eat, block, hold_and_block, crash, leave_an_orphan]
+    functions = [quick, hold]
+    functions += [burn, leave_a_task, eat, block, hold_and_block, crash, leave_an_orphan]
     redis_settings = RedisSettings.from_dsn(os.environ["REDIS_URL"])
     poll_delay = 0.2
     lease = 2

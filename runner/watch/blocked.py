@@ -74,6 +74,7 @@ class BlockedLoop:
         self._over = over
         self._stood_still = stood_still
         self._asked_at: float | None = None
+        self._missed_s = 0.0
         self._told = False
         self._looked_at = time.monotonic()
         self._cpu_s = time.process_time()
@@ -86,12 +87,14 @@ class BlockedLoop:
         if gap_s >= self._after_s:
             # This thread did not run either: what the loop has not done since is not its fault.
             self._stood_still(gap_s, used_s)
-            self._asked_at = None if self._asked_at is None else now
+            self._missed_s = 0.0
             return
+        # Where the machine is short of time, a long gap says nothing of the loop.
+        self._missed_s += min(gap_s, self._after_s / 2)
         if self._asked_at is None:
-            self._asked_at = now
+            self._asked_at, self._missed_s = now, 0.0
             self._loop.call_soon_threadsafe(self._answer)
-        elif not self._told and now - self._asked_at >= self._after_s:
+        elif not self._told and self._missed_s >= self._after_s:
             self._told = True
             self._blocked(now - self._asked_at, sight(self._thread, self._loop))
 

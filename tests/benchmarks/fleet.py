@@ -2,7 +2,8 @@
 
 A producer enqueues at a steady rate; every job notes when it began. The gap is the longest time in
 which no job began anywhere in the fleet: at rest, during two rolling restarts, and while processes
-are recycled. Each job must have run once, and none may have been retried or handed back.
+are recycled. Each job must have run once, and none may have been retried or handed back. Then jobs
+that use a processor for 2 ms are drained by one process and by two.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import asyncio
 import signal
 import sys
 import tempfile
+import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 PROCESSES = 2
 REST_S = 5.0
+CPU_JOBS = 4000
 
 
 async def produce(client: Any, jobs: list[Any], pause_s: float, stop: asyncio.Event) -> None:
@@ -88,6 +92,38 @@ async def recycle(running: Fleet) -> None:
     )
 
 
+@runner.task
+async def burn(_ctx: runner.Context, _milliseconds: float) -> None:
+    """Stand for the task of this name in the fleet."""
+
+
+async def is_empty(client: Any) -> bool:
+    return not await client.zcard("arq:queue")
+
+
+async def drain(url: str, processes: int) -> float:
+    """Return how many jobs a second so many processes run, when each takes 2 ms of a processor."""
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            runner.connect(url) as client,
+            fleet(
+                Path(folder), url, "--processes", str(processes), more="max_jobs = 20"
+            ) as running,
+        ):
+            await running.ready()
+            began = time.perf_counter()
+            await client.enqueue_many([burn.call(2) for _ in range(CPU_JOBS)])
+            await wait_until(partial(is_empty, client), description="all have run", timeout_s=120)
+            took_s = time.perf_counter() - began
+            await running.end()
+    return CPU_JOBS / took_s
+
+
+async def compare(url: str) -> None:
+    one, two = await drain(url, 1), await drain(url, 2)
+    sys.stdout.write(f" processes: one {one:.0f}/s, two {two:.0f}/s: {two / one:.2f} times\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rate", type=float, default=200.0, help="jobs a second")
@@ -97,6 +133,7 @@ def main() -> None:
         asyncio.run(measure("at rest", url, pause_s, "", rest))
         asyncio.run(measure("rolling", url, pause_s, "", roll))
         asyncio.run(measure("recycling", url, pause_s, "max_jobs_per_process = 400", recycle))
+        asyncio.run(compare(url))
 
 
 if __name__ == "__main__":
