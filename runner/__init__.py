@@ -17,6 +17,8 @@ from runner.database import Answer, Database, DirectUnit, database
 from runner.dependencies import Depends
 from runner.errors import (
     Cancel,
+    DuplicateJob,
+    JobReplaced,
     ResultTooLarge,
     Retry,
     RunnerError,
@@ -42,6 +44,7 @@ from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
 from runner.tasks import Call, Task, task
 from runner.types import Committed, DeadLetter, Outcome, QueueStats, WriterStatus
+from runner.unique import Debounce, Throttle, Unique
 from runner.worker import Worker
 
 __version__ = "0.1.0"
@@ -56,11 +59,14 @@ __all__ = [
     "Context",
     "Database",
     "DeadLetter",
+    "Debounce",
     "Depends",
     "DirectUnit",
+    "DuplicateJob",
     "EnqueueCall",
     "Job",
     "JobCall",
+    "JobReplaced",
     "JobStatus",
     "JobTiming",
     "Middleware",
@@ -80,7 +86,9 @@ __all__ = [
     "SignedCodec",
     "Snooze",
     "Task",
+    "Throttle",
     "Timing",
+    "Unique",
     "UnitChanged",
     "Worker",
     "WorkerSettings",

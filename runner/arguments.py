@@ -70,6 +70,16 @@ class Signature:
         self._compiled: _Shapes | None = None
 
     @property
+    def names(self) -> list[str]:
+        """The names of the parameters behind the context."""
+        return [parameter.name for parameter in self._parameters]
+
+    @property
+    def takes_others(self) -> bool:
+        """Whether it takes keywords of any name."""
+        return self._others is not None
+
+    @property
     def returns(self) -> Shape:
         """The shape of the task's result."""
         return self._shapes().returns
@@ -141,6 +151,17 @@ class Signature:
             else:
                 yield f"*{self._rest}", value
         yield from kwargs.items()
+
+    def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return a call's arguments by name, defaults among them; the call must have passed `bind`.
+
+        However a call is spelled, what it gives each parameter is the same.
+        """
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        named = bound.arguments
+        others = named.pop(self._others) if self._others else {}
+        return {**others, **named}
 
     def _binds(self, given: int, kwargs: dict[str, Any]) -> bool:
         """Tell at once that a call is right, as nearly all are; what is not goes a longer way."""

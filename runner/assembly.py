@@ -98,7 +98,13 @@ class Assembled(Renewed):
             await values.close()
 
     def _book(self, queue: str) -> Book:
-        return Book(self.pool, self.codec, queue, lifetime_ms=self.expires_extra_ms)
+        return Book(
+            self.pool,
+            self.codec,
+            queue,
+            lifetime_ms=self.expires_extra_ms,
+            functions=self.functions,
+        )
 
     async def _connect(self) -> None:
         if self._pool is None and self._codec_given:

@@ -13,18 +13,26 @@ import msgspec
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from runner import keys
-from runner.errors import EnqueueError, QueueFull, RedisOutOfMemory, RedisUnavailable
+from runner.errors import (
+    DuplicateJob,
+    EnqueueError,
+    QueueFull,
+    RedisOutOfMemory,
+    RedisUnavailable,
+)
 from runner.scripts import load
 from runner.types import QueueStats
+from runner.unique import NO_PLACE, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from redis.asyncio import Redis
 
-    from runner.scripts import Executes
+    from runner.scripts import Executes, Script
 
 ENQUEUE = load("enqueue")
+ENQUEUE_UNIQUE = load("enqueue_unique")
 
 MAX_ENTRIES = 500
 """Entries a script call settles, claims or enqueues at most: about 10 ms of the server's time."""
@@ -117,6 +125,7 @@ class EnqueueEntry(msgspec.Struct, frozen=True):
         lifetime_ms: how long its payload is kept if nobody runs it.
         may_exist: the id was chosen by the caller, so it may be there already.
         max_length: how many jobs the queue may hold for this one to be taken; 0: any number.
+        place: what it must have for itself; None: nothing.
     """
 
     job_id: str
@@ -125,6 +134,22 @@ class EnqueueEntry(msgspec.Struct, frozen=True):
     lifetime_ms: int
     may_exist: bool
     max_length: int = 0
+    place: Place | None = None
+
+
+class Other(msgspec.Struct, frozen=True):
+    """The job that has the place which another asked for.
+
+    Attributes:
+        running: it has been claimed, and has not ended.
+    """
+
+    job_id: str
+    running: bool
+
+
+Queued: TypeAlias = bool | Other
+"""What became of an entry: True (queued), False (its id is there), or who is in its place."""
 
 
 class Broker:
@@ -255,34 +280,38 @@ async def enqueue(
     redis: Executes,
     queue: str,
     entries: Sequence[EnqueueEntry],
-) -> list[bool | EnqueueError | RedisUnavailable]:
+) -> list[Queued | EnqueueError | RedisUnavailable]:
     """Put jobs into one queue, `MAX_ENTRIES` a round trip, in order.
 
     Returns:
-        For each entry True (queued), False (its id is there already), or what went wrong.
+        For each entry what became of it (`Queued`), or what went wrong.
     """
-    outcomes: list[bool | EnqueueError | RedisUnavailable] = []
+    outcomes: list[Queued | EnqueueError | RedisUnavailable] = []
     for start in range(0, len(entries), MAX_ENTRIES):
         part = entries[start : start + MAX_ENTRIES]
+        script, script_keys, args = enqueue_call(queue, part)
         reply: Any
         try:
-            reply = await ENQUEUE.call(redis, keys=enqueue_keys(queue), args=enqueue_args(part))
+            reply = await script.call(redis, keys=script_keys, args=args)
         except ResponseError as exc:
             reply = exc
         outcomes += enqueue_outcomes(queue, part, reply)
     return outcomes
 
 
-@lru_cache(maxsize=1024)
-def enqueue_keys(queue: str) -> tuple[str, str, str]:
-    """Return the keys of the script that enqueues."""
-    return queue, keys.idle(queue), keys.wake(queue)
+def enqueue_call(
+    queue: str,
+    entries: Sequence[EnqueueEntry],
+) -> tuple[Script, tuple[str, ...], list[Any]]:
+    """Return the script that enqueues these, with its keys and arguments.
 
-
-def enqueue_args(entries: Sequence[EnqueueEntry]) -> list[Any]:
-    """Return the arguments of the script that enqueues."""
+    It is a longer one where an entry asks for a place: the others are not to pay for it.
+    """
     args: list[Any] = []
+    with_places = False
     for entry in entries:
+        if entry.place is not None:
+            with_places = True
         args += (
             entry.job_id,
             entry.payload,
@@ -291,15 +320,36 @@ def enqueue_args(entries: Sequence[EnqueueEntry]) -> list[Any]:
             "1" if entry.may_exist else "",
             entry.max_length or "",
         )
-    return args
+    if with_places:
+        return ENQUEUE_UNIQUE, _keys_with_places(queue), _with_places(args, entries)
+    return ENQUEUE, _enqueue_keys(queue), args
+
+
+@lru_cache(maxsize=1024)
+def _enqueue_keys(queue: str) -> tuple[str, ...]:
+    return queue, keys.idle(queue), keys.wake(queue)
+
+
+@lru_cache(maxsize=1024)
+def _keys_with_places(queue: str) -> tuple[str, ...]:
+    return *_enqueue_keys(queue), keys.held(queue), keys.places(queue)
+
+
+def _with_places(args: list[Any], entries: Sequence[EnqueueEntry]) -> list[Any]:
+    size = len(args) // len(entries)
+    longer: list[Any] = []
+    for index, entry in enumerate(entries):
+        longer += args[index * size : (index + 1) * size]
+        longer += NO_PLACE if entry.place is None else entry.place.fields()
+    return longer
 
 
 def enqueue_outcomes(
     queue: str,
     entries: Sequence[EnqueueEntry],
     reply: Any,
-) -> list[bool | EnqueueError | RedisUnavailable]:
-    """Read the reply of the script that enqueues, or the exception that came in its place."""
+) -> list[Queued | EnqueueError | RedisUnavailable]:
+    """Read the reply of a script that enqueues, or the exception that came in its place."""
     if isinstance(reply, RedisUnavailable):
         return [reply] * len(entries)
     if isinstance(reply, BaseException):
@@ -307,20 +357,22 @@ def enqueue_outcomes(
         refusal.__cause__ = reply
         return [refusal] * len(entries)
     return [
-        status == 1 or _refused(queue, entry, status)
+        status == 1 or _not_queued(queue, entry, status)
         for entry, status in zip(entries, reply, strict=True)
     ]
 
 
-def _refused(
+def _not_queued(
     queue: str,
     entry: EnqueueEntry,
-    status: int | bytes,
-) -> Literal[False] | EnqueueError | RedisUnavailable:
+    status: int | bytes | list[Any],
+) -> Literal[False] | Other | EnqueueError | RedisUnavailable:
     if status == 0:
         return False
     if status == -1:
         return queue_full(queue, entry.max_length)
+    if isinstance(status, list):
+        return _duplicate(entry, status)
     text = status.decode() if isinstance(status, bytes) else str(status)
     if "OOM" in text.partition(" ")[0]:
         return RedisOutOfMemory(
@@ -332,6 +384,20 @@ def _refused(
         error.__cause__ = ReadOnlyError(text)
         return error
     return EnqueueError(f"Redis refused the job: {text}")
+
+
+def _duplicate(entry: EnqueueEntry, status: list[Any]) -> Other | DuplicateJob:
+    assert entry.place is not None  # who asks for none gets no such answer
+    job_id, running = status[0].decode(errors="surrogateescape"), bool(status[1])
+    if entry.place.rule.second == "return":
+        return Other(job_id, running)
+    state = "runs" if running else "is there"
+    return DuplicateJob(
+        f"job {job_id!r} {state}, and there is to be no second one beside it "
+        f"({entry.place.rule.option})",
+        job_id=job_id,
+        running=running,
+    )
 
 
 def queue_full(queue: str, max_length: int) -> QueueFull:
@@ -363,6 +429,12 @@ async def read_results(
         args=[channel, WAITER_TTL_MS, *job_ids],
     )
     return answers
+
+
+async def replaced_by(redis: Executes, job_id: str) -> str | None:
+    """Return the job that took the place of one that waited, None when there is none."""
+    successor = await redis.execute_command("GET", keys.REPLACED.encode() + raw_id(job_id))
+    return None if successor is None else str(successor.decode(errors="surrogateescape"))
 
 
 async def abort(redis: Redis, queue: str, job_id: str) -> bool:

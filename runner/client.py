@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import os
 import time
@@ -15,15 +16,13 @@ from arq.utils import to_ms, to_unix_ms
 from redis.exceptions import RedisError
 
 from runner import broker, codec, connections, keys
-from runner.broker import EnqueueEntry
+from runner.broker import EnqueueEntry, Other
 from runner.codec import Codec, JobRecord
 from runner.errors import (
     ArgumentsError,
     EncodeError,
     EnqueueError,
     PayloadTooLarge,
-    QueueFull,
-    RedisOutOfMemory,
     RedisUnavailable,
 )
 from runner.job import Job, Results
@@ -35,6 +34,7 @@ from runner.schedule import Book, Schedules
 from runner.shapes import ANYTHING, Shape
 from runner.tasks import BoundTask, Call, EnqueueOptions, Task, checked_id
 from runner.types import DeadLetter, QueueStats, WriterStatus
+from runner.unique import place_of
 from runner.writer import writer_status
 
 if TYPE_CHECKING:
@@ -114,13 +114,15 @@ class Client(ArqRedis):
             kwargs: the same, by name.
 
         Returns:
-            The job; its `is_new` is False when a job with the same key was there already.
+            The job; its `is_new` is False when it was there already: a job with the same
+            key, or the one that a unique job may not stand beside.
 
         Raises:
             ArgumentsError: the arguments do not fit the task's signature.
             EncodeError: an argument cannot travel.
             PayloadTooLarge: the encoded job exceeds ``max_payload_bytes``.
             QueueFull: the queue holds its ``max_length``; the job is not queued.
+            DuplicateJob: a job is there that this one may not stand beside.
             RedisOutOfMemory: Redis holds its ``maxmemory``; the job is not queued.
             EnqueueError: Redis refused the job for another reason.
             RedisUnavailable: Redis is away. Where its ``may_have_run`` says so, the job may be
@@ -171,10 +173,12 @@ class Client(ArqRedis):
         entry, queue = self._entry(name, args, kwargs, options, declared, carried=carried)
         until = self._until(entry, options) if entry.max_length else None
         try:
-            is_new = await self._outbox.send(queue, entry, until)
+            outcome = await self._outbox.send(queue, entry, until)
         except RedisUnavailable as exc:
             raise _of_one(exc, entry.job_id) from exc.__cause__
-        return self._job(entry.job_id, queue, is_new=is_new, returns=returns)
+        if isinstance(outcome, Other):
+            return self._job(outcome.job_id, queue, is_new=False, returns=returns)
+        return self._job(entry.job_id, queue, is_new=outcome, returns=returns)
 
     async def enqueue_many(self, calls: Iterable[Call[R]]) -> list[Job[R]]:
         """Enqueue any number of calls in few round trips (500 jobs each), in order.
@@ -186,6 +190,8 @@ class Client(ArqRedis):
         Raises:
             QueueFull: a queue had no room for all, and ``queued`` and ``refused`` say which
                 got in: of one queue's calls always the first ones.
+            DuplicateJob: a job is there that one of these may not stand beside; the others
+                are queued, and the same two say which.
             EnqueueError: Redis refused a job; the same two say which.
             RedisUnavailable: Redis went away; what became of the jobs that were under way is
                 unknown where its ``may_have_run`` says so.
@@ -214,6 +220,8 @@ class Client(ArqRedis):
             for (index, _), outcome in zip(part, outcomes, strict=True):
                 if isinstance(outcome, BaseException):
                     failures[index] = outcome
+                elif isinstance(outcome, Other):
+                    jobs[index].job_id, jobs[index].is_new = outcome.job_id, False
                 else:
                     jobs[index].is_new = outcome
         if failures:
@@ -301,12 +309,12 @@ class Client(ArqRedis):
             self.bound.max_length or 0,
         )
         try:
-            is_new = await self._outbox.send(queue, entry, self._until(entry, _NO_OPTIONS))
+            outcome = await self._outbox.send(queue, entry, self._until(entry, _NO_OPTIONS))
         except (RedisUnavailable, EnqueueError) as exc:
             if isinstance(exc.__cause__, (RedisError, OSError)):
                 raise exc.__cause__ from None
             raise
-        return self._job(job_id, queue) if is_new else None
+        return self._job(job_id, queue) if outcome is True else None
 
     def job(self, job_id: str, queue: str | None = None) -> Job[Any]:
         """Return a handle on a job by its id; nothing is asked of Redis."""
@@ -406,8 +414,14 @@ class Client(ArqRedis):
             run_at = now_ms + options.delay * 1000
         elif options.at is not None:
             run_at = options.at.timestamp() * 1000
+        due_ms = run_at or now_ms
+        rule = options.unique
+        if rule is None and declared is not None:
+            rule = declared.unique
+        if rule and rule.until == "debounce":
+            due_ms = now_ms + rule.ms
         expires = options.expires or (declared.expires if declared else None)
-        extra: dict[str, Any] = {"exp": int((run_at or now_ms) + expires * 1000)} if expires else {}
+        extra: dict[str, Any] = {"exp": int(due_ms + expires * 1000)} if expires else {}
         if carried:
             extra[CARRIED] = carried
         job_id = options.key or _new_id()
@@ -420,13 +434,17 @@ class Client(ArqRedis):
             extra=extra,
             task=task,
         )
-        lifetime = int(max((run_at or now_ms) - now_ms, 0)) + self.expires_extra_ms
+        lifetime = int(max(due_ms - now_ms, 0)) + self.expires_extra_ms
         queue = _name_of_queue(
             options.queue or (declared.queue if declared else None) or self.default_queue_name,
         )
         max_length = self.bound.max_length if options.max_length is None else options.max_length
         may_exist = options.key is not None
-        return EnqueueEntry(job_id, payload, run_at, lifetime, may_exist, max_length or 0), queue
+        place = None
+        if rule and task is not None:
+            place = place_of(rule, name, lambda: task.signature.bound(args, kwargs))
+        entry = EnqueueEntry(job_id, payload, run_at, lifetime, may_exist, max_length or 0, place)
+        return entry, queue
 
     def _until(
         self,
@@ -516,16 +534,9 @@ def _partly(jobs: Sequence[Job[Any]], failures: dict[int, BaseException]) -> Bas
         first.add_note(f"{len(queued)} of {len(jobs)} jobs are known to be queued")
         return first
     message = f"{len(queued)} of {len(jobs)} jobs are queued: {first}"
-    if isinstance(first, QueueFull):
-        return QueueFull(
-            message,
-            queue=first.queue,
-            max_length=first.max_length,
-            queued=queued,
-            refused=refused,
-        )
-    kind = RedisOutOfMemory if isinstance(first, RedisOutOfMemory) else EnqueueError
-    return kind(message, queued=queued, refused=refused)
+    error = copy.copy(first)  # other callers may have the same one
+    error.args, error.queued, error.refused = (message,), queued, refused
+    return error
 
 
 def _name_of_queue(queue: object) -> str:

@@ -460,6 +460,11 @@ def _restored_classes() -> dict[str, type[BaseException]]:
 _RESTORED = _restored_classes()
 
 
+def canonical_encoder() -> msgspec.msgpack.Encoder:
+    """Return what writes a value as jobs carry it, the sets in it in one order."""
+    return msgspec.msgpack.Encoder(enc_hook=_encode_other, order="deterministic")
+
+
 def is_result(fields: Fields) -> bool:
     """Tell the fields of a result from those of a job: only a result says how it went."""
     return "s" in fields and "r" in fields

@@ -13,7 +13,7 @@ from uuid import UUID
 from runner import keys
 from runner.codec import codec_named
 from runner.connection import open_client, settings_of
-from runner.errors import ArgumentsError, UnitError
+from runner.errors import ArgumentsError, UnitError, WriterBacklogFull
 from runner.tasks import seconds
 from runner.writer import UnitBuilder, writer_status
 from runner.writer.answers import Answer, Answers
@@ -239,7 +239,11 @@ class DirectUnit(UnitBuilder):
         )
         self._is_sent = True
         self._submitter.send(sent)
-        answer = await sent.future
+        try:
+            answer = await sent.future
+        except WriterBacklogFull:
+            self._is_sent = False  # nothing was submitted: the caller may try again
+            raise
         if waits:
             self._answer = answer or Answer(sent.entry)
         return sent.entry

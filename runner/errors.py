@@ -13,12 +13,14 @@
     ├── EnqueueError
     │   ├── PayloadTooLarge       a job is larger than `max_payload_bytes`
     │   ├── QueueFull             a bounded queue has no room
+    │   ├── DuplicateJob          a unique job is there already, and a second is refused
     │   └── RedisOutOfMemory      Redis holds its `maxmemory`
     ├── ScheduleError             a schedule makes no sense
     │   ├── ScheduleNotFound      there is no schedule of that name
     │   └── ScheduleConflict      the name belongs to another, or to settings.py
     ├── JobFailed                 the job ended without a result
     │   ├── RemoteError           the task raised; carries the remote traceback
+    │   ├── JobReplaced           another job took its place while it waited
     │   ├── JobExpired            the job's time to start, or its payload, ran out
     │   ├── TooManyTries          `max_tries` was used up
     │   ├── TooManyCrashes        the job took too many workers with it
@@ -56,10 +58,12 @@ __all__ = [
     "CodecError",
     "CommitTimeout",
     "DecodeError",
+    "DuplicateJob",
     "EncodeError",
     "EnqueueError",
     "JobExpired",
     "JobFailed",
+    "JobReplaced",
     "LeaseLost",
     "PartFailed",
     "PayloadTooLarge",
@@ -220,6 +224,28 @@ class QueueFull(EnqueueError):
         self.max_length = max_length
 
 
+class DuplicateJob(EnqueueError):
+    """Raised when a job is there that the new one may not stand beside; nothing was enqueued.
+
+    Attributes:
+        job_id: the job that is there: ``client.job(error.job_id)`` waits for it.
+        running: it has been claimed, so that it cannot be replaced any more.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        job_id: str = "",
+        running: bool = False,
+        queued: tuple[str, ...] = (),
+        refused: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(message, queued=queued, refused=refused)
+        self.job_id = job_id
+        self.running = running
+
+
 class RedisOutOfMemory(EnqueueError):
     """Raised when Redis holds its `maxmemory` and evicts nothing; the job is not queued."""
 
@@ -274,6 +300,18 @@ class RemoteError(JobFailed):
 
     def __reduce__(self) -> tuple[type[RemoteError], tuple[str, str, str]]:
         return (type(self), (self.type_name, self.message, self.remote_traceback))
+
+
+class JobReplaced(JobFailed):
+    """Raised at who waits for a job whose place another took while it waited: it is gone.
+
+    Attributes:
+        job_id: the job that took it: ``client.job(error.job_id)`` waits for that one.
+    """
+
+    def __init__(self, message: str = "", *, job_id: str = "") -> None:
+        super().__init__(message)
+        self.job_id = job_id
 
 
 class JobExpired(JobFailed, ArqCompatible):

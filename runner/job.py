@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from runner import broker, codec, connections, keys
 from runner.batch import Gathered
 from runner.codec import ResultRecord, reader_of
-from runner.errors import DecodeError, JobFailed, RedisUnavailable
+from runner.errors import DecodeError, JobFailed, JobReplaced, RedisUnavailable
 from runner.shapes import ANYTHING, Shape
 
 if TYPE_CHECKING:
@@ -98,6 +98,10 @@ class Results:
         for waiters in list(self._waiting.values()):
             for future in waiters:
                 future.cancel("the client was closed")
+
+    async def replaced_by(self, job_id: str) -> str | None:
+        """Return the job that took the place of this one, None when there is none."""
+        return await broker.replaced_by(self._pipe, job_id)
 
     def _start(self) -> None:
         if self._closed:
@@ -191,7 +195,7 @@ class Job(arq.jobs.Job, Generic[R]):
 
     Attributes:
         job_id: the job's id.
-        is_new: False when a job with that id was there already, and nothing was enqueued.
+        is_new: False when the job was there already, and nothing was enqueued.
     """
 
     __slots__ = ("_results", "_returns", "is_new")
@@ -231,6 +235,7 @@ class Job(arq.jobs.Job, Generic[R]):
             TimeoutError: the time is up; the job goes on.
             ResultNotFound: the job is not in the queue and left no result.
             JobFailed: the job failed; `RemoteError` carries the remote traceback.
+            JobReplaced: another job took its place while it waited, a short while ago.
         """
         if pole_delay is not None:
             warnings.warn(
@@ -243,6 +248,12 @@ class Job(arq.jobs.Job, Generic[R]):
             return cast(R, await super().result(timeout, poll_delay=poll_delay))
         blob = await self._results.wait(self.job_id, self._queue_name, timeout_s=timeout)
         if blob is None:
+            successor = await self._results.replaced_by(self.job_id)
+            if successor is not None:
+                raise JobReplaced(
+                    f"job {self.job_id!r} waited, and job {successor!r} took its place",
+                    job_id=successor,
+                )
             raise ResultNotFound(
                 "Not waiting for job result because the job is not in queue. "
                 "Is the worker function configured to keep result?",
@@ -274,7 +285,7 @@ class Job(arq.jobs.Job, Generic[R]):
             if this_task is not None and this_task.cancelling():
                 raise  # it is the caller who was cancelled, not the job
             return True
-        except ResultNotFound:
+        except (ResultNotFound, JobReplaced):
             return False
         return False
 

@@ -20,9 +20,12 @@ runner:idle:<queue>             ZSET     idle workers → expiry in ms; seconds
 runner:wake:<queue>             LIST     wake tokens; seconds
 runner:settled:<lane>           STRING   the last batch that a lane of a worker settled; 1 h
 runner:waiters:<id>             SET      reply channels that wait for the result; a minute, renewed
+runner:replaced:<id>            STRING   the job that took its place while it waited; a minute
 runner:counters:<queue>         HASH     counts by outcome; 30 days after the last
 runner:dead:<queue>             ZSET     job id → time of death in ms; 30 days after the last
 runner:dead-letter:<id>         STRING   the letter; 30 days
+runner:unique:<queue>           HASH     places of unique jobs: digest → "since over id"; an hour
+                                         more than the longest place since may be needed
 runner:units                    STREAM   units not yet committed, and a tail; lasting
 runner:writer                   HASH     the writer's position and counts; lasting
 runner:writer:leader            STRING   the elected candidate; the election's term
@@ -73,6 +76,7 @@ ANSWER = "runner:answer:"
 MOVED_UNIT = "runner:moved:"
 UNIT = "runner:unit:"
 COMMITS = "runner:commits:"
+REPLACED = "runner:replaced:"
 
 UNITS = "runner:units"
 WRITER = "runner:writer"
@@ -124,6 +128,16 @@ def dead_letter(job_id: str) -> str:
 def commits(job_id: str) -> str:
     """HASH: what a job has committed before its end."""
     return COMMITS + job_id
+
+
+def replaced(job_id: str) -> str:
+    """STRING: the job that took the place of this one."""
+    return REPLACED + job_id
+
+
+def places(queue: str) -> str:
+    """HASH: the places of this queue's unique jobs."""
+    return f"runner:unique:{queue}"
 
 
 def held(queue: str) -> str:

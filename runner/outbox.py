@@ -17,7 +17,7 @@ from runner.errors import EnqueueError, QueueFull, RedisUnavailable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runner.broker import EnqueueEntry
+    from runner.broker import EnqueueEntry, Queued
     from runner.pipe import Pipe
 
 SOONEST_LOOK_S, LATEST_LOOK_S = 0.005, 0.25
@@ -34,9 +34,9 @@ class _Sent:
     queue: str
     entry: EnqueueEntry
     until: Until
-    future: asyncio.Future[bool]
+    future: asyncio.Future[Queued]
 
-    def answer(self, outcome: bool | BaseException) -> None:
+    def answer(self, outcome: Queued | BaseException) -> None:
         if self.future.done():
             return  # its caller was cancelled
         if isinstance(outcome, BaseException):
@@ -69,10 +69,11 @@ class Outbox:
         queue: str,
         entry: EnqueueEntry,
         until: Until = None,
-    ) -> asyncio.Future[bool]:
-        """Return what will be True when the job is queued, False when its id is there already.
+    ) -> asyncio.Future[Queued]:
+        """Return what will say what became of the entry (`broker.Queued`).
 
         It raises:
+            DuplicateJob: another job is in its place.
             QueueFull: the queue had no room, or none in time; the job is not queued.
             EnqueueError: Redis refused the job.
             RedisUnavailable: there was no connection, or no answer.
@@ -96,13 +97,13 @@ class Outbox:
         queue: str,
         entries: Sequence[EnqueueEntry],
         until: Until = None,
-    ) -> list[bool | BaseException]:
+    ) -> list[Queued | BaseException]:
         """Send any number of entries in order; return for each what `send` returns or raises.
 
         Once one has found the queue full and may not wait, none behind it with the same
         bound is sent: what is queued are always the first ones.
         """
-        outcomes: list[bool | BaseException] = []
+        outcomes: list[Queued | BaseException] = []
         full: dict[int, QueueFull] = {}
         for start in range(0, len(entries), broker.MAX_ENTRIES):
             part = entries[start : start + broker.MAX_ENTRIES]
@@ -157,9 +158,7 @@ class Outbox:
         for queue, part in parts:
             self._pipe.send_script(
                 partial(self._answer, queue, part, self._loop),
-                broker.ENQUEUE,
-                broker.enqueue_keys(queue),
-                broker.enqueue_args([sent.entry for sent in part]),
+                *broker.enqueue_call(queue, [sent.entry for sent in part]),
             )
 
     def _answer(
@@ -171,7 +170,7 @@ class Outbox:
     ) -> None:
         if loop is not self._loop:
             return
-        outcomes: Sequence[bool | BaseException]
+        outcomes: Sequence[Queued | BaseException]
         try:
             outcomes = broker.enqueue_outcomes(queue, [sent.entry for sent in part], reply)
         except Exception as exc:  # noqa: BLE001  a reply that is none of the script's: tell it

@@ -22,6 +22,7 @@ from runner.errors import SettingsError, did_you_mean
 from runner.events import Subscriber, is_subscriber
 from runner.middleware import Middleware
 from runner.parts import Part
+from runner.queues import named
 from runner.schedule import Schedule, check_names
 from runner.signing import KeyRing, SigningKeys
 from runner.tasks import KEPT_RULE, MOST_KEPT_S, seconds
@@ -97,7 +98,7 @@ class WorkerSettings:
     writer_backlog_entries: ClassVar[int] = BOUND_ENTRIES
     read_pool_size: ClassVar[int] = 2
     use_uvloop: ClassVar[bool] = True
-    queues: ClassVar[Sequence[str]] = ()
+    queues: ClassVar[Sequence[str] | Mapping[str, int]] = ()
     subscribers: ClassVar[Sequence[Subscriber]] = ()
     middleware: ClassVar[Sequence[Middleware]] = ()
     max_jobs_per_process: ClassVar[int | None] = None
@@ -205,6 +206,12 @@ def _text(value: Any) -> bool:
 
 def _names(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(map(_text, value))
+
+
+def _queues(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_text, value)) and all(map(_whole, value.values()))
+    return _names(value)
 
 
 def _hook(value: Any) -> bool:
@@ -348,7 +355,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "middleware": (_middleware, "a list or tuple of objects of subclasses of runner.Middleware"),
     "queue_name": (_text, "a name"),
     "subscribers": (_subscribers, "a list or tuple of plain functions of one event"),
-    "queues": (_names, "a tuple or list of names, not one text"),
+    "queues": (
+        _queues,
+        "a tuple or list of names, not one text, or a dict of names and whole numbers",
+    ),
     "redis_settings": (
         lambda value: isinstance(value, RedisSettings),
         "arq's RedisSettings; RedisSettings.from_dsn(url) makes one",
@@ -414,6 +424,10 @@ def _check_together(cls: type[WorkerSettings]) -> None:
             )
         # A fleet with hooks of its own keeps them: they are its codec.
         cls.codec = None  # type: ignore[assignment]
+    try:
+        named(cls.queue_name, cls.queues, default=keys.DEFAULT_QUEUE)
+    except SettingsError as exc:
+        raise SettingsError(f"{cls.__name__}: {exc}") from None
     if not cls.functions and not cls.cron_jobs:
         logging.getLogger(__name__).debug("%s names no functions yet", cls.__name__)
 

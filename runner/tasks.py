@@ -25,6 +25,7 @@ from runner.dependencies import call as call_with
 from runner.dependencies import dependencies_of
 from runner.errors import ArgumentsError, SettingsError
 from runner.retry import RetryPolicy
+from runner.unique import Debounce, Rule, Throttle, Unique, check_parameters, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -57,6 +58,7 @@ class TaskOptions:
             policy's delay, as long as it has tries left.
         writes: whether it may write by ``ctx.db``: a worker whose tasks all do not claims jobs
             also while too much waits for the writer.
+        unique: which jobs of it may not stand beside each other.
     """
 
     name: str
@@ -70,6 +72,8 @@ class TaskOptions:
     max_crashes: int | None = None
     on_write_error: OnWriteError = "fail"
     writes: bool = True
+    # Uniqueness.
+    unique: Rule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +91,7 @@ class EnqueueOptions:
             them, for this one to be added; 0: any number, None: as the client says.
         when_full: "raise" `QueueFull` when it holds so many, or "wait" for room.
         full_timeout: seconds to wait before `QueueFull` is raised; None: without end.
+        unique: beside which jobs it may not stand; False: beside any, None: as the task says.
     """
 
     delay: float | None = None
@@ -97,6 +102,8 @@ class EnqueueOptions:
     max_length: int | None = None
     when_full: WhenFull | None = None
     full_timeout: float | None = None
+    # Uniqueness.
+    unique: Rule | Literal[False] | None = None
 
     def __post_init__(self) -> None:
         if self.delay is not None and self.at is not None:
@@ -163,6 +170,8 @@ class Task(Generic[P, R]):
         self.name = options.name
         self.dependencies = dependencies_of(function)
         self.signature = Signature(function, self.dependencies)
+        if options.unique is not None:
+            self._check_rule(options.unique)
         update_wrapper(self, function)
         # With these four, inspect.iscoroutinefunction says of this object what it says of
         # the function: arq asks it before it takes a function.
@@ -196,12 +205,25 @@ class Task(Generic[P, R]):
         max_length: int | None = None,
         when_full: WhenFull | None = None,
         full_timeout: float | timedelta | None = None,
+        # Uniqueness: one of them at most; ``unique=False`` lifts what the task declares.
+        unique: bool | Unique | None = None,
+        debounce: float | timedelta | Debounce | None = None,
+        throttle: float | timedelta | Throttle | None = None,
     ) -> BoundTask[P, R]:
         """Return the task with options for the calls made through it.
 
         Example:
             >>> await client.enqueue(place_order.options(delay=60, key="order-42"), 42)
+
+        Raises:
+            ArgumentsError: an option makes no sense, or contradicts another.
         """
+        rule: Rule | Literal[False] | None = None
+        if (unique, debounce, throttle) != (None, None, None):
+            rule = self._rule_of_call(unique, debounce, throttle, key)
+        chosen = self.task_options.unique if rule is None else rule
+        if chosen and chosen.until == "debounce" and (delay is not None or at is not None):
+            raise ArgumentsError(f"{self.name}: debounce says when it starts, not delay or at")
         return BoundTask(
             self,
             EnqueueOptions(
@@ -213,8 +235,36 @@ class Task(Generic[P, R]):
                 max_length=max_length,
                 when_full=when_full,
                 full_timeout=seconds(full_timeout),
+                unique=rule,
             ),
         )
+
+    def _check_rule(self, rule: Rule) -> None:
+        signature = self.signature
+        try:
+            check_parameters(rule, signature.names, others=signature.takes_others)
+        except SettingsError as exc:
+            raise SettingsError(f"task {self.name!r}: {exc}") from None
+
+    def _rule_of_call(
+        self,
+        unique: bool | Unique | None,
+        debounce: float | timedelta | Debounce | None,
+        throttle: float | timedelta | Throttle | None,
+        key: str | None,
+    ) -> Rule | Literal[False] | None:
+        try:
+            rule = rule_of(unique, debounce, throttle)
+            if rule:
+                self._check_rule(rule)
+        except SettingsError as exc:
+            raise ArgumentsError(str(exc)) from None
+        if rule and rule.second == "replace" and key is not None:
+            raise ArgumentsError(
+                f"{self.name}: key names the job, and a job of that name is not replaced; "
+                f"{rule.option} takes a key of its own, as in {rule.option.title()}(key=...)",
+            )
+        return rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +300,10 @@ def task(
     max_crashes: int | None = None,
     on_write_error: OnWriteError | None = None,
     writes: bool = True,
+    # Uniqueness: one of them at most.
+    unique: bool | Unique | None = None,
+    debounce: float | timedelta | Debounce | None = None,
+    throttle: float | timedelta | Throttle | None = None,
 ) -> Callable[[Callable[Concatenate[C, P], Awaitable[R]]], Task[P, R]]: ...
 
 
@@ -268,6 +322,10 @@ def task(
     max_crashes: int | None = None,
     on_write_error: OnWriteError | None = None,
     writes: bool = True,
+    # Uniqueness: one of them at most.
+    unique: bool | Unique | None = None,
+    debounce: float | timedelta | Debounce | None = None,
+    throttle: float | timedelta | Throttle | None = None,
 ) -> Any:
     """Declare an async function whose first parameter is the context as a task.
 
@@ -295,7 +353,12 @@ def task(
     }
 
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
-        _check(getattr(function, "__qualname__", repr(function)), given)
+        called = getattr(function, "__qualname__", repr(function))
+        _check(called, given)
+        try:
+            rule = rule_of(unique, debounce, throttle)
+        except SettingsError as exc:
+            raise SettingsError(f"task {called!r}: {exc}") from None
         options = TaskOptions(
             name=function.__qualname__ if name is None else name,
             retries=retries,
@@ -308,6 +371,7 @@ def task(
             max_crashes=max_crashes,
             on_write_error=on_write_error or "fail",
             writes=writes,
+            unique=rule or None,
         )
         return Task(function, options)
 
@@ -358,6 +422,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "keep_result": (_kept_seconds, KEPT_RULE),
     "backoff": (lambda value: isinstance(value, RetryPolicy), "a RetryPolicy"),
 }
+
+
+# Options without a rule here, and who checks them.
+_NO_RULE = dict.fromkeys(("unique", "debounce", "throttle"), "runner.unique.rule_of")
 
 
 def _check(function: str, given: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ from runner.leases import Leases
 from runner.middleware import Middleware, around_execute
 from runner.middleware import check as checked_middleware
 from runner.parts import JOBS, Part, Parts
-from runner.queues import Queues
+from runner.queues import Queues, named
 from runner.schedule import Schedule, Tickers, check_for_worker, functions_of, split
 from runner.settling import Settler
 from runner.signing import SigningKeys, chosen_codec
@@ -46,7 +46,7 @@ from runner.wake import Waker
 from runner.watch import Watch, watch_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from datetime import timezone as TimeZone  # noqa: N812  the parameter is called timezone
 
     from arq.connections import RedisSettings
@@ -92,8 +92,8 @@ class Worker(Assembled):
         writer_backlog_entries: how many units may wait, in the same way.
         read_pool_size: connections for `ctx.db.fetch`; 0 switches reads off.
         use_uvloop: run on uvloop where no loop is there yet.
-        queues: more queues to read, after `queue_name`, the most urgent first; see
-            `runner.queues` for what the later ones get while the earlier ones are busy.
+        queues: the queues to read beside `queue_name`, the most urgent first, or a mapping of
+            all of them to their weights; `runner.queues` says what the later ones get.
         cron_jobs: schedules, as `runner.cron` makes them, beside arq's cron jobs; with
             `history` both are kept in Redis, and each due time is run once in the fleet.
         subscribers: plain functions that get each event of `runner.events`.
@@ -160,7 +160,7 @@ class Worker(Assembled):
         writer_backlog_entries: int = writers.BOUND_ENTRIES,
         read_pool_size: int = 2,
         use_uvloop: bool = False,
-        queues: Sequence[str] = (),
+        queues: Sequence[str] | Mapping[str, int] = (),
         subscribers: Sequence[Subscriber] = (),
         middleware: Sequence[Middleware] = (),
         max_jobs_per_process: int | None = None,
@@ -232,12 +232,13 @@ class Worker(Assembled):
         self._leases = Leases(self.lease_s, self._lease_lost)
         self.settler = Settler(self, self._leases, over=self._attempt_over)
         lease_ms = int(self.lease_s * 1000)
-        names = dict.fromkeys((self.queue_name, *queues))
+        names, weights = named(self.queue_name, queues, default=default_queue_name)
         # A claim cannot tell which task it will bring.
         heeds = database_url is not None and any(map(_may_write, self.functions.values()))
         self.cycles = self.settler.cycles = Queues(
             [Broker(name, lease_ms=lease_ms, keeps=history, heeds=heeds) for name in names],
             self._engines_redis,
+            weights=weights,
             start=self._start_job,
             settled=self.settler.settled,
             replied=self._replied,

@@ -42,7 +42,7 @@ from runner.execution.report import started
 from runner.execution.settlement import settlement
 from runner.execution.steps import as_coroutine, go_on
 from runner.middleware import CARRIED, JobCall
-from runner.schedule import CRON_OPTION
+from runner.schedule import CRON_OPTION, ScheduledRun
 from runner.tasks import Task, seconds
 from runner.types import Outcome
 
@@ -232,7 +232,8 @@ def current_task() -> asyncio.Task[Any]:
 
 def make_context(host: Host, attempt: Attempt) -> Context:
     """Return arq's dict for this attempt, with our parts."""
-    context = Context(host.ctx, host.reads, functools.partial(host.commits_of, attempt))
+    run = scheduled_run(host, attempt) if CRON_OPTION in attempt.record.options else None
+    context = Context(host.ctx, host.reads, functools.partial(host.commits_of, attempt), run)
     context["job_id"] = attempt.claimed.job_id
     context["job_try"] = attempt.number
     context["enqueue_time"] = enqueue_time(attempt.record.enqueued_ms)
@@ -241,6 +242,14 @@ def make_context(host: Host, attempt: Attempt) -> Context:
     if CRON_OPTION in attempt.record.options:
         context[CRON_OPTION] = attempt.record.options[CRON_OPTION]
     return context
+
+
+def scheduled_run(host: Host, attempt: Attempt) -> ScheduledRun:
+    """Return the attempt as the run of the schedule that made its job."""
+    record = attempt.record
+    option = tuple(record.options[CRON_OPTION])
+    redis = host.ctx["redis"]
+    return ScheduledRun(redis, host.codec, option, attempt.claimed, record.task, attempt.task)
 
 
 enqueue_time = functools.lru_cache(maxsize=256)(ms_to_datetime)

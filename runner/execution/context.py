@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import runner.writer
 from runner.errors import ScheduleError, UnitError
-from runner.keys import FAR_OFF_MS
-from runner.schedule import CRON_OPTION, decide_next
-from runner.schedule.triggers import MOST_INTERVAL_MS
-from runner.tasks import seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from datetime import timedelta
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime, timedelta
 
     from runner.client import Client
+    from runner.schedule import ScheduledRun
     from runner.writer import JobCommits, JobDatabase, ReadPool
 
 
@@ -32,15 +28,17 @@ class Context(dict[Any, Any]):
         ...     ctx.db.update("orders", key={"id": order_id}, shipped=True)
     """
 
-    __slots__ = ("_commits", "_db", "_reads")
+    __slots__ = ("_commits", "_db", "_reads", "_run")
 
     def __init__(
         self,
         values: Mapping[Any, Any],
         reads: ReadPool | None = None,
         commits: Callable[[], JobCommits] | None = None,
+        run: ScheduledRun | None = None,
     ) -> None:
         super().__init__(values)
+        self._run = run
         self._reads = reads
         self._commits = commits
         self._db: JobDatabase | None = None
@@ -75,11 +73,16 @@ class Context(dict[Any, Any]):
     @property
     def due(self) -> datetime | None:
         """When the schedule that made this job was due, None when none did."""
-        option = self.get(CRON_OPTION)
-        return None if option is None else datetime.fromtimestamp(option[2] / 1000, UTC)
+        return None if self._run is None else self._run.due
 
-    async def reschedule(self, when: float | timedelta | datetime | None) -> bool:
-        """Decide when the schedule that made this job is due next.
+    async def reschedule(
+        self,
+        when: float | timedelta | datetime | None,
+        *,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Decide when the schedule that made this job is due next, and with which arguments.
 
         It holds from now on, also if this job fails afterwards. A run whose worker is
         killed runs again and decides again.
@@ -87,35 +90,22 @@ class Context(dict[Any, Any]):
         Args:
             when: seconds or a timedelta from now, a time with a zone, or None: not before
                 somebody resumes the schedule.
+            args: what the runs to come get behind their context, until one decides otherwise
+                or the schedule is changed; without these two they get what this one got.
+            kwargs: the same, by name.
 
         Returns:
-            False when a later run of the schedule has begun to decide: nothing was changed.
+            False when a later run of the schedule has begun to decide, or another worker
+            has this job by now: nothing was changed.
 
         Raises:
             ScheduleError: no schedule made this job, or `when` makes no sense.
+            ArgumentsError: the arguments do not fit the task.
+            EncodeError: an argument cannot travel.
         """
-        option = self.get(CRON_OPTION)
-        if option is None:
+        if self._run is None:
             raise ScheduleError(f"job {self.job_id} was not made by a schedule")
-        at_ms = delay_ms = None
-        if isinstance(when, datetime):
-            if when.tzinfo is None:
-                raise ScheduleError("when needs a time zone: datetime(..., tzinfo=...)")
-            at_ms = min(int(when.timestamp() * 1000), FAR_OFF_MS)
-        elif when is not None:
-            delay_s = seconds(when)
-            if not 0 <= delay_s * 1000 <= MOST_INTERVAL_MS:
-                raise ScheduleError(f"when takes seconds, from 0 to ten years, not {when!r}")
-            delay_ms = round(delay_s * 1000)
-        queue, name, _ = option
-        return await decide_next(
-            self["redis"],
-            queue=queue,
-            name=name,
-            job_id=self.job_id,
-            delay_ms=delay_ms,
-            at_ms=at_ms,
-        )
+        return await self._run.decide(when, args, kwargs)
 
     def unit(self) -> bytes:
         """Return the encoded writes that are not committed yet, or b"" when there are none.

@@ -2,7 +2,7 @@
 -- KEYS: schedules turn
 -- ARGV: book worker limit:int turn_ms:int
 -- Uses: clock
--- Returns: {now, when to look again or '', {name, definition, due, last job} for each}
+-- Returns: {now, when to look again or '', {name, definition, due, last job, call} for each}
 --
 -- The turn saves the others the same work; that each due time is run once rests on
 -- schedule_offer.lua alone. `book` is the prefix of the schedules' own keys. A schedule whose
@@ -26,9 +26,9 @@ end
 redis.call('SET', turn, worker, 'PX', turn_ms)
 local found = {}
 for _, name in ipairs(due) do
-  local parts = redis.call('HMGET', book .. name, 'definition', 'due', 'job')
+  local parts = redis.call('HMGET', book .. name, 'definition', 'due', 'job', 'call')
   if parts[1] and parts[2] then
-    found[#found + 1] = {name, parts[1], parts[2], parts[3] or ''}
+    found[#found + 1] = {name, parts[1], parts[2], parts[3] or '', parts[4] or ''}
   else
     redis.call('ZREM', schedules, name)
   end

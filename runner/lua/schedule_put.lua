@@ -25,6 +25,7 @@ local function put(name, definition, trigger, due)
     return 0
   end
   redis.call('HSET', key, 'source', source, 'definition', definition, 'trigger', trigger)
+  redis.call('HDEL', key, 'call')  -- what its runs have decided on went with the former call
   if state[3] ~= trigger then
     redis.call('HSET', key, 'due', due)
     redis.call('ZADD', schedules, state[4] == '1' and FAR_OFF_MS or due, name)

@@ -5,7 +5,8 @@ declare, `book` the store in Redis, `ticker` a worker's part in it, `schedules` 
 time. Due times are decided by Redis's clock, and counted once by `schedule_offer.lua`.
 """
 
-from runner.schedule.book import CRON_OPTION, Book, ScheduleInfo, decide_next
+from runner.schedule.book import CRON_OPTION, Book, ScheduleInfo
+from runner.schedule.run import ScheduledRun, decide_next
 from runner.schedule.schedule import (
     Schedule,
     check_for_worker,
@@ -27,6 +28,7 @@ __all__ = [
     "Perpetual",
     "Schedule",
     "ScheduleInfo",
+    "ScheduledRun",
     "Schedules",
     "Ticker",
     "Tickers",

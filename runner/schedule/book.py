@@ -6,7 +6,8 @@ it: where payloads are signed, schedules are, and a worker makes no job of one t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -15,15 +16,20 @@ import msgspec
 from runner import codec as codecs
 from runner import keys
 from runner.codec import Codec, JobRecord
-from runner.errors import CodecError, ScheduleError
+from runner.errors import ArgumentsError, CodecError, ScheduleError
+from runner.schedule.run import call_id
 from runner.schedule.schedule import Schedule
 from runner.schedule.triggers import Perpetual
 from runner.scripts import load
+from runner.tasks import Task
+from runner.unique import NO_PLACE, place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from redis.asyncio import Redis
+
+logger = logging.getLogger("runner.schedule")
 
 Kind: TypeAlias = Literal["due", "postpone", "startup", "now"]
 Mode: TypeAlias = Literal["add", "change", "settings"]
@@ -145,13 +151,23 @@ class Book:
         codec: the codec of the fleet's jobs.
         queue: the queue in whose book they are; their jobs go there unless they say otherwise.
         lifetime_ms: how long the payload of a run is kept if nobody runs it.
+        functions: arq's functions by name: what is unique among them is so in runs, too.
     """
 
-    def __init__(self, redis: Redis, codec: Codec, queue: str, *, lifetime_ms: int) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        codec: Codec,
+        queue: str,
+        *,
+        lifetime_ms: int,
+        functions: Mapping[str, Any] | None = None,
+    ) -> None:
         self.redis = redis
         self.queue = queue
         self._codec = codec
         self._lifetime_ms = lifetime_ms
+        self._functions = functions or {}
         self._schedules = keys.schedules(queue)
         self._prefix = keys.schedule_book(queue)
         self._turn = keys.schedule_turn(queue)
@@ -170,8 +186,10 @@ class Book:
             args=[self._prefix, worker, LOOK_LIMIT, TURN_MS],
         )
         due = [
-            self._due(raw.decode(), definition, int(due), job.decode(errors="surrogateescape"))
-            for raw, definition, due, job in found
+            self._due(
+                raw.decode(), definition, call, int(due), job.decode(errors="surrogateescape")
+            )
+            for raw, definition, due, job, call in found
         ]
         return Look(now_ms, int(float(again)) if again else None, due)
 
@@ -193,7 +211,15 @@ class Book:
                 args += self._offer_fields(offers[index])
             answers = await load("schedule_offer").call(
                 self.redis,
-                keys=[self._schedules, self._turn, queue, keys.idle(queue), keys.wake(queue)],
+                keys=[
+                    self._schedules,
+                    self._turn,
+                    queue,
+                    keys.idle(queue),
+                    keys.wake(queue),
+                    keys.held(queue),
+                    keys.places(queue),
+                ],
                 args=args,
             )
             for index, answer in zip(indexes, answers, strict=True):
@@ -336,16 +362,25 @@ class Book:
     def _bound_id(self, name: str) -> str:
         return f"schedule:{self.queue}:{name}"
 
-    def _due(self, name: str, definition: bytes, due_ms: int, job: str) -> DueSchedule:
+    def _with_call(self, name: str, schedule: Schedule, call: bytes) -> Schedule:
+        """Return a schedule with the arguments that its last run decided on, if it did."""
+        if not call:
+            return schedule
+        record = codecs.decode_job(self._codec, call, job_id=call_id(self.queue, name))
+        return replace(schedule, args=record.args, kwargs=record.kwargs)
+
+    def _due(self, name: str, definition: bytes, call: bytes, due_ms: int, job: str) -> DueSchedule:
         try:
-            return DueSchedule(name, self._decode(name, definition), due_ms, job)
+            schedule = self._with_call(name, self._decode(name, definition), call)
+            return DueSchedule(name, schedule, due_ms, job)
         except (CodecError, ScheduleError) as exc:
             return DueSchedule(name, None, due_ms, job, str(exc))
 
     def _info(self, name: str, state: dict[bytes, bytes]) -> ScheduleInfo:
         schedule, error = None, ""
         try:
-            schedule = self._decode(name, state[b"definition"])
+            declared = self._decode(name, state[b"definition"])
+            schedule = self._with_call(name, declared, state.get(b"call", b""))
         except (CodecError, ScheduleError) as exc:
             error = str(exc)
         paused = state.get(b"paused") == b"1"
@@ -402,7 +437,23 @@ class Book:
             codecs.encode_job(self._codec, record),
             start_ms if lies_ahead else "",
             max(start_ms - offer.now_ms, 0) + self._lifetime_ms,
+            *self._place_fields(schedule),
         ]
+
+    def _place_fields(self, schedule: Schedule) -> tuple[Any, ...]:
+        task = getattr(self._functions.get(schedule.task), "coroutine", None)
+        rule = task.task_options.unique if isinstance(task, Task) else None
+        # What is debounced for its callers is due when the schedule says so.
+        if not isinstance(task, Task) or rule is None or rule.until == "debounce":
+            return NO_PLACE
+        bound = task.signature.bound
+        try:
+            place = place_of(rule, task.name, lambda: bound(schedule.args, dict(schedule.kwargs)))
+        except (ArgumentsError, TypeError) as exc:
+            # The others are to run all the same; what does not fit fails in its own job.
+            logger.error("schedule %r runs as if it were not unique: %s", schedule.name, exc)  # noqa: TRY400  the message says it
+            return NO_PLACE
+        return place.fields()
 
 
 _KNOWN = tuple[list[str], list[str]]
@@ -424,30 +475,6 @@ def run_id(offer: Offer, due_ms: int) -> str:
     if offer.schedule.job_id is not None:
         return offer.schedule.job_id
     return f"{offer.schedule.job_id_at(due_ms)}:{offer.kind}"
-
-
-async def decide_next(
-    redis: Redis,
-    *,
-    queue: str,
-    name: str,
-    job_id: str,
-    delay_ms: int | None,
-    at_ms: int | None,
-) -> bool:
-    """Set a schedule's next due time for its latest job; return False when it is not that."""
-    status = await load("schedule_next").call(
-        redis,
-        keys=[keys.schedules(queue)],
-        args=[
-            keys.schedule_book(queue),
-            name,
-            job_id.encode(errors="surrogateescape"),
-            "" if delay_ms is None else delay_ms,
-            "" if at_ms is None else at_ms,
-        ],
-    )
-    return bool(status != -1)
 
 
 def _overlap(schedule: Schedule) -> str:

@@ -7,6 +7,9 @@ CREATE TABLE IF NOT EXISTS runner.migrations (
     applied_at timestamptz NOT NULL DEFAULT now()
 );
 
+-- name: has_migrations
+SELECT to_regclass('runner.migrations') IS NOT NULL;
+
 -- name: migrations_lock
 SELECT pg_advisory_xact_lock(hashtextextended('arq-runner migrations', 0));
 
@@ -38,6 +41,9 @@ SELECT a.pid, pg_terminate_backend(a.pid) AS ended
 
 -- name: has_tables
 SELECT to_regclass('runner.writer') IS NOT NULL;
+
+-- name: pair
+SELECT position, identity FROM runner.writer;
 
 -- name: take_office
 UPDATE runner.writer
@@ -112,14 +118,18 @@ SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind::
 -- name: columns
 WITH RECURSIVE unrolled AS (
     SELECT a.attnum, a.attname, a.attcollation, a.attgenerated <> '' AS is_generated,
+           a.attidentity <> ''
+           OR coalesce(pg_get_expr(d.adbin, d.adrelid) LIKE '%nextval(%', false) AS is_numbered,
            a.atttypid AS type, a.atttypmod AS typmod, false AS is_domain
       FROM pg_attribute a
+      LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
      WHERE a.attrelid = $1::bigint::oid AND a.attnum > 0 AND NOT a.attisdropped
      UNION ALL
-    SELECT u.attnum, u.attname, u.attcollation, u.is_generated, t.typbasetype, t.typtypmod, true
+    SELECT u.attnum, u.attname, u.attcollation, u.is_generated, u.is_numbered, t.typbasetype,
+           t.typtypmod, true
       FROM unrolled u JOIN pg_type t ON t.oid = u.type AND t.typtype = 'd'
 )
-SELECT u.attname AS name, u.is_generated, u.typmod, u.is_domain, t.typname AS base,
+SELECT u.attname AS name, u.is_generated, u.is_numbered, u.typmod, u.is_domain, t.typname AS base,
        t.typtype::text AS kind, t.typcategory = 'A' AS is_array,
        coalesce(c.collisdeterministic, true) AS deterministic
   FROM unrolled u

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 from redis.exceptions import RedisError
 
-from runner import keys
+from runner import connections, keys
 from runner.batch import Gathered
 from runner.errors import (
     CommitTimeout,
@@ -210,7 +210,9 @@ class Answers:
 
     async def _listen(self) -> None:
         while True:
-            pubsub = self._redis.pubsub()
+            # Beside the pool: of a bounded number of connections it would keep one for good.
+            redis = connections.another(self._redis.connection_pool)
+            pubsub = redis.pubsub()
             try:
                 await self._read(pubsub)
             except (*_TROUBLE, ValueError) as exc:
@@ -220,6 +222,7 @@ class Answers:
                 self._is_following = False
                 with contextlib.suppress(*_TROUBLE):
                     await pubsub.aclose()  # type: ignore[no-untyped-call]
+                    await redis.aclose()
 
     async def _read(self, pubsub: PubSub) -> None:
         now = asyncio.get_running_loop().time

@@ -10,9 +10,9 @@ from __future__ import annotations
 import collections
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runner.writer.failures import DUPLICATE, FENCED, MISSING, BadValue
+from runner.writer.failures import DUPLICATE, FENCED, MISSING, PASSED, BadValue
 from runner.writer.plan import Scope, Wave, plan
 from runner.writer.queries import query
 from runner.writer.statements import raw_row
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from runner.writer.statements import Statements
     from runner.writer.units import Operation
 
-__all__ = ["Applier", "Office", "Step", "prepare_steps", "steps_in_order"]
+__all__ = ["Applier", "Office", "Step", "prepare_steps", "reset_steps", "steps_in_order"]
 
 BRANCHES_AT_MOST = 16
 STATEMENTS_KEPT = 200
@@ -46,6 +46,7 @@ PLANNER_SETTINGS = {
 _AFTER_RAW = (
     "RESET ALL; RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD TEMP; CLOSE ALL; UNLISTEN *"
 )
+"""Undoes what raw SQL may have left in the session, also within a transaction."""
 
 
 def _settings(at: int) -> str:
@@ -83,6 +84,18 @@ class Office:
     redis_lost: bool = False
 
 
+class Branch(NamedTuple):
+    """One branch of a WITH: its statement, its arrays, and how many rows these hold.
+
+    ``unlike`` are keys that none of the rows may get from the database.
+    """
+
+    statements: Statements
+    arrays: list[Any]
+    rows: int
+    unlike: list[Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One call to Postgres.
@@ -92,7 +105,7 @@ class Step:
     what that row did: a unit, and the place of the operation in it.
     """
 
-    branches: Sequence[tuple[Statements, list[Any], int]] = ()
+    branches: Sequence[Branch] = ()
     many: tuple[Statements, list[Row]] | None = None
     alone: tuple[Statements, Row] | None = None
     sql: str = ""
@@ -102,24 +115,57 @@ class Step:
 def prepare_steps(units: Sequence[Unit], known: Known) -> list[Step]:
     """Plan units and put their values into arrays; raise `BadValue` for one that cannot be.
 
-    What Postgres would look at when a unit commits, it must look at between the units: such
-    units are run in their own order, and what comes before them is planned apart from what
-    comes behind.
+    What Postgres would look at when a unit commits, it must look at between the units, and what
+    raw SQL leaves in the session must not reach the next one: such units are run in their own
+    order, and what comes before them is planned apart from what comes behind.
     """
-    if not any(statements.flush for statements in known.values()):
-        return _planned_units(units, known)
+    if not any(statements.flush or statements.lingers for statements in known.values()):
+        return _in_runs(_planned_units(units, known))
     steps: list[Step] = []
-    for flush, some in itertools.groupby(units, lambda unit: _flush_of(unit, known)):
-        if not flush:
+    for is_apart, some in itertools.groupby(units, lambda unit: _is_apart(unit, known)):
+        if not is_apart:
             steps += _planned_units(list(some), known)
             continue
         for unit in some:
-            steps += (*steps_in_order(unit, known), Step(sql=flush))
-    return steps
+            flush = next((s.flush for s in _statements(unit, known) if s.flush), "")
+            steps += (*steps_in_order(unit, known), *((Step(sql=flush),) if flush else ()))
+            steps += reset_steps(unit, known)
+    return _in_runs(steps)
 
 
-def _flush_of(unit: Unit, known: Known) -> str:
-    return next((known[text].flush for text, _ in unit.operations if known[text].flush), "")
+def _statements(unit: Unit, known: Known) -> Iterable[Statements]:
+    return (known[text] for text, _ in unit.operations)
+
+
+def _is_apart(unit: Unit, known: Known) -> bool:
+    return any(statements.flush or statements.lingers for statements in _statements(unit, known))
+
+
+def reset_steps(unit: Unit, known: Known) -> list[Step]:
+    """Return what undoes what this unit may leave in the session, if it may."""
+    lingers = any(statements.lingers for statements in _statements(unit, known))
+    return [Step(sql=_AFTER_RAW)] if lingers else []
+
+
+def _in_runs(steps: Iterable[Step]) -> list[Step]:
+    """Let rows of one statement that follow each other travel together, in their order."""
+    found: list[Step] = []
+    for run, some in itertools.groupby(steps, _run_of):
+        alike = list(some)
+        if not run or len(alike) == 1:
+            found += alike
+            continue
+        statements = alike[0].alone[0] if alike[0].alone else None
+        assert statements is not None
+        found.append(Step(many=(statements, [step.alone[1] for step in alike if step.alone])))
+    return found
+
+
+def _run_of(step: Step) -> int:
+    """Name the statement of a step of which nothing need be known but that it passes, or 0."""
+    if step.alone is None or step.asked is not None or step.alone[0].counts:
+        return 0
+    return id(step.alone[0])
 
 
 def _planned_units(units: Sequence[Unit], known: Known) -> list[Step]:
@@ -131,26 +177,31 @@ def _planned_units(units: Sequence[Unit], known: Known) -> list[Step]:
     profiles = {text: statements.profile for text, statements in known.items()}
     steps: list[Step] = []
     together: list[Operation] = []
+    firsts: set[int] = set()
     for unit in units:
+        firsts.add(len(together))
         if unit.asks is None:
             together += unit.operations
             continue
         for place, operation in enumerate(unit.operations):
             if known[operation[0]].tells:
                 if together:
-                    steps += _planned(together, profiles, known)
-                    together = []
+                    steps += _planned(together, profiles, known, firsts)
+                    together, firsts = [], set()
                 steps += _asked_steps(unit, place, known)
             else:
                 together.append(operation)
-    return steps + _planned(together, profiles, known)
+    return steps + _planned(together, profiles, known, firsts)
 
 
 def _planned(
-    operations: Sequence[Operation], profiles: Mapping[str, Profile], known: Known
+    operations: Sequence[Operation],
+    profiles: Mapping[str, Profile],
+    known: Known,
+    firsts: set[int],
 ) -> list[Step]:
     steps: list[Step] = []
-    for wave in plan(operations, profiles):
+    for wave in plan(operations, profiles, firsts):
         steps.extend(_wave_steps(wave, known))
     return steps
 
@@ -168,14 +219,16 @@ def _wave_steps(wave: Wave, known: Known) -> list[Step]:
         return [Step(alone=(statements, statements.row(row))) for row in group.rows]
     before: list[Step] = []
     after: list[Step] = []
-    branches: list[tuple[Statements, list[Any], int]] = []
+    branches: list[Branch] = []
     groups = wave.groups
     if len(groups) <= BRANCHES_AT_MOST:
         groups = sorted(groups, key=lambda group: group.profile.text)
     for group in groups:
         statements = known[group.profile.text]
         if statements.is_plain:
-            branches.append((statements, statements.arrays(group.rows), len(group.rows)))
+            unlike = list(group.written[: group.unlike])
+            arrays = statements.arrays(group.rows)
+            branches.append(Branch(statements, arrays, len(group.rows), unlike))
         else:
             steps = after if group.profile.refers_to and not group.profile.makes else before
             steps.extend(_slow_steps(group, statements))
@@ -290,7 +343,7 @@ class Applier:
             return answers
         finally:
             # Also after a rollback, which gives no advisory lock back.
-            if any(_is_raw(step) for step in steps) and not self._connection.is_closed():
+            if any(_reaches_all(step) for step in steps) and not self._connection.is_closed():
                 await self._clean_session()
 
     async def _run(self, steps: Sequence[Step]) -> Iterable[Tally]:
@@ -303,10 +356,7 @@ class Applier:
             if step.branches:
                 await self._branches(step.branches)
             elif step.many:
-                statements, rows = step.many
-                self.running = (statements, [])
-                prepared = await self._prepare(statements.single)
-                await prepared.executemany(rows)
+                await self._many(*step.many)
             elif step.alone:
                 self.running = step.alone
                 tag, found = await self._alone(*step.alone)
@@ -317,10 +367,20 @@ class Applier:
                     tally.add(place, tag, found if wants else None)
             else:
                 await self._connection.execute(step.sql)
+                # To what it was when the session began: our own settings.
+                defaults = defaults and step.sql != _AFTER_RAW
             self.running = None
         if defaults:
             await self._connection.execute(_OURS)
         return tallies.values()
+
+    async def _many(self, statements: Statements, rows: list[Row]) -> None:
+        self.running = (statements, [])
+        prepared = await self._prepare(statements.single)
+        if statements.profile.shape.kind == "execute":
+            types = prepared.get_parameters()
+            rows = [raw_row(types, row) for row in rows]
+        await prepared.executemany(rows)
 
     async def _alone(self, statements: Statements, row: Row) -> tuple[str, list[Record]]:
         """Do one operation; return the command's tag, and the rows that came back."""
@@ -334,7 +394,7 @@ class Applier:
             )
         return prepared.get_statusmsg() or "", rows
 
-    async def _branches(self, branches: Sequence[tuple[Statements, list[Any], int]]) -> None:
+    async def _branches(self, branches: Sequence[Branch]) -> None:
         parts, checks, args = _branch_parts(branches)
         sql = f"WITH {', '.join(parts)} SELECT {', '.join(checks) or '1'}"
         prepared = await self._prepare(sql)
@@ -342,7 +402,7 @@ class Applier:
 
     async def _fused(
         self,
-        branches: Sequence[tuple[Statements, list[Any], int]],
+        branches: Sequence[Branch],
         recorded: list[bytes],
         refused: Sequence[tuple[str, bytes]],
         last: str,
@@ -399,24 +459,29 @@ class Applier:
 
 def _is_foreign(step: Step) -> bool:
     """Say whether a step may run SQL that is not ours: raw SQL, or triggers of a table."""
-    if step.alone is None:
-        return bool(step.sql)
-    return step.asked is None or step.alone[0].profile.scope is Scope.ALL
+    if step.sql:
+        return True
+    return (step.alone is not None and step.asked is None) or _reaches_all(step)
 
 
-def _is_raw(step: Step) -> bool:
-    return step.alone is not None and step.alone[0].profile.shape.kind == "execute"
+def _reaches_all(step: Step) -> bool:
+    statements, _ = step.many or step.alone or (None, None)
+    return statements is not None and statements.profile.scope is Scope.ALL
 
 
 def _branch_parts(
-    branches: Sequence[tuple[Statements, list[Any], int]],
+    branches: Sequence[Branch],
 ) -> tuple[list[str], list[str], list[Any]]:
     parts: list[str] = []
     checks: list[str] = []
     args: list[Any] = []
-    for number, (statements, arrays, rows) in enumerate(branches):
-        parts.append(statements.branch(number, len(args) + 1))
+    for number, (statements, arrays, rows, unlike) in enumerate(branches):
+        parts.append(statements.branch(number, len(args) + 1, gives_key=bool(unlike)))
         args.extend(arrays)
+        if unlike:
+            args.append(unlike)
+            met = f"SELECT count(*) FROM b{number} WHERE key = ANY(${len(args)}::bigint[])"  # noqa: S608  numbers of ours
+            checks.append(_expect(met, "0", PASSED, "a new row has passed what came before it"))
         if statements.counts:
             args.append(rows)
             counted = f"SELECT count(*) FROM b{number}"  # noqa: S608  a number of ours

@@ -23,12 +23,21 @@ import asyncpg
 import msgspec
 
 from runner.errors import WriteRejected
-from runner.writer.apply import Applier, Office, Step, prepare_steps, steps_in_order
+from runner.writer.apply import (
+    Applier,
+    Office,
+    Step,
+    prepare_steps,
+    reset_steps,
+    steps_in_order,
+)
 from runner.writer.catalogue import Catalogue
 from runner.writer.entries import encode_rejection
 from runner.writer.failures import (
     FENCED,
+    LOCKED,
     READ_ONLY,
+    UNPREPARED,
     BadValue,
     Fenced,
     is_about_data,
@@ -128,10 +137,10 @@ class Batches:
         return refused
 
     async def _isolate(self, units: Sequence[Unit], cause: BaseException) -> Refusals:
-        await self._check_epoch()
-        applied = await self._applied(units)
         if is_stale(cause):
             await self._reload()
+        await self._check_epoch()
+        applied = await self._applied(units)
         if applied or is_stale(cause):
             units = [_without_writes(unit) if unit.key in applied else unit for unit in units]
             try:
@@ -180,7 +189,6 @@ class Batches:
                 await self._commit([], [_without_writes(unit)], {})
                 return {}
             refused = {unit.entry: self._rejection(cause, unit)}
-        logger.warning("refused the unit %s: %s", unit.entry, refused[unit.entry])
         try:
             await self._commit([], [unit], refused)
         except _UnitFault as fault:
@@ -200,7 +208,8 @@ class Batches:
             else:
                 return None
         try:
-            await self._commit(steps_in_order(unit, known), [unit], {})
+            steps = steps_in_order(unit, known) + reset_steps(unit, known)
+            await self._commit(steps, [unit], {})
         except _UnitFault as fault:
             return fault.cause
         except _FAULTS as exc:
@@ -261,6 +270,9 @@ class Batches:
                 self._answers |= await self._applier.commit(steps, units, facts)
             except _FAULTS as exc:
                 tries += 1
+                if isinstance(exc, asyncpg.PostgresError) and exc.sqlstate == UNPREPARED:
+                    # A unit has taken the prepared statements away, ours among them.
+                    await self._reload()
                 if not self._is_passing(exc):
                     await self._look_behind(exc)
                     self._fail(exc)
@@ -287,7 +299,7 @@ class Batches:
         return (
             isinstance(exc, asyncpg.PostgresError)
             and not self._connection.is_closed()
-            and (exc.sqlstate or "").startswith(("40", "53", "58"))
+            and (exc.sqlstate or "").startswith(("40", "53", "58", LOCKED))
             and not is_about_data(exc)
         )
 

@@ -28,7 +28,7 @@ from runner.errors import StoreWentBack, WriterUnavailable
 from runner.writer.backlog import Bounds
 from runner.writer.election import Election, NotElected
 from runner.writer.failures import Fenced
-from runner.writer.office import check_eviction, take_office
+from runner.writer.office import check_eviction, check_pair, take_office
 from runner.writer.pulse import Pulse
 from runner.writer.queries import migrate
 from runner.writer.session import close, connect, wait_for_lock
@@ -153,6 +153,7 @@ class Candidate:
         await check_eviction(self._redis)
         connection = await self._connect(group)
         try:
+            await check_pair(connection, self._redis)
             await wait_for_lock(
                 connection, patience_s=self._term_s / 2, is_elected=self._election.is_current
             )

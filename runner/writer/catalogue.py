@@ -203,6 +203,7 @@ def _column(row: Record) -> ColumnFacts:
         length=length,
         deterministic=row["deterministic"],
         scale=_scale(typmod) if base == "numeric" and typmod >= 0 else None,
+        numbered=row["is_numbered"],
     )
 
 

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 
-from runner.errors import CommitTimeout, LeaseLost, UnitChanged, WriteRejected, WriterUnavailable
+from runner.errors import (
+    CommitTimeout,
+    LeaseLost,
+    UnitChanged,
+    UnitError,
+    WriteRejected,
+    WriterUnavailable,
+)
 from runner.tasks import seconds
 from runner.types import Committed
+from runner.writer.hosts import first_of
 from runner.writer.tally import read_tally
 from runner.writer.units import UnitBuilder
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from asyncpg import Pool, Record
+    from asyncpg import Connection, Pool, Record
 
     from runner.writer.commits import JobCommits
 
@@ -30,6 +38,8 @@ COMMAND_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 5.0
 ROWS_AT_MOST = 1_000
 ROWS_BYTES = 1_000_000
+UNIT_BYTES = 64 * 1024 * 1024
+"""What a job may write in one unit: Redis takes no more than 512 MB at a time, and holds still."""
 
 
 class ReadPool:
@@ -71,7 +81,7 @@ class ReadPool:
                 self._database_url,
                 min_size=0,
                 max_size=self._max_size,
-                timeout=CONNECT_TIMEOUT_S,
+                connect=cast("Any", _connect),
                 command_timeout=COMMAND_TIMEOUT_S,
                 server_settings={
                     "application_name": "arq-runner reads",
@@ -80,6 +90,15 @@ class ReadPool:
             )
         except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
             raise WriterUnavailable(f"cannot read from the database: {exc}") from exc
+
+
+async def _connect(database_url: str, **options: Any) -> Connection[Record]:
+    """Open a connection of the pool."""
+
+    async def connect(url: str, timeout_s: float) -> Connection[Record]:
+        return await asyncpg.connect(url, timeout=timeout_s, **options)
+
+    return await first_of(database_url, connect, timeout_s=CONNECT_TIMEOUT_S)
 
 
 class JobDatabase(UnitBuilder):
@@ -130,6 +149,7 @@ class JobDatabase(UnitBuilder):
             For each call since the last commit what it did, in order.
 
         Raises:
+            UnitError: the writes are too many for one unit; nothing was submitted.
             WriteRejected: Postgres refused the unit; nothing of it was kept. A job may catch
                 this and go on: its next commit is a new unit.
             UnitChanged: the job ran before, and committed something else at this place.
@@ -167,6 +187,20 @@ class JobDatabase(UnitBuilder):
             self.refused = exc
             raise
         return read_tally(answer, entry, calls)
+
+    def encode(self) -> bytes:
+        """Return the operations as the bytes that travel.
+
+        Raises:
+            UnitError: they are too many to travel at a time.
+        """
+        operations = super().encode()
+        if len(operations) > UNIT_BYTES:
+            raise UnitError(
+                f"the writes take {len(operations):,} bytes, more than the {UNIT_BYTES:,} that one "
+                f"unit may have: `await ctx.db.commit()` in between, or write in several jobs"
+            )
+        return operations
 
     def check_submitted(self) -> None:
         """Raise `WriterUnavailable` when nobody knows whether a commit reached Redis."""

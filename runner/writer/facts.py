@@ -47,6 +47,7 @@ class ColumnFacts:
         length: of a varchar with a length, that length.
         deterministic: whether equal text is the same text in this collation.
         scale: of a numeric with a scale, the digits after the point.
+        numbered: whether the database numbers the rows in it, by a sequence.
     """
 
     base: str
@@ -57,6 +58,7 @@ class ColumnFacts:
     length: int | None = None
     deterministic: bool = True
     scale: int | None = None
+    numbered: bool = False
 
     @property
     def key_class(self) -> type | None:

@@ -11,8 +11,11 @@ from runner.errors import WriteRejected
 __all__ = [
     "DUPLICATE",
     "FENCED",
+    "LOCKED",
     "MISSING",
+    "PASSED",
     "READ_ONLY",
+    "UNPREPARED",
     "BadValue",
     "Fenced",
     "is_about_data",
@@ -24,10 +27,15 @@ __all__ = [
 ]
 
 # SQLSTATEs of our own, raised by runner.expect in the statement that applies a batch.
-FENCED, MISSING, DUPLICATE = "RNF01", "RNM01", "RND01"
+FENCED, MISSING, DUPLICATE, PASSED = "RNF01", "RNM01", "RND01", "RNP01"
 READ_ONLY = "25006"
+LOCKED = "55P03"
+UNPREPARED = "26000"
+OUT_OF_MEMORY = "53200"  # of shared memory, too: more locks than there is room for
 
-_STALE = frozenset({"0A000", "XX000", "22000", "42P01", "42703", "42704", "42804", "42883"})
+_STALE = frozenset(
+    {"0A000", "XX000", "22000", UNPREPARED, "42P01", "42703", "42704", "42804", "42883"}
+)
 
 
 class Fenced(Exception):  # noqa: N818  not a failure: another candidate has been elected
@@ -47,26 +55,29 @@ class BadValue(Exception):  # noqa: N818  becomes a rejection, never seen by use
 def is_about_data(exc: asyncpg.PostgresError) -> bool:
     """Say whether an error may be a unit's own fault.
 
-    The other classes tell of the connection, of concurrency, of resources or of the server.
-    Of these two, Postgres uses one for a statement that took too long and one for a statement
-    that used up its limit of temporary files: these are about the statement. What tells of a
-    connection's end and does not end it was raised by somebody's function.
+    The other classes tell of the connection, of concurrency, of resources or of the server, as
+    does a lock that was not given within `lock_timeout`. But a statement that took too long, or
+    used up its limit of temporary files, is about itself. What tells of a connection's end and
+    does not end it was raised by somebody's function.
     """
     state = exc.sqlstate or ""
     if state in ("57014", "53400"):
         return True
     if state.startswith(("08", "57P0")):
         return getattr(exc, "severity_en", None) == "ERROR"
-    return not state.startswith(("40", "53", "58")) and state != READ_ONLY
+    return not state.startswith(("40", "53", "58")) and state not in (READ_ONLY, LOCKED)
 
 
 def may_be_raised(exc: BaseException) -> bool:
     """Say whether an error that tells of the server may come from a unit after all.
 
-    A trigger may raise any SQLSTATE, a file that a function reads may be missing. So after some
-    tries the unit is looked for; what tells of full disks and memory is waited for.
+    A trigger may raise any SQLSTATE, a file that a function reads may be missing, a unit may ask
+    for a lock that it never gets, a batch may touch more partitions than there is room for locks.
+    So after some tries the unit is looked for; what tells of full disks is waited for.
     """
-    return isinstance(exc, asyncpg.PostgresError) and exc.sqlstate.startswith(("40", "58"))
+    return isinstance(exc, asyncpg.PostgresError) and exc.sqlstate.startswith(
+        ("40", "58", LOCKED, OUT_OF_MEMORY)
+    )
 
 
 def rejection(exc: BaseException, statement: str = "") -> WriteRejected:

@@ -11,15 +11,13 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
-
-from redis.exceptions import ResponseError
+from typing import TYPE_CHECKING, Any
 
 from runner import keys
 from runner.scripts import load
 from runner.writer.entries import decode_rejection
 from runner.writer.queries import query
-from runner.writer.status import ZERO, entry_ms, exceeds, split_id
+from runner.writer.status import ZERO, entry_ms, exceeds, note_facts, split_id
 from runner.writer.stream import entries_between
 
 if TYPE_CHECKING:
@@ -100,11 +98,9 @@ class Inheritance:
     async def _put_above(self) -> None:
         """See that no entry gets an id at or below the position, where nobody would read it."""
         ms, sequence = split_id(self.office.position)
-        try:
-            await self.redis.xadd(keys.UNITS, {"m": "position"}, id=f"{ms}-{sequence + 1}")
-        except ResponseError as exc:
-            if "equal or smaller" not in str(exc):  # the ids are above it already
-                raise
+        await load("writer_above").call(
+            self.redis, keys=[keys.UNITS], args=[f"{ms}-{sequence + 1}"]
+        )
 
     async def _bring_back(self) -> None:
         position, kept = self.office.position, 0
@@ -127,7 +123,7 @@ class Inheritance:
         # Both counts went back with Redis: what is done is what does not wait.
         info: dict[str, Any] = await self.redis.xinfo_stream(keys.UNITS)
         done = int(info.get("entries-added", 0)) - (int(info["length"]) - kept)
-        await cast(Any, self.redis.hset(keys.WRITER, "done", str(done)))
+        await note_facts(self.redis, done=done)
 
     async def _stranded(self, units: Sequence[Unit]) -> list[Unit]:
         """Return those that were neither applied nor refused, and that somebody waits for."""

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from asyncpg import Connection, Record
     from redis.asyncio import Redis
 
-__all__ = ["adopt", "check_eviction", "check_held", "note_loss", "take_office"]
+__all__ = [
+    "adopt",
+    "check_eviction",
+    "check_held",
+    "check_pair",
+    "note_loss",
+    "take_office",
+]
 
 logger = logging.getLogger("runner.writer")
 
@@ -38,10 +45,7 @@ async def take_office(connection: Connection[Record], redis: Redis, name: str) -
     """
     row = await connection.fetchrow(query("take_office"), name)
     assert row is not None
-    facts = {
-        key.decode(): value.decode()
-        for key, value in (await cast(Any, redis.hgetall(keys.WRITER))).items()
-    }
+    facts = await _facts(redis)
     position = row["position"]
     await _agree(connection, redis, row, facts)
     _check_trimmed(position, facts)
@@ -66,6 +70,18 @@ async def take_office(connection: Connection[Record], redis: Redis, name: str) -
         losses=_losses(position, facts),
         redis_lost=redis_lost,
     )
+
+
+async def check_pair(connection: Connection[Record], redis: Redis) -> None:
+    """See that both stores belong together, before a writer that is at work is disturbed.
+
+    Raises:
+        StoreWentBack: the database is another Redis's; or Redis was emptied.
+    """
+    if await connection.fetchval(query("has_tables")):
+        row = await connection.fetchrow(query("pair"))
+        if row is not None:
+            _refuse_strangers(row, await _facts(redis))
 
 
 async def note_loss(redis: Redis, office: Office) -> None:
@@ -109,17 +125,12 @@ async def adopt(redis: Redis, connection: Connection[Record]) -> str:
         *(identity, position),
     )
     info: dict[str, Any] = await redis.xinfo_stream(keys.UNITS) if last else {}
-    await cast(
-        Any,
-        redis.hset(
-            keys.WRITER,
-            mapping={
-                "identity": identity,
-                "position": position,
-                "answered": position,
-                "done": int(info.get("entries-added", 0)),
-            },
-        ),
+    await note_facts(
+        redis,
+        identity=identity,
+        position=position,
+        answered=position,
+        done=int(info.get("entries-added", 0)),
     )
     await cast(Any, redis.hdel(keys.WRITER, "trimmed"))
     return identity
@@ -129,6 +140,17 @@ async def _agree(
     connection: Connection[Record], redis: Redis, row: Record, facts: dict[str, str]
 ) -> None:
     """See that both stores carry one identity; give them one when both are new."""
+    theirs, ours = facts.get("identity"), row["identity"]
+    if theirs is not None and theirs == ours:
+        return
+    _refuse_strangers(row, facts)
+    identity = theirs or ours or secrets.token_hex(16)
+    await connection.execute(query("set_identity"), identity, row["epoch"])
+    await note_facts(redis, identity=identity)
+    await _keep_on_disk(redis)
+
+
+def _refuse_strangers(row: Record, facts: dict[str, str]) -> None:
     theirs, ours = facts.get("identity"), row["identity"]
     if theirs is not None and theirs == ours:
         return
@@ -142,10 +164,11 @@ async def _agree(
             "the units in Redis belong to another database, or this database was set back to "
             f"a state from before them. {_ADOPT}",
         )
-    identity = theirs or ours or secrets.token_hex(16)
-    await connection.execute(query("set_identity"), identity, row["epoch"])
-    await note_facts(redis, identity=identity)
-    await _keep_on_disk(redis)
+
+
+async def _facts(redis: Redis) -> dict[str, str]:
+    facts = await cast(Any, redis.hgetall(keys.WRITER))
+    return {key.decode(): value.decode() for key, value in facts.items()}
 
 
 async def _keep_on_disk(redis: Redis) -> None:

@@ -8,7 +8,8 @@ the first wave after those that it depends on:
   shape to one key become one, or three when they go up and down: to the highest sum on the
   way, to the lowest and to the last, so that a sum that does not fit is found;
 - an insert that leaves its key to the database: after upserts of that table, and operations
-  by key come after it;
+  by key come after it; it may pass those that came before, if it does not get one of their keys;
+- of one unit, rows that the database numbers after those of other columns before them;
 - anything else by its table: after everything on that table, and everything on it comes after;
 - what may touch other tables (triggers, cascades, raw SQL): the same for all tables.
 
@@ -28,7 +29,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from runner.writer.facts import TableFacts
     from runner.writer.units import Operation, Shape
@@ -37,6 +38,8 @@ __all__ = ["Group", "Profile", "Scope", "Wave", "plan", "profile_of"]
 
 Row = list[Any]
 _EXACT = DecimalContext(prec=2_000, traps=[])
+DIGITS_AT_MOST = 900
+"""Before and behind the point: whatever is summed of such numbers, `_EXACT` holds."""
 
 
 class Scope(enum.Enum):
@@ -70,6 +73,8 @@ class Profile:
         referred_by: oids of tables that may have to let go of what it takes away.
         makes: it may make what others refer to.
         frees: it may let go of what it refers to.
+        draws: the database gives its rows a key that is a whole number, and tells which.
+        numbers: the database numbers the rows that it makes.
     """
 
     text: str
@@ -88,14 +93,25 @@ class Profile:
     referred_by: tuple[int, ...] = ()
     makes: bool = False
     frees: bool = False
+    draws: bool = False
+    numbers: bool = False
 
 
 @dataclass(slots=True)
 class Group:
-    """Rows of one shape in one wave."""
+    """Rows of one shape in one wave.
+
+    Attributes:
+        profile: the shape.
+        rows: the rows.
+        written, unlike: so many of these keys, from the first, were written to before the rows
+            were made, and will be behind them: none of the rows may get such a key.
+    """
 
     profile: Profile
     rows: list[Row]
+    written: Sequence[Any] = ()
+    unlike: int = 0
 
 
 @dataclass(slots=True)
@@ -135,14 +151,26 @@ def profile_of(text: str, shape: Shape, facts: TableFacts | None) -> Profile:
         referred_by=facts.referenced_by if takes else (),
         makes=bool(facts.referenced_by) and (fresh or takes),
         frees=bool(facts.references) and (shape.kind == "delete" or bool(repointed)),
+        draws=scope is Scope.APPEND and _draws(shape, facts),
+        numbers=fresh and _is_numbered(shape, facts),
     )
 
 
-def plan(operations: Sequence[Operation], profiles: Mapping[str, Profile]) -> list[Wave]:
-    """Return the waves of these operations, in order."""
+def plan(
+    operations: Sequence[Operation], profiles: Mapping[str, Profile], firsts: Collection[int] = ()
+) -> list[Wave]:
+    """Return the waves of these operations, in order.
+
+    Args:
+        operations: of one unit after the other.
+        profiles: of all their shapes.
+        firsts: the places of those with which a unit begins.
+    """
     planner = _Planner()
-    for text, values in operations:
+    for place, (text, values) in enumerate(operations):
         profile = profiles[text]
+        if place in firsts:
+            planner.begin_unit()
         if len(values) == profile.width or profile.facts is None:
             planner.put(profile, values)
         else:
@@ -184,6 +212,22 @@ def _acts_elsewhere(shape: Shape, facts: TableFacts, changed: frozenset[str]) ->
     if shape.kind == "delete":
         return facts.acts_on_delete
     return facts.acts_on_update and not changed.isdisjoint(_keys(facts))
+
+
+def _is_numbered(shape: Shape, facts: TableFacts) -> bool:
+    return any(c.numbered and name not in shape.columns for name, c in facts.columns.items())
+
+
+def _draws(shape: Shape, facts: TableFacts) -> bool:
+    if len(facts.primary_key) != 1 or shape.returning is not None:
+        return False
+    key = facts.primary_key[0]
+    given = (facts.columns.get(name) for name in shape.columns)
+    return (
+        key not in shape.columns
+        and facts.columns[key].key_class is int
+        and all(column is not None and column.is_plain for column in given)
+    )
 
 
 def _keys(facts: TableFacts) -> frozenset[str]:
@@ -255,6 +299,8 @@ class _Table:
     last_upsert: int = -1
     last_made: int = -1
     last_freed: int = -1
+    last_written: int = -1
+    written: list[Any] = field(default_factory=list)
     keys: dict[Any, _Place] = field(default_factory=dict)
 
 
@@ -265,6 +311,11 @@ class _Planner:
         self._alone: set[int] = set()
         self._courses: list[_Place] = []
         self._floor = 0
+        self._numbered: dict[int, tuple[Profile, int]] = {}
+
+    def begin_unit(self) -> None:
+        """Hear that the operations from here on are another unit's."""
+        self._numbered.clear()
 
     def put(self, profile: Profile, row: Row) -> None:
         if profile.scope is Scope.ALL:
@@ -280,6 +331,8 @@ class _Planner:
             floor = table.floor = self._floor
         if profile.refers_to or profile.referred_by:
             floor = self._floor_by_references(profile, floor)
+        if profile.numbers:
+            floor = self._floor_by_numbers(profile, floor)
         if profile.key_of is not None and _is_simple(key := profile.key_of(row), profile):
             wave = self._put_by_key(table, floor, profile, row, key)
         elif profile.scope is Scope.APPEND:
@@ -287,10 +340,23 @@ class _Planner:
         else:
             wave = self._put_barrier(table, floor, profile, row)
         table.last = max(table.last, wave)
+        if profile.makes or profile.frees or profile.numbers:
+            self._note(table, profile, wave)
+
+    def _note(self, table: _Table, profile: Profile, wave: int) -> None:
+        assert profile.facts is not None
+        if profile.numbers:
+            self._numbered[profile.facts.oid] = (profile, wave)
         if profile.makes and wave > table.last_made:
             table.last_made = wave
         if profile.frees and wave > table.last_freed:
             table.last_freed = wave
+
+    def _floor_by_numbers(self, profile: Profile, floor: int) -> int:
+        """Let the rows of one unit be numbered as it makes them, also those of other columns."""
+        assert profile.facts is not None
+        before, wave = self._numbered.get(profile.facts.oid, (profile, 0))
+        return max(floor, wave if before is profile else wave + 1)
 
     def _floor_by_references(self, profile: Profile, floor: int) -> int:
         for oid in profile.refers_to:
@@ -316,6 +382,9 @@ class _Planner:
         if profile.merges:
             row = row.copy()  # it grows by what is merged; the operation stays as it is
         table.keys[key] = _Place(wave, wave, profile, row)
+        if wave and not profile.is_insert:
+            table.written.append(key)
+            table.last_written = max(table.last_written, wave)
         if profile.upserts and wave > table.last_upsert:
             table.last_upsert = wave
         self._add(wave, profile, row)
@@ -323,8 +392,13 @@ class _Planner:
 
     def _put_append(self, table: _Table, floor: int, profile: Profile, row: Row) -> int:
         wave = max(floor, table.last_upsert + 1)
+        if wave < table.last_written and not profile.draws:
+            wave = table.last_written
         table.last_append = max(table.last_append, wave)
-        self._add(wave, profile, row)
+        group = self._add(wave, profile, row)
+        if wave < table.last_written:
+            # It may get a key that was written to before, in vain, by what runs behind it now.
+            group.written, group.unlike = table.written, len(table.written)
         return wave
 
     def _put_barrier(self, table: _Table, floor: int, profile: Profile, row: Row) -> int:
@@ -374,8 +448,11 @@ class _Planner:
         self._courses.append(place)
         place.last = place.wave + 2
         self._reach(place.last)
+        table = self._tables[place.profile.facts.oid]
+        assert place.profile.key_of is not None
+        table.written.append(place.profile.key_of(place.row))
+        table.last_written = max(table.last_written, place.last)
         if place.profile.upserts:
-            table = self._tables[place.profile.facts.oid]
             table.last_upsert = max(table.last_upsert, place.last)
         return _Course(sums, sums, sums)
 
@@ -391,15 +468,16 @@ class _Planner:
             if any(deltas):
                 self._add(wave, place.profile, key + deltas)
 
-    def _add(self, wave: int, profile: Profile, row: Row) -> None:
+    def _add(self, wave: int, profile: Profile, row: Row) -> Group:
         if wave >= len(self._groups):
             self._reach(wave)
         groups = self._groups[wave]
         group = groups.get(profile.text)
         if group is None:
-            groups[profile.text] = Group(profile, [row])
+            group = groups[profile.text] = Group(profile, [row])
         else:
             group.rows.append(row)
+        return group
 
     def _reach(self, wave: int) -> None:
         while wave >= len(self._groups):
@@ -467,7 +545,7 @@ def _is_exact(value: Any, scale: int | None) -> bool:
         return scale is None or scale >= 0
     if not isinstance(value, Decimal):
         return False  # a float: asyncpg writes out all its binary digits
-    if scale is None or not value.is_finite():
-        return value.is_finite()
     exponent = value.as_tuple().exponent
-    return isinstance(exponent, int) and exponent >= -scale
+    if not isinstance(exponent, int) or max(value.adjusted(), -exponent) > DIGITS_AT_MOST:
+        return False  # NaN and infinity among them
+    return scale is None or exponent >= -scale

@@ -29,18 +29,24 @@ def migrations() -> tuple[tuple[int, str], ...]:
 
 
 async def migrate(connection: Connection[Record]) -> None:
-    """Apply the migrations that are missing; two starters at once wait for each other."""
+    """Apply the migrations that are missing; two starters at once wait for each other.
+
+    Where none is missing, no right to create anything is needed.
+    """
+    if await connection.fetchval(query("has_migrations")) and not await _missing(connection):
+        return
     async with connection.transaction():
         await connection.execute(query("migrations_lock"))
         await connection.execute(query("migrations_table"))
-        rows = await connection.fetch("SELECT number FROM runner.migrations")
-        applied = {row["number"] for row in rows}
-        for number, sql in migrations():
-            if number not in applied:
-                await connection.execute(
-                    "INSERT INTO runner.migrations (number) VALUES ($1)", number
-                )
-                await connection.execute(sql)
+        for number, sql in await _missing(connection):
+            await connection.execute("INSERT INTO runner.migrations (number) VALUES ($1)", number)
+            await connection.execute(sql)
+
+
+async def _missing(connection: Connection[Record]) -> list[tuple[int, str]]:
+    rows = await connection.fetch("SELECT number FROM runner.migrations")
+    applied = {row["number"] for row in rows}
+    return [(number, sql) for number, sql in migrations() if number not in applied]
 
 
 @functools.cache

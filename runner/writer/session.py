@@ -14,6 +14,7 @@ import asyncpg
 
 from runner.errors import WriterUnavailable
 from runner.writer.apply import PLANNER_SETTINGS
+from runner.writer.hosts import first_of
 from runner.writer.queries import query
 
 if TYPE_CHECKING:
@@ -62,7 +63,12 @@ async def connect(database_url: str) -> Connection[Record]:
             the server is too old.
         OSError, asyncpg.PostgresError: the server cannot be reached now.
     """
-    connection = await _open(database_url, {**_GUARDS, **_SINCE_17})
+    settings = {**_GUARDS, **_SINCE_17}
+    connection = await first_of(
+        database_url,
+        lambda url, timeout_s: _open(url, settings, timeout_s),
+        timeout_s=CONNECT_TIMEOUT_S,
+    )
     try:
         await _check(connection)
     except BaseException:
@@ -108,10 +114,12 @@ async def _end_holder(connection: Connection[Record]) -> None:
         logger.warning("may not end the former writer's session, waiting for its guards: %s", exc)
 
 
-async def _open(database_url: str, settings: dict[str, str]) -> Connection[Record]:
+async def _open(
+    database_url: str, settings: dict[str, str], timeout_s: float
+) -> Connection[Record]:
     def options(**server_settings: str) -> dict[str, Any]:
         return {
-            "timeout": CONNECT_TIMEOUT_S,
+            "timeout": timeout_s,
             "target_session_attrs": "read-write",
             "server_settings": server_settings,
         }

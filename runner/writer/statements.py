@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 import uuid
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+
+from asyncpg import Range
 
 from runner.writer.failures import BadValue
 from runner.writer.plan import Scope
@@ -21,7 +24,31 @@ if TYPE_CHECKING:
     from runner.writer.plan import Profile, Row
     from runner.writer.units import Shape
 
-__all__ = ["Statements", "quoted", "quoted_table", "raw_row", "single_sql"]
+__all__ = ["Statements", "may_linger", "quoted", "quoted_table", "raw_row", "single_sql"]
+
+# Before these names a parenthesis opens no function that could change the session.
+_HARMLESS_NAMES = (
+    "abs age all and any array array_agg array_append array_length array_remove as avg between by "
+    "case cast ceil ceiling char clock_timestamp coalesce concat conflict count date_part "
+    "date_trunc decimal distinct else except exists extract filter floor from gen_random_uuid "
+    "greatest group having in insert intersect interval json_agg json_build_object jsonb_agg "
+    "jsonb_array_elements jsonb_build_array jsonb_build_object jsonb_set lateral least left length "
+    "like limit lower materialized max md5 min mod nextval not now nullif numeric offset on only "
+    "or over overlay pg_notify position power random returning right round row row_number select "
+    "set some string_agg substr substring sum then time timestamp timestamptz to_char to_json "
+    "to_jsonb to_timestamp trim union unnest upper using values varchar when where with"
+)
+_HARMLESS = frozenset(_HARMLESS_NAMES.split())
+_SKIPPED = re.compile(r"--[^\n]*|/\*.*?\*/|'[^']*'", re.DOTALL)
+_TEMPORARY = re.compile(
+    r"\binto\s+(?:local\s+|global\s+)?temp(?:orary)?\b|\bpg_temp", re.IGNORECASE
+)
+_TRICKY = re.compile(r"\\|\$[a-z_]*\$", re.IGNORECASE)
+_OPENED = re.compile(r"(\binto\s+)?([\w$\".]+)\s*\(", re.IGNORECASE)
+
+_ZONED = frozenset({"timestamptz", "tstzrange", "tstzmultirange"})
+# asyncpg gives and takes them for infinity, in any zone.
+_INFINITE = (dt.datetime.max, dt.datetime.min)  # noqa: DTZ901  that is what they are
 
 
 @dataclass(slots=True)
@@ -38,6 +65,7 @@ class Statements:
         is_plain: rows can be given as arrays, one for each column.
         counts: the number of rows that it touches must be the number of rows given.
         tells: what it did is known only from its answer, so whoever asks has it run alone.
+        lingers: it may leave something in the session that what comes behind it would meet.
         converts: what has to be done to values before asyncpg takes them, by slot.
     """
 
@@ -49,6 +77,7 @@ class Statements:
     is_plain: bool = field(init=False)
     counts: bool = field(init=False)
     tells: bool = field(init=False)
+    lingers: bool = field(init=False)
     converts: tuple[tuple[int, Callable[[Any], Any]], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,6 +89,7 @@ class Statements:
         )
         is_certain = shape.touches_one_row and not getattr(self.profile.facts, "is_alone", True)
         self.tells = shape.returning is not None or not is_certain
+        self.lingers = shape.kind == "execute" and may_linger(shape.table)
         found = [(slot, _converter(column)) for slot, column in enumerate(self.columns)]
         self.converts = tuple((slot, convert) for slot, convert in found if convert)
 
@@ -79,8 +109,8 @@ class Statements:
             arrays[slot] = [convert(value) for value in arrays[slot]]
         return arrays
 
-    def branch(self, number: int, first: int) -> str:
-        """Return the part of a WITH that takes arrays ``$first…``."""
+    def branch(self, number: int, first: int, *, gives_key: bool = False) -> str:
+        """Return the part of a WITH that takes arrays ``$first…``; it may give keys back."""
         assert self.profile.facts is not None
         arrays = ", ".join(
             f"${first + slot}::{_array_type(kind)}" for slot, kind in enumerate(self.types)
@@ -89,7 +119,10 @@ class Statements:
         body = _branch_body(
             self.profile.shape, self.profile.facts, f"unnest({arrays}) AS x({names})"
         )
-        return f"b{number} AS ({body}{' RETURNING 1' if self.counts else ''})"
+        back = " RETURNING 1" if self.counts else ""
+        if gives_key:
+            back = f" RETURNING t.{quoted(self.profile.facts.primary_key[0])} AS key"
+        return f"b{number} AS ({body}{back})"
 
 
 def raw_row(types: Sequence[Type], row: Row) -> Row:
@@ -98,7 +131,7 @@ def raw_row(types: Sequence[Type], row: Row) -> Row:
     for slot, (kind, value) in enumerate(zip(types, row, strict=False)):
         if kind.name in ("json", "jsonb"):
             converted[slot] = _as_json(value)
-        elif kind.name == "timestamptz":
+        elif _is_zoned(kind.name):
             converted[slot] = _as_aware(value)
     return converted
 
@@ -202,7 +235,7 @@ def _array_type(kind: Type) -> str:
 def _converter(column: ColumnFacts) -> Callable[[Any], Any] | None:
     if column.is_json:
         return _as_json
-    if column.base == "timestamptz" and not column.is_array:
+    if _is_zoned(column.base):
         return _as_aware
     return None
 
@@ -230,10 +263,42 @@ def _plain(value: Any) -> Any:
             raise TypeError(f"a {type(value).__qualname__} is no JSON")
 
 
+def _is_zoned(name: str) -> bool:
+    """Say whether values of this type, or of the elements of this array, are times in a zone."""
+    return name.removeprefix("_").removesuffix("[]") in _ZONED
+
+
 def _as_aware(value: Any) -> Any:
-    if isinstance(value, dt.datetime) and value.tzinfo is None:
-        raise BadValue(
-            f"{value.isoformat()} has no time zone, and its column is a timestamp with time zone: "
-            f"give an aware datetime, as in datetime.now(UTC)"
-        )
+    """Return a time, or what holds times, when it means the same wherever the writer runs."""
+    match value:
+        case dt.datetime():
+            if value.tzinfo is None and value not in _INFINITE:
+                raise BadValue(
+                    f"{value.isoformat()} has no time zone, and its column is a timestamp with "
+                    f"time zone: give an aware datetime, as in datetime.now(UTC)"
+                )
+        case dt.date():
+            raise BadValue(
+                f"{value.isoformat()} is a date, and its column is a timestamp with time zone: "
+                f"give an aware datetime, as its midnight is another one in each zone"
+            )
+        case list() | tuple():
+            for item in value:
+                _as_aware(item)
+        case Range():
+            _as_aware((value.lower, value.upper))
     return value
+
+
+def may_linger(sql: str) -> bool:
+    """Say whether raw SQL may leave something in the session for the next statement to meet.
+
+    By the verbs that it may begin with, it can do so only in a function, as ``set_config`` does, or
+    as a SELECT into a temporary table.
+    """
+    if _TRICKY.search(sql):
+        return True  # text that is hard to tell from code
+    code = _SKIPPED.sub(" ", sql)
+    if _TEMPORARY.search(code):
+        return True
+    return any(not into and name.lower() not in _HARMLESS for into, name in _OPENED.findall(code))

@@ -13,6 +13,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from asyncpg import LockNotAvailableError
+
 from runner.errors import WriteRejected
 from runner.writer.backlog import Recount
 from runner.writer.batch import Batch, Batches, Refusals
@@ -40,12 +42,14 @@ logger = logging.getLogger("runner.writer")
 PING_S = 2.0
 TRIM_S = 5.0
 HOUSE_S = 10.0
+SWAP_AGAIN_S = 10.0
 SETTLE_TIMEOUT_S = 10.0
 UNSETTLED_AT_MOST = 8
 LOSSES_UNTIL_CAREFUL = 3
 LOSSES_UNTIL_REFUSED = 5
 CAREFUL_UNITS = 1_000
 COUNT_SETTLED_AT_ONCE = 1_000
+LOGGED_AT_ONCE = 10
 
 _Settling = tuple["Sequence[Unit]", Refusals, dict[str, bytes]]
 
@@ -77,7 +81,7 @@ class Term:
         self._began_at = office.position
         # After sessions lost at one position: units one by one, to find the one that does it.
         self._careful = CAREFUL_UNITS if office.losses >= LOSSES_UNTIL_CAREFUL else 0
-        self._swapped_at = time.monotonic() - office.ledger_age_s
+        self._swap_at = time.monotonic() - office.ledger_age_s + LEDGER_KEPT_S
         self._housed_at = time.monotonic()
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -133,6 +137,7 @@ class Term:
                 break
             self._wanted.set()
             refused = await self._apply(batch)
+            _log_refused(batch.units, refused)
             answers = self._batches.take_answers()
             await self._unsettled.put((batch.units, refused, answers))
             if time.monotonic() - self._housed_at > HOUSE_S or self._swap_is_due():
@@ -145,7 +150,6 @@ class Term:
             self._careful -= 1
             if losses >= LOSSES_UNTIL_REFUSED:
                 why = WriteRejected(f"the writer lost its session {losses} times at this unit")
-                logger.error("refused the unit %s: %s", batch.units[0].entry, why)
                 return await self._batches.refuse(batch.units[0], why)
         try:
             with self._pulse.asking():
@@ -170,20 +174,32 @@ class Term:
             await self._swap_ledger()
 
     def _swap_is_due(self) -> bool:
-        return time.monotonic() - self._swapped_at > LEDGER_KEPT_S
+        return time.monotonic() > self._swap_at
 
     async def _swap_ledger(self) -> None:
-        """Empty the older ledger and use it: the other keeps the last ten minutes."""
+        """Empty the older ledger and use it: the other keeps the last ten minutes.
+
+        Whoever reads the older one, as pg_dump does for as long as it runs, is not waited for,
+        because nothing could be committed meanwhile. The ledger in use grows until then.
+        """
         other = 3 - self._office.ledger
-        async with self._connection.transaction():
-            swapped = await self._connection.fetchval(
-                query("swap_ledger"), self._office.epoch, other
-            )
-            if swapped is not None:
-                await self._connection.execute(f"TRUNCATE runner.ledger_{other}")
+        try:
+            async with self._connection.transaction():
+                await self._connection.execute(
+                    f"LOCK TABLE runner.ledger_{other} IN ACCESS EXCLUSIVE MODE NOWAIT"
+                )
+                swapped = await self._connection.fetchval(
+                    query("swap_ledger"), self._office.epoch, other
+                )
+                if swapped is not None:
+                    await self._connection.execute(f"TRUNCATE runner.ledger_{other}")
+        except LockNotAvailableError:
+            logger.info("runner.ledger_%d is being read: it is emptied later", other)
+            self._swap_at = time.monotonic() + SWAP_AGAIN_S
+            return
         if swapped is not None:
             self._office.ledger = other
-        self._swapped_at = time.monotonic()
+        self._swap_at = time.monotonic() + LEDGER_KEPT_S
 
     async def _settle(self) -> None:
         while True:
@@ -213,3 +229,16 @@ class Term:
             await asyncio.sleep(TRIM_S)
             await check_held(self._redis, self._office.position)
             await self._tail.trim(self._redis, self._settler.answered)
+
+
+def _log_refused(units: Sequence[Unit], refused: Refusals) -> None:
+    """Let an operator know, who hears of a service's unit from nobody else."""
+    bad = [unit for unit in units if unit.entry in refused] if refused else []
+    for unit in bad[:LOGGED_AT_ONCE]:
+        whose = unit.job or unit.commit
+        logger.warning(
+            "refused the unit %s of %s: %s",
+            *(unit.entry, f"job {whose.job_id}" if whose else "a service", refused[unit.entry]),
+        )
+    if len(bad) > LOGGED_AT_ONCE:
+        logger.warning("refused %d units more of this batch", len(bad) - LOGGED_AT_ONCE)

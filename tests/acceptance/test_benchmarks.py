@@ -66,6 +66,19 @@ def test_cost_of_schedules_is_measured_in_three_cases() -> None:
         assert expected in done.stdout
 
 
+def test_cost_of_places_is_measured_for_each_option() -> None:
+    command = (
+        sys.executable,
+        *("-m", "tests.benchmarks.unique", "--rounds", "1", "--ticks", "1"),
+    )
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for expected in ("no option", "unique, replaced", "debounced", "throttled"):
+        assert expected in done.stdout
+
+
 def test_every_side_says_how_its_worker_starts_and_how_one_sees_that_jobs_are_done() -> None:
     sides = read_sides()
     assert list(sides) == [OURS, *ORDER]

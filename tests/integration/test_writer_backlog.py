@@ -139,6 +139,24 @@ async def test_beyond_the_second_mark_services_wait_and_then_give_up(
         assert await e.rows("SELECT count(*) FROM t") == [(33,)]
 
 
+async def test_a_unit_for_which_there_was_no_room_may_be_committed_again(
+    redis_url: str, database_url: str
+) -> None:
+    async with (
+        engine(redis_url, database_url, SCHEMA) as e,
+        runner.database(redis_url, full_timeout=0.1) as db,
+    ):
+        await bound(e.redis, 1)
+        await leave(db, 1)
+        unit = db.unit()
+        unit.insert("t", id=2)
+        with pytest.raises(WriterBacklogFull):
+            await unit.commit()
+        async with writing(e.candidate()):
+            await unit.commit()
+            assert await e.rows("SELECT id FROM t ORDER BY id") == [(1,), (2,)]
+
+
 async def test_bytes_count_and_one_large_unit_may_wait_alone(
     redis_url: str, database_url: str
 ) -> None:

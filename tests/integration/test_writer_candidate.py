@@ -407,6 +407,35 @@ async def test_the_ledgers_change_places(redis_url: str, database_url: str) -> N
         assert await e.rows("SELECT n FROM total") == [(3,)]
 
 
+async def test_a_ledger_that_is_being_read_is_emptied_later(
+    redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pg_dump reads all tables, for as long as it runs: the writer does not wait for it."""
+    monkeypatch.setattr("runner.writer.term.SWAP_AGAIN_S", 0.1)
+    async with engine(redis_url, database_url, SCHEMA) as e:
+        async with writing(e.candidate()):
+            await e.answered(await e.submit("j1", counting()))
+        await e.database.execute("UPDATE runner.writer SET swapped_at = now() - interval '1 hour'")
+        dump = await asyncpg.connect(database_url)
+        try:
+            async with writing(e.candidate()):
+                async with dump.transaction():
+                    await dump.execute("LOCK TABLE runner.ledger_2 IN ACCESS SHARE MODE")
+                    for number in range(3):
+                        await e.answered(await e.submit(f"k{number}", counting()))
+                    assert await e.rows("SELECT ledger FROM runner.writer") == [(1,)]
+                await wait_until(
+                    lambda: _has_swapped(e), description="the ledgers have changed places"
+                )
+        finally:
+            await dump.close()
+        assert await e.rows("SELECT n FROM total") == [(4,)]
+
+
+async def _has_swapped(e: Engine) -> bool:
+    return await e.rows("SELECT ledger FROM runner.writer") == [(2,)]
+
+
 async def test_the_tail_is_trimmed_and_the_position_stays(
     redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -278,6 +278,49 @@ async def test_rows_that_nobody_would_get_fail_the_job(
 
 
 @task
+async def reads_nothing(ctx: Context) -> int:
+    return ctx.attempt
+
+
+async def test_a_worker_may_leave_the_writing_to_others(
+    redis_url: str, database_url: str, database: Connection[Record], client: Client
+) -> None:
+    settings = {"database_url": database_url, "writer": False}
+    async with serving(redis_url, [reads_nothing], **settings) as worker:
+        job = await client.enqueue(reads_nothing)
+        assert await job.result(timeout=20) == 1
+        assert worker.candidate is None
+        assert await client.exists(keys.LEADER) == 0
+    assert await database.fetchval("SELECT to_regclass('runner.writer')") is None
+
+
+@task
+async def writes_too_much(ctx: Context, commits: bool) -> None:
+    ctx.db.insert("t", id=1)
+    ctx.db.execute("SELECT length($1)", "x" * 2_000)
+    if commits:
+        await ctx.db.commit()
+
+
+@pytest.mark.parametrize("commits", [True, False])
+async def test_a_unit_that_cannot_travel_fails_its_job(
+    redis_url: str,
+    database_url: str,
+    database: Connection[Record],
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    commits: bool,
+) -> None:
+    monkeypatch.setattr("runner.writer.database.UNIT_BYTES", 1_000)
+    async with serving(redis_url, [writes_too_much], database_url=database_url):
+        job = await client.enqueue(writes_too_much, commits)
+        with pytest.raises(RemoteError, match="more than the 1,000 that one unit may have"):
+            await job.result(timeout=20)
+    assert await ids(database) == []
+
+
+@task
 async def reads_too_much(ctx: Context) -> str:
     ctx.db.execute("INSERT INTO t SELECT generate_series(1, 11) RETURNING id", returning=True)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import math
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from runner.writer.batch import Batches, Refusals
 from runner.writer.entries import Unit, read_entry
 from runner.writer.failures import Fenced
 from tests.integration.test_writer_support import bench, unit
+from tests.support import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from runner.writer import UnitBuilder
 
 SCHEMA = """
-CREATE TABLE t (id int PRIMARY KEY, s text, at timestamptz, j jsonb);
+CREATE TABLE t (id int PRIMARY KEY, s text, at timestamptz, j jsonb, ats timestamptz[],
+    spans tstzrange);
 CREATE TABLE stock (sku text PRIMARY KEY, n int NOT NULL CHECK (n >= 0));
 CREATE TABLE parent (id int PRIMARY KEY);
 CREATE TABLE child (id int PRIMARY KEY,
@@ -60,6 +63,9 @@ NAIVE = dt.datetime(2026, 1, 1)  # noqa: DTZ001  naive on purpose
         (lambda u: u.insert("t", id="one"), "22000", "invalid input"),
         (lambda u: u.insert("t", id=2**40), "22000", "out of int32 range"),
         (lambda u: u.insert("t", id=100, at=NAIVE), "", "has no time zone"),
+        (lambda u: u.insert("t", id=100, at=NAIVE.date()), "", "is a date"),
+        (lambda u: u.insert("t", id=100, ats=[None, NAIVE]), "", "has no time zone"),
+        (lambda u: u.insert("t", id=100, spans=asyncpg.Range(NAIVE, None)), "", "has no time zone"),
         (lambda u: u.insert("t", id=100, j={"a": math.nan}), "", "cannot be written as JSON"),
         (lambda u: u.insert("guarded", id=13), "P0001", "not thirteen"),
         (lambda u: u.insert("child", id=1, parent=9), "23503", "foreign key"),
@@ -72,6 +78,8 @@ NAIVE = dt.datetime(2026, 1, 1)  # noqa: DTZ001  naive on purpose
         (lambda u: u.execute("SELECT pg_sleep(30)"), "57014", "statement timeout"),
         (lambda u: u.execute("SELECT frm"), "42703", "frm"),
         (lambda u: u.execute("SELECT $1::timestamptz", NAIVE), "", "has no time zone"),
+        (lambda u: u.execute("SELECT $1::timestamptz[]", [[NAIVE]]), "", "has no time zone"),
+        (lambda u: u.execute("SELECT $1::tstzrange", [NAIVE, None]), "", "has no time zone"),
     ],
 )
 async def test_a_bad_unit_is_refused_alone(
@@ -205,3 +213,47 @@ async def test_a_deadlock_is_tried_again(database_url: str) -> None:
     async with bench(database_url, schema) as b:
         assert await b.apply(good(1), unit(2, lambda u: u.execute("SELECT unlucky()"))) == {}
         assert await b.rows("SELECT count(*) FROM t") == [(2,)]
+
+
+async def test_a_table_that_is_locked_for_a_while_refuses_nobody(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a migration locks it, where lock_timeout is set for the whole database."""
+    async with bench(database_url, SCHEMA + "SET lock_timeout = '20ms'") as b:
+        assert await b.apply(good(1)) == {}
+        other = await asyncpg.connect(database_url)
+        try:
+            migration = other.transaction()
+            await migration.start()
+            await other.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+            applying = asyncio.create_task(b.apply(good(2), good(3)))
+            await wait_until(
+                lambda: "lock timeout" in caplog.text,
+                description="the lock was asked for, and not given",
+            )
+            await migration.rollback()
+            assert await applying == {}
+        finally:
+            await other.close()
+
+
+async def test_a_batch_with_too_many_locks_goes_in_parts(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement locks all partitions that it may touch, in a memory that has its bounds."""
+    monkeypatch.setattr("runner.writer.batch.SOONEST_RETRY_S", 0.001)
+    schema = (
+        SCHEMA
+        + """
+    CREATE TABLE marks (n int);
+    CREATE FUNCTION few() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+      IF (SELECT count(*) FROM marks WHERE xmin = pg_current_xact_id()::xid) > 3 THEN
+        RAISE EXCEPTION 'out of shared memory' USING ERRCODE = '53200'; END IF;
+      RETURN NULL; END $$;
+    CREATE TRIGGER few AFTER INSERT ON marks FOR EACH ROW EXECUTE FUNCTION few();
+    """
+    )
+    async with bench(database_url, schema) as b:
+        units = [unit(n, lambda u: u.insert("marks", n=1)) for n in range(1, 11)]
+        assert await b.apply(*units) == {}
+        assert await b.rows("SELECT count(*) FROM marks") == [(10,)]

@@ -12,6 +12,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from arq.connections import RedisSettings
 
 import runner
 from runner import keys
@@ -195,6 +196,33 @@ async def test_bad_input_is_named_to_its_caller(
         assert isinstance(outcomes[0], error)
         assert message in str(outcomes[0])
         assert outcomes[1:] == [None] * 10
+
+
+async def test_an_operator_reads_why_a_unit_of_a_service_was_refused(
+    redis_url: str, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with service(redis_url, database_url) as (_, db):
+        calls = [db.insert("tt", id=1), db.insert("t", id=1), db.insert("t", id=1)]
+        await asyncio.gather(*calls, return_exceptions=True)
+        told = [r.message for r in caplog.records if "refused the unit" in r.message]
+        assert len(told) == 2
+        assert all("of a service" in line for line in told)
+        assert any("there is no table 'tt'" in line for line in told)
+        assert any("t_pkey" in line for line in told)
+
+
+async def test_a_service_with_one_connection_hears_of_its_commits(
+    redis_url: str, database_url: str
+) -> None:
+    settings = RedisSettings.from_dsn(redis_url)
+    settings.max_connections = 1
+    async with (
+        engine(redis_url, database_url, SCHEMA) as e,
+        writing(e.candidate()),
+        runner.database(settings, timeout=10) as db,
+    ):
+        await asyncio.gather(*(db.insert("t", id=number) for number in range(20)))
+        assert await e.rows("SELECT count(*) FROM t") == [(20,)]
 
 
 async def test_a_unit_asked_for_again_under_its_id_is_applied_once(

@@ -21,6 +21,7 @@ from runner.writer.status import exceeds
 from runner.writer.stream import Tail
 from tests.engine import serving
 from tests.integration.test_writer_support import CODEC, LASTING, Engine, engine, unit_of, writing
+from tests.servers import Addresses, redis_database
 from tests.support import wait_until
 
 if TYPE_CHECKING:
@@ -409,3 +410,57 @@ async def test_a_redis_that_may_evict_units_is_refused(
         await e.redis.config_set("maxmemory-policy", policy)
         await refused_to_lead(e, caplog, f"maxmemory-policy is {policy}")
         assert "Set it to noeviction" in caplog.text
+
+
+async def test_a_stranger_leaves_the_writer_of_a_database_alone(
+    redis_url: str,
+    database_url: str,
+    server_addresses: Addresses,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Workers of another Redis were given this database by mistake."""
+    async with engine(redis_url, database_url, SCHEMA) as e, writing(e.candidate()) as ours:
+        await e.answered(await e.submit("a", noting("a")))
+        with redis_database(server_addresses) as other_url:
+            async with engine(other_url, database_url) as other:
+                await refused_to_lead(other, caplog, "Redis does not know this database")
+        assert ours.leading
+        assert await e.rows("SELECT epoch FROM runner.writer") == [(1,)]
+        await e.answered(await e.submit("b", noting("b")))
+
+
+async def test_a_full_redis_that_lost_units_is_emptied_by_the_writer(
+    chaos_servers: ChaosServers,
+) -> None:
+    servers = chaos_servers
+    async with ahead(servers.redis_url, servers.database_url) as (e, _):
+        for number in range(5):
+            await e.submit(f"b{number}", noting(f"b{number}"))
+        used = (await e.redis.info("memory"))["used_memory"]
+        await e.redis.config_set("maxmemory", used // 2)
+        async with writing(e.candidate()):
+            await wait_until(
+                lambda: _has_written(e, 8), description="what Redis held below is applied"
+            )
+        await e.redis.config_set("maxmemory", 0)
+        names = ["a0", "a1", "a2", *(f"b{n}" for n in range(5))]
+        assert await written(servers.database_url) == names
+
+
+async def _has_written(e: Engine, count: int) -> bool:
+    return await e.rows("SELECT count(*) FROM written") == [(count,)]
+
+
+async def test_a_database_is_adopted_while_redis_is_full(chaos_servers: ChaosServers) -> None:
+    servers = chaos_servers
+    async with engine(servers.redis_url, servers.database_url, SCHEMA) as e:
+        await e.submit("a", noting("a"))
+        used = (await e.redis.info("memory"))["used_memory"]
+        await e.redis.config_set("maxmemory", used // 2)
+        await adopt_database(e.redis, servers.database_url, CODEC)
+        async with writing(e.candidate()):
+            assert (await writer_status(e.redis)).backlog == 0
+        await e.redis.config_set("maxmemory", 0)
+        async with writing(e.candidate()):
+            await e.answered(await e.submit("b", noting("b")))
+        assert await written(servers.database_url) == ["b"]

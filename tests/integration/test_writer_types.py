@@ -31,6 +31,8 @@ CREATE DOMAIN positive AS int CHECK (VALUE > 0);
 CREATE DOMAIN short AS varchar(3);
 CREATE DOMAIN some_ints AS int[] CHECK (array_length(VALUE, 1) < 3);
 CREATE DOMAIN deep AS positive CHECK (VALUE < 10);
+CREATE DOMAIN good_mood AS mood CHECK (VALUE <> 'so so');
+CREATE DOMAIN small_pair AS pair CHECK ((VALUE).n < 5);
 """
 
 UTC_NOON = dt.datetime(2026, 1, 2, 12, tzinfo=dt.UTC)
@@ -43,6 +45,7 @@ def bits(text: Any) -> asyncpg.BitString:
 
 NAIVE = dt.datetime(2026, 1, 2, 3)  # noqa: DTZ001  for a timestamp without time zone
 INFINITE = dt.datetime.max  # noqa: DTZ901  the same
+MINUS_INFINITE = dt.datetime.min  # noqa: DTZ901  the same
 
 VALUES: dict[str, list[Any]] = {
     "int": [1, -(2**31), 2**31, "1", 1.5, True],
@@ -70,12 +73,13 @@ VALUES: dict[str, list[Any]] = {
     "bit(3)": [bits("101"), bits("10111"), "101"],
     "varbit(3)": [bits("101"), bits("10111")],
     "uuid": [uuid.UUID(int=5), str(uuid.UUID(int=6)), "no"],
-    "date": [dt.date(2026, 2, 3), dt.date.max, "2026-02-03"],
+    "date": [dt.date(2026, 2, 3), dt.date.max, dt.date.min, "2026-02-03"],
     "time": [dt.time(4, 5, 6, 7)],
     "time(0)": [dt.time(4, 5, 6, 700_000)],
     "timetz": [dt.time(4, 5, tzinfo=PLUS_SEVEN), dt.time(4, 5, tzinfo=dt.UTC)],
-    "timestamp": [NAIVE, INFINITE, UTC_NOON],
-    "timestamptz": [UTC_NOON, UTC_NOON.astimezone(PLUS_SEVEN)],
+    "timestamp": [NAIVE, INFINITE, MINUS_INFINITE, UTC_NOON],
+    "timestamptz": [UTC_NOON, UTC_NOON.astimezone(PLUS_SEVEN), INFINITE, MINUS_INFINITE],
+    "timestamptz[]": [[UTC_NOON, None, INFINITE], [], [[UTC_NOON]]],
     "timestamptz(0)": [UTC_NOON.replace(microsecond=600_000)],
     "interval": [dt.timedelta(days=40, seconds=2, microseconds=3), dt.timedelta(days=-1)],
     "interval hour": [dt.timedelta(hours=2, minutes=30)],
@@ -89,6 +93,8 @@ VALUES: dict[str, list[Any]] = {
     "positive": [1, 0],
     "deep": [5, 50],
     "short": ["abc", "abcd"],
+    "good_mood": ["ok", "so so", "no"],
+    "small_pair": [(1, "abc"), (7, "abc"), (None, None)],
     "some_ints": [[1, 2], [1, 2, 3]],
     "positive[]": [[1, 2], [0]],
     "short[]": [["abc"], ["abcd"]],
@@ -99,7 +105,8 @@ VALUES: dict[str, list[Any]] = {
     "jsonb[]": [['{"a": 1}', None]],
     "int4range": [[1, 5], asyncpg.Range(1, 5), asyncpg.Range(empty=True), asyncpg.Range(None, 3)],
     "numrange": [asyncpg.Range(Decimal("1.5"), None, lower_inc=False)],
-    "tstzrange": [asyncpg.Range(UTC_NOON, None)],
+    "tstzrange": [asyncpg.Range(UTC_NOON, None), [UTC_NOON, UTC_NOON]],
+    "tstzmultirange": [[asyncpg.Range(UTC_NOON, None)], []],
     "daterange": [asyncpg.Range(dt.date(2026, 1, 1), dt.date(2026, 2, 1), upper_inc=True)],
     "int4range[]": [[asyncpg.Range(1, 2), None]],
     "int4multirange": [[asyncpg.Range(1, 2), asyncpg.Range(5, 9)], []],
@@ -126,6 +133,13 @@ VALUES: dict[str, list[Any]] = {
     "oid": [5],
     "xid": [5],
     "regclass": ["pg_class"],
+    "bytea[]": [[b"\x00", None], [b""]],
+    "bit(3)[]": [[bits("101")], [bits("10111")]],
+    "interval[]": [[dt.timedelta(days=1), None]],
+    "uuid[]": [[uuid.UUID(int=5)]],
+    "box[]": [[((1, 2), (3, 4))]],
+    "pg_lsn": [5],
+    "hstore[]": [["a=>1", None]],
 }
 
 AS_JSON: list[Any] = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runner import Client, Context, task
+from runner import Client, Context, Debounce, Throttle, Unique, task
 
 
 @task
@@ -19,3 +19,10 @@ async def calls(client: Client) -> None:
     place.call("one")  # error: arg-type
     place.call(1, note=2)  # error: arg-type
     place.options(delai=5)  # error: call-arg
+    place.options(unique="k")  # error: arg-type
+    place.options(debounce="5")  # error: arg-type
+    Unique(second="drop")  # error: arg-type
+    Unique(until="later")  # error: arg-type
+    Debounce(wait="5")  # error: arg-type
+    Throttle(5, second="replace")  # error: arg-type
+    task(throttle="5")  # error: call-overload

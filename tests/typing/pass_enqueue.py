@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import assert_type
 
 import runner
-from runner import Answer, Call, Client, Context, Job, RetryPolicy, task
+from runner import (
+    Answer,
+    Call,
+    Client,
+    Context,
+    Debounce,
+    Job,
+    RetryPolicy,
+    Throttle,
+    Unique,
+    task,
+)
 
 
 @task
@@ -16,6 +28,28 @@ async def place(ctx: Context, order: int, *, note: str = "") -> str:
 @task(retries=3, backoff=RetryPolicy(base=2), timeout=5)
 async def count(_ctx: Context, numbers: list[int]) -> int:
     return sum(numbers)
+
+
+@task(unique=Unique(by=("order",), until=60, second="refuse"))
+async def once(_ctx: Context, order: int) -> int:
+    return order
+
+
+@task(debounce=Debounce(5, max_wait=timedelta(minutes=1), by="order"))
+async def late(_ctx: Context, order: int) -> None: ...
+
+
+@task(throttle=60)
+async def rare(_ctx: Context) -> None: ...
+
+
+async def unique_calls(client: Client) -> None:
+    assert_type(await client.enqueue(once, 1), Job[int])
+    assert_type(await client.enqueue(once.options(unique=False), 1), Job[int])
+    assert_type(await client.enqueue(once.options(unique=Unique(key="k")), 1), Job[int])
+    assert_type(await client.enqueue(once.options(throttle=Throttle(1, by=())), 1), Job[int])
+    assert_type(await client.enqueue(late.options(debounce=timedelta(seconds=1)), 1), Job[None])
+    assert_type(await client.enqueue(rare), Job[None])
 
 
 async def calls(client: Client, ctx: Context) -> None:

@@ -13,6 +13,7 @@ from runner import Client, Context, Schedule, ScheduleInfo, cron, every, perpetu
 @task
 async def report(ctx: Context, region: str = "north") -> None:
     assert_type(await ctx.reschedule(60 if region else None), bool)
+    assert_type(await ctx.reschedule(60, args=("south",), kwargs={}), bool)
 
 
 async def plain(_ctx: object) -> None:

@@ -22,6 +22,7 @@ PREFIXES = {
     keys.MOVED_UNIT,
     keys.UNIT,
     keys.COMMITS,
+    keys.REPLACED,
 }
 NAMES = PREFIXES | {keys.ABORT, keys.UNITS, keys.WRITER, keys.LEADER}
 
@@ -91,6 +92,8 @@ def test_number_of_fields_of_an_entry_fits_the_script() -> None:
         (keys.result("x"), "arq:result:x"),
         (keys.health("arq:queue"), "arq:queue:health-check"),
         (keys.held("q"), "runner:held:q"),
+        (keys.places("q"), "runner:unique:q"),
+        (keys.replaced("x"), "runner:replaced:x"),
         (keys.clock("q"), "runner:clock:q"),
         (keys.idle("q"), "runner:idle:q"),
         (keys.wake("q"), "runner:wake:q"),
@@ -120,6 +123,7 @@ def test_every_key_is_documented() -> None:
     made += [keys.schedule_turn(""), keys.fleet(""), keys.fleet_member("<queue>", "<digest>")]
     made += [
         keys.dead(""),
+        keys.places(""),
         keys.sent(""),
         keys.ABORT,
         keys.UNITS,

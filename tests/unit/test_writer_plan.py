@@ -103,6 +103,13 @@ def append(unit: UnitBuilder) -> None:
         pytest.param([add_d(1, Decimal("0.005")), add_d(1, Decimal("0.005"))], 2, id="rounded"),
         pytest.param([add_d(1, 0.5), add_d(1, 0.5)], 2, id="floats into numeric"),
         pytest.param(
+            [add_d(1, Decimal("1E+3000")), add_d(1, Decimal("0.25"))], 2, id="too many digits"
+        ),
+        pytest.param([insert(1), append], 1, id="a new row beside a named one"),
+        pytest.param([append, add(1)], 2, id="the new row may be counted"),
+        pytest.param([append, lambda u: u.upsert("t", {"id": 1, "n": 2})], 2, id="or overwritten"),
+        pytest.param([append, delete(1), append], 2, id="or deleted"),
+        pytest.param(
             [
                 lambda unit: unit.update("t", key={"s": "a"}, n=1),
                 lambda unit: unit.update("t", key={"id": 1}, n=2),
@@ -131,6 +138,8 @@ def test_how_many_waves(calls: list[Callable[[UnitBuilder], None]], waves: int) 
         ({"unique_columns": frozenset({"s"})}, [insert(1), delete(2)], 2),
         ({"unique_columns": frozenset({"s"})}, [insert(1), update(2, s="a")], 2),
         ({"unique_columns": frozenset({"s"})}, [insert(1), update(2, n=1)], 1),
+        ({"unique_columns": frozenset({"s"})}, [delete(2), insert(1)], 2),
+        ({"unique_columns": frozenset({"s"})}, [delete(1), delete(2)], 2),
         ({"checked": frozenset({"n"})}, [add(1), add(1)], 2),
         ({"is_alone": True}, [insert(1), insert(2)], 2),
         ({"is_alone": True}, [insert(1, "u"), insert(1), insert(2, "u")], 3),
@@ -378,3 +387,85 @@ def test_waves_do_what_exact_order_does_or_fail(
     for text, row in some:
         run_row(known[text], row, exact, copy.copy(exact), set())
     assert fused == exact
+
+
+def test_an_addition_does_not_join_those_before_a_new_row() -> None:
+    waves = summary(planned(PLAIN, add(1, 2), add(1, -1), append, add(1, 5)))
+    assert waves[-1] == [("add", [[1, 5]])]
+    assert waves[0] == [("add", [[1, 2]]), ("insert", [["x"]])]
+
+
+def test_a_new_row_comes_after_the_last_of_additions_that_may_make_it() -> None:
+    some = [add(1, 2, missing="insert"), add(1, -1, missing="insert"), append]
+    assert summary(planned(PLAIN, *some))[-1] == [("insert", [["x"]])]
+
+
+def test_an_upsert_by_another_key_takes_the_table() -> None:
+    def put(key: int) -> Callable[[UnitBuilder], None]:
+        row = {"id": key, "n": 1, "s": "a"}
+        return lambda unit: unit.upsert("t", row, key=["s"], update=["n"])
+
+    facts = replace(PLAIN, unique_columns=frozenset({"s"}))
+    assert len(planned(facts, put(1), put(2))) == 2
+
+
+def test_a_key_with_a_part_of_another_class_takes_the_table() -> None:
+    facts = replace(PLAIN, primary_key=("s", "id"))
+
+    def set_n(key: Any) -> Callable[[UnitBuilder], None]:
+        return lambda unit: unit.update("t", key={"s": "a", "id": key}, n=1)
+
+    assert len(planned(facts, set_n(1), set_n(2))) == 1
+    assert len(planned(facts, set_n(1), set_n(Decimal(2)))) == 2
+
+
+def test_a_row_does_not_come_before_the_deletion_of_what_it_refers_to() -> None:
+    made = kinds(insert(1, "u"), lambda u: u.delete("u", key={"id": 1}), insert(1, n=1))
+    assert made == [[("insert", "u")], [("delete", "u"), ("insert", "t")]]
+
+
+def test_a_parent_is_not_deleted_before_its_children_refer_to_another() -> None:
+    gone = kinds(update(1, s="a"), update(1, n=2), lambda u: u.delete("u", key={"id": 1}))
+    assert gone == [[("update", "t")], [("delete", "u"), ("update", "t")]]
+
+
+def test_whole_numbers_that_a_column_rounds_are_not_summed() -> None:
+    facts = replace(PLAIN, columns={**PLAIN.columns, "d": ColumnFacts("numeric", scale=-2)})
+    assert len(planned(facts, add_d(1, 50), add_d(1, 50))) == 2
+
+
+def test_a_new_row_that_passes_an_operation_must_not_get_its_key() -> None:
+    first, second = planned(PLAIN, append, update(7, s="a"), append, update(8, s="a"))
+    (group,) = first.groups
+    assert (len(group.rows), list(group.written)[: group.unlike]) == (2, [7])
+    assert second.groups[0].rows == [[7, "a"], [8, "a"]]
+    waves = planned(PLAIN, add(7, 1, missing="ignore"), add(7, -2, missing="ignore"), append)
+    group = waves[0].groups[1]
+    assert list(group.written)[: group.unlike] == [7]
+
+
+def test_a_new_row_of_which_no_key_is_told_passes_nothing() -> None:
+    facts = replace(PLAIN, columns={**PLAIN.columns, "id": TEXT})
+
+    def set_s(key: str) -> Callable[[UnitBuilder], None]:
+        return lambda unit: unit.update("t", key={"id": key}, s="a")
+
+    assert len(planned(facts, append, set_s("x"), append, set_s("y"))) == 3
+
+
+def test_rows_of_one_unit_are_numbered_as_it_makes_them() -> None:
+    numbered = {**PLAIN.columns, "id": replace(INT, numbered=True)}
+    facts = replace(PLAIN, columns=numbered)
+
+    def make(**row: Any) -> Callable[[UnitBuilder], None]:
+        return lambda unit: unit.insert("t", **row)
+
+    some = operations(*(make(s="a"), make(s="b", n=1), make(s="c", n=2), make(s="d")) * 2)
+    known = profiles(some, {"t": facts})
+    assert len(plan(some[:4], known)) == 3
+    assert len(plan(some, known)) == 5
+    # Nobody can tell which of two units made its rows first.
+    assert len(plan(some, known, {0, 4})) == 3
+    assert len(plan(some[:1] + some[1:2], known, {0, 1})) == 1
+    named = operations(insert(1), insert(2, n=1))
+    assert len(plan(named, profiles(named, {"t": facts}))) == 1
