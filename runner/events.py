@@ -16,11 +16,13 @@ event             when
 `LoopFreed`       it turns again
 `JobOverdue`      a job runs far beyond the usual time of its task
 `TasksLeft`       a job has ended, and asyncio tasks of its go on
+`ResourceLeft`    a socket or a connection was destroyed without being closed
 ================  ===============================================================
 
 A callback is a plain function, called in the worker's loop: it should be quick, and hand
-longer work to a task or a thread of its own. `LoopBlocked` alone comes from another thread, because
-the loop stands. An exception in it is logged, and harms nothing.
+longer work to a task or a thread of its own. `LoopBlocked` alone comes from another thread,
+because the loop stands; `ResourceLeft` from wherever the thing was destroyed. An exception in a
+callback is logged, and harms nothing.
 Where nobody subscribes, an event costs one look at a flag and is not made.
 
 A job that was claimed ends with exactly one `JobEnded`, unless the process dies or a second
@@ -167,6 +169,26 @@ class LeaseLost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceLeft:
+    """A socket or a connection was destroyed without being closed.
+
+    Attributes:
+        job_id: the job in whose context it was; "" where that is not known: the garbage collector
+            found it, or the traceback of a failed job had held it.
+        task: the name of its task, or "".
+        attempt: the number of its try, or 0.
+        what: what Python says of it.
+    """
+
+    worker: str
+    job_id: str
+    task: str
+    attempt: int
+    what: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecycled:
     """A limit of this process is reached, and a new one is to take its place.
 
@@ -286,6 +308,7 @@ Event: TypeAlias = (
     | LoopFreed
     | JobOverdue
     | TasksLeft
+    | ResourceLeft
 )
 Subscriber: TypeAlias = "Callable[[Event], Any]"
 
@@ -349,6 +372,7 @@ __all__ = [
     "LoopBlocked",
     "LoopFreed",
     "ProcessVitals",
+    "ResourceLeft",
     "Subscriber",
     "TasksLeft",
     "WorkerRecycled",

@@ -26,7 +26,7 @@ from runner.queues import named
 from runner.schedule import Schedule, check_names
 from runner.signing import KeyRing, SigningKeys
 from runner.tasks import KEPT_RULE, MOST_KEPT_S, seconds
-from runner.watch import LEFT_TASKS, RECYCLED
+from runner.watch import LEFT_RESOURCES, LEFT_TASKS, RECYCLED
 from runner.worker import Worker
 from runner.writer import BOUND_ENTRIES
 
@@ -108,6 +108,7 @@ class WorkerSettings:
     blocked_after: ClassVar[float | timedelta | None] = 1.0
     overdue_factor: ClassVar[float | None] = None
     left_tasks: ClassVar[str] = "ignore"
+    left_resources: ClassVar[str] = "ignore"
     vitals_interval: ClassVar[float | timedelta | None] = 10.0
     parts: ClassVar[Sequence[Part]] = ()
 
@@ -350,6 +351,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (_number(value) and seconds(value) >= 1),
         "a number, 1 or more, or None",
     ),
+    "left_resources": (lambda value: value in LEFT_RESOURCES, f"one of {LEFT_RESOURCES}"),
     "left_tasks": (lambda value: value in LEFT_TASKS, f"one of {LEFT_TASKS}"),
     "parts": (_parts, "a list or tuple of objects of subclasses of runner.Part"),
     "middleware": (_middleware, "a list or tuple of objects of subclasses of runner.Middleware"),

@@ -108,6 +108,7 @@ class Worker(Assembled):
         overdue_factor: how many times the usual time of its task a job may run before it is
             reported.
         left_tasks: "report" asyncio tasks that a job has left behind, "cancel" them, or "ignore".
+        left_resources: "report" sockets and connections that are destroyed unclosed, or "ignore".
         vitals_interval: seconds between two events with what the process holds.
         parts: what lives with the worker, beside its own parts.
 
@@ -170,6 +171,7 @@ class Worker(Assembled):
         blocked_after: SecondsTimedelta | None = None,
         overdue_factor: float | None = None,
         left_tasks: str = "ignore",
+        left_resources: str = "ignore",
         vitals_interval: SecondsTimedelta | None = None,
         parts: Sequence[Part] = (),
     ) -> None:
@@ -267,6 +269,7 @@ class Worker(Assembled):
                 blocked_after=seconds(blocked_after),
                 overdue_factor=overdue_factor,
                 left_tasks=left_tasks,
+                left_resources=left_resources,
                 vitals_interval=seconds(vitals_interval),
             ),
         )

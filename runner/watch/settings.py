@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 LEFT_TASKS = ("ignore", "report", "cancel")
 """What may be done about asyncio tasks that a job leaves behind."""
 
+LEFT_RESOURCES = ("ignore", "report")
+"""What may be done about sockets and connections that are destroyed unclosed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchSettings:
@@ -25,6 +28,7 @@ class WatchSettings:
         overdue_factor: how many times its usual time a job may take.
         vitals_s: how often subscribers hear what the process holds.
         left_tasks: one of `LEFT_TASKS`.
+        left_resources: one of `LEFT_RESOURCES`.
     """
 
     limits: Limits
@@ -32,6 +36,7 @@ class WatchSettings:
     overdue_factor: float | None
     vitals_s: float | None
     left_tasks: str
+    left_resources: str
 
 
 def watch_settings(  # the names are those of the worker's settings
@@ -43,6 +48,7 @@ def watch_settings(  # the names are those of the worker's settings
     blocked_after: float | None,
     overdue_factor: float | None,
     left_tasks: str,
+    left_resources: str,
     vitals_interval: float | None,
 ) -> WatchSettings:
     """Put the settings of a worker together; raise `SettingsError` for what makes no sense."""
@@ -61,6 +67,10 @@ def watch_settings(  # the names are those of the worker's settings
         raise SettingsError(f"overdue_factor is {overdue_factor!r}, but must be 1 or more, or None")
     if left_tasks not in LEFT_TASKS:
         raise SettingsError(f"left_tasks is {left_tasks!r}, but must be one of {LEFT_TASKS}")
+    if left_resources not in LEFT_RESOURCES:
+        raise SettingsError(
+            f"left_resources is {left_resources!r}, but must be one of {LEFT_RESOURCES}"
+        )
     if None not in (max_memory_mb, max_memory_hard_mb) and max_memory_hard_mb < max_memory_mb:  # type: ignore[operator]
         raise SettingsError(
             f"max_memory_hard_mb is {max_memory_hard_mb}, but must be at least max_memory_mb, "
@@ -77,6 +87,7 @@ def watch_settings(  # the names are those of the worker's settings
         overdue_factor=overdue_factor,
         vitals_s=vitals_interval,
         left_tasks=left_tasks,
+        left_resources=left_resources,
     )
 
 

@@ -17,6 +17,7 @@ from runner.events import (
     LoopBlocked,
     LoopFreed,
     ProcessVitals,
+    ResourceLeft,
     TasksLeft,
 )
 from runner.execution import now_ms
@@ -25,6 +26,7 @@ from runner.watch.blocked import BlockedLoop, Sight
 from runner.watch.leftovers import Leftovers
 from runner.watch.overdue import Overdue
 from runner.watch.recycling import RECYCLED
+from runner.watch.unclosed import Unclosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -86,6 +88,7 @@ class Watch:
 
     Attributes:
         leftovers: the layer around jobs that finds the tasks they leave, None when not wanted.
+        unclosed: the layer that hears what they do not close, None when not wanted.
         supervisor: hears how the process is; set before `start`.
     """
 
@@ -105,16 +108,19 @@ class Watch:
         if settings.left_tasks != "ignore":
             cancels = settings.left_tasks == "cancel"
             self.leftovers = Leftovers(cancels=cancels, left=self._left)
+        self.unclosed: Unclosed | None = None
+        if settings.left_resources == "report":
+            self.unclosed = Unclosed(self._tell_unclosed)
 
     @property
-    def layers(self) -> tuple[Leftovers, ...]:
+    def layers(self) -> list[Leftovers | Unclosed]:
         """What it needs around each job, inside of all middleware."""
-        return () if self.leftovers is None else (self.leftovers,)
+        return [layer for layer in (self.leftovers, self.unclosed) if layer is not None]
 
     def start(self) -> None:
         """Begin to look; called in the worker's loop. Idempotent."""
-        if self.leftovers is not None:
-            self.leftovers.install()
+        for layer in self.layers:
+            layer.install()
         if self._thread is not None or not self._has_work():
             return
         settings, worker = self._settings, self._worker
@@ -150,8 +156,8 @@ class Watch:
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
-        if self.leftovers is not None:
-            self.leftovers.remove()
+        for layer in self.layers:
+            layer.remove()
 
     def _has_work(self) -> bool:
         settings = self._settings
@@ -297,6 +303,22 @@ class Watch:
                 attempt=attempt.number,
                 running_s=running_s,
                 usual_s=usual_s,
+                at_ms=now_ms(),
+            )
+        )
+
+    def _tell_unclosed(self, job: JobCall | None, what: str) -> None:
+        if job is None:
+            logger.warning("%s; whose it was is unknown", what)
+        else:
+            logger.warning("job %s:%s has not closed: %s", job.job_id, job.task, what)
+        self._emit(
+            ResourceLeft(
+                worker=self._worker.name,
+                job_id="" if job is None else job.job_id,
+                task="" if job is None else job.task,
+                attempt=0 if job is None else job.attempt,
+                what=what,
                 at_ms=now_ms(),
             )
         )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 import threading
 import time
+import warnings
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
+from redis.asyncio import Connection
 
 import runner
 from runner import Context, task
@@ -18,6 +23,7 @@ from runner.events import (
     LoopBlocked,
     LoopFreed,
     ProcessVitals,
+    ResourceLeft,
     TasksLeft,
     WorkerRecycled,
 )
@@ -69,6 +75,40 @@ async def leave(_ctx: Context, fails: bool = False) -> None:
     cancelled.cancel()
     if fails:
         raise ValueError("it fails")
+
+
+@task
+async def drop_a_socket(_ctx: Context, _host: str, _port: int) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    await asyncio.sleep(0.01)
+    assert ours.fileno() > 0
+
+
+@task
+async def drop_a_stream(_ctx: Context, host: str, port: int) -> None:
+    _, writer = await asyncio.open_connection(host, port)
+    writer.write(b"PING\r\n")
+
+
+@task
+async def drop_a_connection(_ctx: Context, host: str, port: int) -> None:
+    connection: Any = Connection(host=host, port=port)
+    await connection.connect()
+
+
+@task
+async def drop_a_circle(_ctx: Context) -> None:
+    gc.disable()  # until `collect`
+    circle: list[Any] = list(socket.socketpair())
+    circle.pop().close()
+    circle.append(circle)
+
+
+@task
+async def collect(_ctx: Context) -> None:
+    gc.enable()
+    gc.collect()
 
 
 @task
@@ -146,11 +186,16 @@ async def test_nothing_is_said_of_a_loop_that_turns(redis_url: str, client: runn
     assert of(LoopBlocked, events) == []
 
 
+def watching() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "runner watch"]
+
+
 async def test_nothing_watches_a_bare_worker(redis_url: str) -> None:
+    await wait_until(lambda: not watching(), description="no thread of another test is left")
     async with serving(redis_url, [sleep]) as worker:
-        await wait_until(lambda: worker.main_task is not None, description="the worker runs")
+        await wait_until(lambda: "redis" in worker.ctx, description="the worker runs")
         assert worker.around is None
-        assert "runner watch" not in {thread.name for thread in threading.enumerate()}
+        assert watching() == []
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -194,6 +239,56 @@ async def test_tasks_of_the_worker_s_own_are_not_the_job_s(
         for _ in range(3):
             await (await client.enqueue(use_the_client)).result(timeout=10)
     assert of(TasksLeft, events) == []
+
+
+@pytest.mark.parametrize(
+    ("dropping", "what"),
+    [
+        ("drop_a_socket", "unclosed <socket.socket"),
+        ("drop_a_stream", "unclosed <StreamWriter"),
+        ("drop_a_connection", "unclosed Connection <redis"),
+    ],
+)
+async def test_connection_that_a_job_drops_unclosed_is_named(
+    redis_url: str, client: runner.Client, dropping: str, what: str
+) -> None:
+    events: list[Any] = []
+    settings: dict[str, Any] = {"left_resources": "report", "subscribers": [events.append]}
+    place = urlsplit(redis_url)
+    functions = [drop_a_socket, drop_a_stream, drop_a_connection, sleep]
+    async with serving(redis_url, functions, **settings):
+        job = await client.enqueue(dropping, place.hostname, place.port)
+        await wait_until(lambda: of(ResourceLeft, events), description="the socket is named")
+        await (await client.enqueue(sleep, 0)).result(timeout=10)
+    (event,) = of(ResourceLeft, events)
+    assert (event.job_id, event.task, event.attempt) == (job.job_id, dropping, 1)
+    assert what in event.what
+
+
+async def test_what_the_garbage_collector_finds_is_nobody_s(
+    redis_url: str, client: runner.Client
+) -> None:
+    events: list[Any] = []
+    settings: dict[str, Any] = {"left_resources": "report", "subscribers": [events.append]}
+    async with serving(redis_url, [drop_a_circle, collect], **settings):
+        await (await client.enqueue(drop_a_circle)).result(timeout=10)
+        await (await client.enqueue(collect)).result(timeout=10)
+        await wait_until(
+            lambda: any("unclosed <socket" in event.what for event in of(ResourceLeft, events)),
+            description="the socket is found",
+        )
+    # Other tests' rubbish may be among it.
+    found = {(event.job_id, event.task, event.attempt) for event in of(ResourceLeft, events)}
+    assert found == {("", "", 0)}
+
+
+async def test_warnings_are_as_before_when_the_worker_has_closed(redis_url: str) -> None:
+    before = (warnings.showwarning, list(warnings.filters), list(gc.callbacks))
+    async with serving(redis_url, [sleep], left_resources="report"):
+        await wait_until(
+            lambda: warnings.showwarning is not before[0], description="the worker runs"
+        )
+    assert (warnings.showwarning, list(warnings.filters), list(gc.callbacks)) == before
 
 
 async def test_loop_has_its_task_factory_back(redis_url: str) -> None:
@@ -275,6 +370,7 @@ async def test_worker_that_drains_finishes_what_runs_and_claims_no_more(
         {"blocked_after": 0},
         {"overdue_factor": 0.5},
         {"left_tasks": "kill"},
+        {"left_resources": "close"},
         {"max_memory_mb": 300, "max_memory_hard_mb": 200},
     ],
     ids=str,
