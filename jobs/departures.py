@@ -16,7 +16,7 @@ import msgspec
 
 from jobs.flights import FlightRow
 from jobs.validation import BadRow, Departure, validate
-from runner import Cancel, Context, task
+from runner import Cancel, Context, Unique, task
 
 __all__ = [
     "BadRow",
@@ -150,7 +150,8 @@ def _write(ctx: Context, flown: Departure) -> None:
         )
 
 
-@task(retries=5, timeout=60)
+# One that waits will see whatever was written before it starts: a second would do the same again.
+@task(retries=5, timeout=60, unique=Unique(until="start"))
 async def refresh_delay_report(ctx: Context, day: date | None = None) -> None:
     """Bring the daily delay report up to date; running it again changes nothing.
 

@@ -37,6 +37,12 @@ ENQUEUE_UNIQUE = load("enqueue_unique")
 MAX_ENTRIES = 500
 """Entries a script call settles, claims or enqueues at most: about 10 ms of the server's time."""
 
+MAX_BYTES = 64 * 1024 * 1024
+"""How much the ends of one call may carry: one that outlasts its timeout is sent in vain again."""
+
+MAX_RESULT_BYTES = 128 * 1024 * 1024
+"""A larger result is not kept: Redis cuts whoever sends 512 MB in one piece."""
+
 WAITER_TTL_MS = 60_000
 
 Mode: TypeAlias = Literal["done", "again", "back", "submit"]
@@ -92,6 +98,11 @@ class Settlement:
     operations: bytes = b""
     header: bytes = b""
     confirmed: Callable[[int], None] | None = None
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes in a call."""
+        return len(self.result) + len(self.operations) + len(self.letter)
 
 
 @dataclass(frozen=True, slots=True)

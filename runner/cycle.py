@@ -11,13 +11,14 @@ import asyncio
 import contextvars
 import itertools
 import logging
+import os
 import secrets
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redis.exceptions import RedisError
 
-from runner.broker import MAX_ENTRIES
+from runner import broker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -107,12 +108,10 @@ class Cycles:
         self._context = contextvars.copy_context()
         self._troubles = 0
         self._given_up = False
-        name = secrets.token_hex(6)
-        self._prefix = f"r:{name}"
-        self._numbers = itertools.count(1)
-        self.lanes = [f"{name}:{number}" for number in range(lanes)]
+        self.lanes: list[str] = []
         """Where Redis remembers what was settled last."""
-        self._free_lanes = list(self.lanes)
+        self._free_lanes: list[str] = []
+        self._take_names(lanes)
 
     def hand_in(self, settlement: Settlement) -> Settling:
         """Let the next cycle settle one attempt; its status comes by the future.
@@ -168,6 +167,11 @@ class Cycles:
         self._woken = True
         self._kick()
 
+    def look(self) -> None:
+        """Ask whether jobs are due, and claim none yet: `backlog` says so then."""
+        if self.claims and not self._active:
+            self._begin([], 0)
+
     def cancel(self) -> None:
         """Give up what is still to be settled: the leases run out, and others take over."""
         self.claims = False
@@ -181,6 +185,17 @@ class Cycles:
         """Settle again after `cancel`: a closed worker may start another time."""
         self._given_up = False
         self._context = contextvars.copy_context()
+        if self._process != os.getpid():
+            self._take_names(len(self.lanes))
+
+    def _take_names(self, lanes: int) -> None:
+        """Take names that no other has; what was made before a fork would share its own."""
+        name = secrets.token_hex(6)
+        self._process = os.getpid()
+        self._prefix = f"r:{name}"
+        self._numbers = itertools.count(1)
+        self.lanes = [f"{name}:{number}" for number in range(lanes)]
+        self._free_lanes = list(self.lanes)
 
     def _drop(self, batch: Iterable[_Pending]) -> None:
         for settlement, future in batch:
@@ -204,13 +219,15 @@ class Cycles:
     def _kick(self) -> None:
         self._kick_due = False
         while self._free_lanes and self._has_work():
-            lane = self._free_lanes.pop()
-            work = self._lane(self._load(), self._reserve() if self.claims else 0, lane)
-            task = asyncio.get_running_loop().create_task(
-                work, name="runner cycle", context=self._context
-            )
-            self._active[task] = lane
-            task.add_done_callback(self._lane_done)
+            self._begin(self._load(), self._reserve() if self.claims else 0)
+
+    def _begin(self, batch: list[_Pending], limit: int) -> None:
+        lane = self._free_lanes.pop()
+        task = asyncio.get_running_loop().create_task(
+            self._lane(batch, limit, lane), name="runner cycle", context=self._context
+        )
+        self._active[task] = lane
+        task.add_done_callback(self._lane_done)
 
     def _has_work(self) -> bool:
         if self._waiting:
@@ -229,7 +246,7 @@ class Cycles:
             call.exception()  # the caller has it, unless it was cancelled
 
     def _limit(self) -> int:
-        return max(0, min(self._room(), self._share, MAX_ENTRIES))
+        return max(0, min(self._room(), self._share, broker.MAX_ENTRIES))
 
     def _reserve(self) -> int:
         """Return how many jobs the next cycle may claim, and promise them their slots."""
@@ -241,12 +258,14 @@ class Cycles:
 
     def _load(self) -> list[_Pending]:
         """Take what the next cycle settles."""
-        waiting = self._waiting
-        if len(waiting) <= MAX_ENTRIES:
-            batch = list(waiting)
-            waiting.clear()
-            return batch
-        return [waiting.popleft() for _ in range(MAX_ENTRIES)]
+        waiting, size = self._waiting, 0
+        batch: list[_Pending] = []
+        while waiting and len(batch) < broker.MAX_ENTRIES:
+            size += waiting[0][0].size
+            if batch and size > broker.MAX_BYTES:
+                break
+            batch.append(waiting.popleft())
+        return batch
 
     async def _lane(self, batch: list[_Pending], limit: int, lane: str) -> None:
         """Send a batch until it is answered.

@@ -106,7 +106,7 @@ class Results:
     def _start(self) -> None:
         if self._closed:
             raise JobFailed("this client is closed; it cannot wait for results any more")
-        if self._listener is None:
+        if self._listener is None or self._listener.done():
             self._listener = asyncio.create_task(self._listen(), name="runner results")
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll(), name="runner results poll")
@@ -141,7 +141,7 @@ class Results:
 
     async def _heard(self, data: bytes) -> None:
         raw_id, _, blob = data.partition(b"\0")
-        job_id = raw_id.decode()
+        job_id = raw_id.decode(errors="surrogateescape")  # anybody may publish anything
         for queue in list(self._queues):
             if (queue, job_id) not in self._waiting:
                 continue

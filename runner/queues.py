@@ -9,12 +9,12 @@ its weight, stay level. So of any N jobs in a row a queue that has work all the 
 least N times its part of the weights, less one filling of the worker's slots. What a queue does
 not use goes to the others, and is not saved up for it.
 
-A queue that was empty is looked at again when one of its jobs ends, when the worker is woken,
-and every `poll_delay`.
+A busy worker looks at a queue that was empty twenty times a second, beside its other work.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -32,6 +32,9 @@ TURN = 10
 """After how many claims of the queues before it a queue has a turn."""
 
 MOST_WEIGHT = 1_000_000
+
+LOOK_S = 0.05
+"""How often a busy worker looks at a queue that was empty: nobody wakes it."""
 
 
 def named(
@@ -227,6 +230,7 @@ class Queues:
             )
             for rank, broker in enumerate(brokers)
         ]
+        self._look_at = [0.0] * len(self._lines)  # by the loop's time
         self._rank = {broker.queue: rank for rank, broker in enumerate(brokers)}
         self._policy: Policy = InOrder(len(brokers)) if weights is None else ByWeight(weights)
 
@@ -315,12 +319,24 @@ class Queues:
 
     def _replied(self, reply: CycleReply) -> None:
         self._replied_to(reply)
-        self._kick_others(None)
+        if len(self._lines) > 1:
+            now = asyncio.get_running_loop().time()
+            self._look_at[self._rank[reply.queue]] = now + LOOK_S
+            for line in reversed(self._lines):
+                if line.backlog:
+                    line.kick()
 
-    def _kick_others(self, line: Cycles | None) -> None:
+    def _kick_others(self, line: Cycles) -> None:
         """Let the other queues look at the slots that are free, those with a turn first."""
         if len(self._lines) == 1:
             return
-        for other in reversed(self._lines):
-            if other is not line and other.backlog:
+        now = asyncio.get_running_loop().time()
+        for rank in range(len(self._lines) - 1, -1, -1):
+            other = self._lines[rank]
+            if other is line:
+                continue
+            if other.backlog:
                 other.kick()
+            elif now >= self._look_at[rank]:
+                self._look_at[rank] = now + LOOK_S
+                other.look()

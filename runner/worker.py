@@ -27,7 +27,7 @@ from runner import writer as writers
 from runner.assembly import Assembled
 from runner.broker import Broker, Settlement
 from runner.codec import Codec, codec_of
-from runner.cycle import TROUBLE
+from runner.cycle import CYCLE_TIMEOUT_S, TROUBLE
 from runner.errors import SettingsError
 from runner.events import Bus, Subscriber
 from runner.execution import Ending
@@ -327,18 +327,18 @@ class Worker(Assembled):
         while not self._closing:
             # Before the claim: a token that arrives from here on is not overlooked.
             self._nudge.clear()
+            if self.draining and self._is_idle():
+                return
             try:
                 await self._poll_iteration()
+                if self.burst and await self._burst_is_over():
+                    return
             except TROUBLE as exc:
                 logger.warning("Redis does not answer (%s); trying again", exc)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, LATEST_BACKOFF_S)
                 continue
             backoff_s = SOONEST_BACKOFF_S
-            if self.burst and await self._burst_is_over():
-                return
-            if self.draining and self._is_idle():
-                return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._wait_s()):
                     await self._nudge.wait()
@@ -359,9 +359,24 @@ class Worker(Assembled):
     async def _poll_iteration(self) -> None:
         """Claim once, look for aborts, and do what is due: one plain call, which raises."""
         await self.cycles.once()
-        if self.allow_abort_jobs:
-            await self._cancel_aborted_jobs()
-        await self.heart_beat()
+        async with asyncio.timeout(CYCLE_TIMEOUT_S):  # the pool has no limit of its own
+            if self.allow_abort_jobs:
+                await self._cancel_aborted_jobs()
+            await self.heart_beat()
+
+    async def _cancel_aborted_jobs(self) -> None:
+        """Cancel those of our jobs that are to be aborted; an id may be any bytes.
+
+        arq's own also throws away what is asked for by a clock that is ahead of this one.
+        """
+        asked = await self.pool.zrange(keys.ABORT, 0, -1)
+        ids = [raw.decode(errors="surrogateescape") for raw in asked]
+        aborted = [job_id for job_id in ids if job_id in self.job_tasks]
+        for job_id in aborted:
+            self.job_tasks[job_id].cancel()
+        if aborted:
+            self.aborting_tasks.update(aborted)
+            await self.pool.zrem(keys.ABORT, *map(broker.raw_id, aborted))
 
     async def _burst_is_over(self) -> bool:
         if 0 <= self.max_burst_jobs <= self._jobs_started():
@@ -369,7 +384,8 @@ class Worker(Assembled):
             return True
         if self._turns.ready or self.tasks or len(self._leases):
             return False
-        waiting = [await self.pool.zcard(name) for name in self.cycles.names]
+        async with asyncio.timeout(CYCLE_TIMEOUT_S):
+            waiting = [await self.pool.zcard(name) for name in self.cycles.names]
         return not any(waiting)
 
     def _jobs_started(self) -> int:
@@ -498,12 +514,13 @@ class Worker(Assembled):
     def _cancel_lost(self, lease: Claimed) -> None:
         self._leases.remove(lease.token, lease.job_id)
         running = self._turns.waiting(lease)
-        if running is not None and lease.job_id in self.job_tasks:
-            task, attempt = running
-            attempt.lost_lease = True
-            task.cancel()
-            if self.events.wanted:
-                self.events.emit(execution.report.lost(self, attempt))
+        if running is None or running[1].is_over:
+            return
+        task, attempt = running
+        attempt.lost_lease = True
+        task.cancel()
+        if self.events.wanted:
+            self.events.emit(execution.report.lost(self, attempt))
 
     def give_up(self) -> None:
         """Leave what cannot be settled now to its lease."""
@@ -539,9 +556,10 @@ class Worker(Assembled):
         await self._end_loop()
         await self.parts.stop()
         with contextlib.suppress(*TROUBLE):
-            for name in self.cycles.names:
-                await self.pool.zrem(keys.idle(name), self.cycles.worker)
-            await self.pool.delete(self.health_check_key, *self._notes())
+            async with asyncio.timeout(CYCLE_TIMEOUT_S):
+                for name in self.cycles.names:
+                    await self.pool.zrem(keys.idle(name), self.cycles.worker)
+                await self.pool.delete(self.health_check_key, *self._notes())
         if self.on_shutdown:
             await self.on_shutdown(self.ctx)
         await self._disconnect()

@@ -26,6 +26,8 @@ class Wire:
         cut: requests that contain this are forwarded; their connection is closed when the
             reply comes, and the reply is thrown away. b"" cuts nothing.
         cuts: how often that happened.
+        mute: requests that contain this are thrown away, and nobody is told; b"" loses none.
+        muted: how often that happened.
     """
 
     host: str
@@ -34,6 +36,8 @@ class Wire:
     delay_s: float = 0
     cut: bytes = b""
     cuts: int = 0
+    mute: bytes = b""
+    muted: int = 0
     pipes: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def serve(self, reader: StreamReader, writer: StreamWriter) -> None:
@@ -58,6 +62,9 @@ class Wire:
             await asyncio.sleep(self.delay_s)
             if self.cut and self.cut in data:
                 cut.set()
+            if self.mute and self.mute in data:
+                self.muted += 1
+                continue
             writer.write(data)
 
     async def _back(self, reader: StreamReader, writer: StreamWriter, cut: asyncio.Event) -> None:

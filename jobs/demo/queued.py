@@ -12,7 +12,7 @@ from jobs.demo.fleet import Fleet, tail
 from jobs.demo.report import Account, place
 from jobs.demo.screen import View, open_screen
 from jobs.demo.services import MOST_QUEUED, Gate, Services
-from jobs.demo.watch import Sample, Watch, deadlocks
+from jobs.demo.watch import Sample, Watch
 from jobs.departures import refresh_delay_report, worst_routes
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class QueuedRun:
             writes=end.writer.operations - before.writer.operations,
             transactions=end.writer.batches - before.writer.batches,
             connections=watch.connections,
-            deadlocks=await deadlocks(self.connection),
+            deadlocks=await watch.deadlocks(),
             seconds=last.at_s,
             refused=end.queue.dead - before.queue.dead,
             kills=len(kills),

@@ -137,6 +137,11 @@ class Watch:
             self.samples.append(sample)
             return sample
 
+    async def deadlocks(self) -> int:
+        """Return how many deadlocks there were; one question at a time goes to Postgres."""
+        async with self._asking:
+            return await deadlocks(self.connection)
+
     def rate(self) -> float:
         """Return departures committed a second, over the last few seconds."""
         last = self.samples[-1]

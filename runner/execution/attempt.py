@@ -346,6 +346,7 @@ async def end(host: Host, attempt: Attempt, ending: Ending) -> None:
     """Run the hooks around the settlement, and settle."""
     context = attempt.context or make_context(host, attempt)
     context["outcome"] = ending.outcome.value
+    attempt.is_over = True
     host.aborting_tasks.discard(attempt.claimed.job_id)
     is_lost = ending.outcome is Outcome.LOST_LEASE
     prepared = None if is_lost else settlement(host, attempt, ending)

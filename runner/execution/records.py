@@ -108,6 +108,7 @@ class Attempt:
 
     Attributes:
         task: the declared task, None for a plain function.
+        is_over: it was decided how it ended; what follows are hooks and the settlement.
         released: its slot is free again.
         passed_in: its settlement is under way, and nobody waits for it.
     """
@@ -123,6 +124,7 @@ class Attempt:
     unit: bytes = b""
     lost_lease: bool = False
     timed_out: bool = False
+    is_over: bool = False
     released: bool = False
     passed_in: bool = False
 

@@ -7,7 +7,7 @@ import logging
 import msgspec
 from arq.constants import keep_cronjob_progress
 
-from runner import codec
+from runner import broker, codec
 from runner.broker import Settlement
 from runner.codec import ResultRecord
 from runner.errors import EncodeError
@@ -88,10 +88,23 @@ def encode(host: Host, attempt: Attempt, ending: Ending) -> bytes:
         result=ending.result,
     )
     try:
-        return codec.encode_result(host.codec, result)
+        blob = codec.encode_result(host.codec, result)
+        if len(blob) <= broker.MAX_RESULT_BYTES:
+            return blob
+        logger.error("job %s: its result takes %s bytes, too many", attempt.ref, f"{len(blob):,}")
+        return codec.encode_result(host.codec, without_value(result, len(blob)))
     except EncodeError:
         logger.critical("job %s: its result cannot be written down", attempt.ref, exc_info=True)
         return b""
+
+
+def without_value(result: ResultRecord, size: int) -> ResultRecord:
+    """Return what is kept in the place of a result that is too large: why there is none."""
+    why = (
+        f"unable to keep result: with its arguments it takes {size:,} bytes, more than the "
+        f"{broker.MAX_RESULT_BYTES:,} allowed; return a reference to it"
+    )
+    return msgspec.structs.replace(result, success=False, result=why, args=(), kwargs={})
 
 
 def header(host: Host, attempt: Attempt, keep_ms: int) -> bytes:

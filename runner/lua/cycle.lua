@@ -310,8 +310,8 @@ local function claim_page(count)
       redis.pcall('ZREM', 'arq:abort', id)
     else
       local mark, crashes = no_crash, 0
-      if leftover then
-        local holder, counted, kept = held_parts(leftover)
+      local holder, counted, kept = held_parts(leftover or '')
+      if holder and tonumber(kept) then  -- what else stands there is none of ours
         crashes = tonumber(counted)
         if holder ~= WAITS then
           crashes = crashes + 1
@@ -362,21 +362,22 @@ end
 
 if worker ~= '' then
   if limit > 0 and taken < limit then
-    redis.call('ZADD', idle, now + idle_ms, worker)
-    redis.call('ZREMRANGEBYSCORE', idle, '-inf', now)
+    redis.pcall('ZADD', idle, now + idle_ms, worker)
+    redis.pcall('ZREMRANGEBYSCORE', idle, '-inf', now)
     redis.call('PEXPIRE', idle, idle_ms)
   else
-    redis.call('ZREM', idle, worker)
+    redis.pcall('ZREM', idle, worker)
   end
   if more == 1 then
-    wake_idle(idle, wake, 1)
+    pcall(wake_idle, idle, wake, 1)
   end
 end
 
 keep_account()
 if keeps == 1 and next(counts) then
   for counter, count in pairs(counts) do
-    redis.call('HINCRBY', counters, counter, count)
+    -- What a count cannot be written to must not cost the jobs that were claimed.
+    redis.pcall('HINCRBY', counters, counter, count)
   end
   redis.call('PEXPIRE', counters, COUNTERS_MS)
 end

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from arq.jobs import DeserializationError
@@ -16,7 +17,8 @@ import runner
 from runner import Context, keys, task
 from runner.codec import JobRecord, MsgpackCodec, ResultRecord, encode_job, encode_result
 from runner.signing import KeyRing, SignedCodec
-from tests.engine import drain, raw
+from tests.engine import drain, raw, serving
+from tests.support import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -206,3 +208,44 @@ async def test_enormous_payload_is_a_dead_letter_and_the_worker_goes_on(redis_ur
         assert (worker.jobs_complete, worker.jobs_failed) == (1, 1)
         assert await end_of(client, enormous) == "DeserializationError"
         assert await end_of(client, good.job_id) == "done"
+
+
+@task
+async def echo(_ctx: Context, text: str) -> str:
+    return text
+
+
+@task
+async def forever(_ctx: Context) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_abort_of_an_id_that_is_no_text_ends_no_worker(redis_url: str) -> None:
+    async with (
+        runner.connect(redis_url) as client,
+        serving(redis_url, [echo, forever], allow_abort_jobs=True, poll_delay=0.05) as worker,
+    ):
+        await client.zadd(keys.ABORT, {b"\xff\xfe": time.time_ns() // 1_000_000})
+        job = await client.enqueue(forever)
+        await wait_until(lambda: job.job_id in worker.job_tasks, description="the job runs")
+        assert await job.abort(timeout=10)
+        after = await client.enqueue(echo, "still here")
+        assert await after.result(timeout=10) == "still here"
+
+
+async def test_message_that_is_no_text_costs_no_subscription(redis_url: str) -> None:
+    async with runner.connect(redis_url) as client:
+        job = await client.enqueue(echo, "heard")
+        waiting = asyncio.create_task(job.result(timeout=10))
+
+        async def channels() -> set[bytes]:
+            members: Any = client.smembers(keys.waiters(job.job_id))
+            return cast("set[bytes]", await members)
+
+        await wait_until(channels, description="it is registered")
+        (channel,) = await channels()
+        assert await client.publish(channel.decode(), b"\xff\xfe\0junk") == 1
+        await drain(redis_url, [echo])
+        assert await waiting == "heard"
+        # The listener still listens: nobody else hears of that channel.
+        assert await client.publish(channel.decode(), b"nobody\0") == 1

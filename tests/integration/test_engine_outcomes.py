@@ -483,3 +483,34 @@ async def test_no_event_is_made_where_nobody_subscribes(
     await put(client, "succeed")
     worker = await drain(redis_url, TASKS)
     assert worker.jobs_complete == 1
+
+
+async def test_lease_that_is_lost_in_the_start_hook_starts_no_job(
+    redis_url: str, client: Client
+) -> None:
+    gate, seen = Gate(), Seen()
+
+    async def wait_first(_ctx: dict[str, Any]) -> None:
+        await gate()
+
+    @task
+    async def run_here(ctx: Context) -> None:
+        ctx["runs"].append(ctx.job_id)
+
+    runs: list[str] = []
+    settings: dict[str, Any] = {"on_job_start": wait_first, "ctx": {"runs": runs}, "lease": 0.6}
+    async with serving(redis_url, [run_here], subscribers=[seen.events.append], **settings):
+        job = await client.enqueue(run_here)
+        await wait_until(gate.runs.is_set, description="the hook runs")
+        await client.set(keys.in_progress(job.job_id), "somebody else's")
+        await wait_until(
+            lambda: any(isinstance(event, LeaseLost) for event in seen.events),
+            description="the loss is noticed",
+        )
+        gate.opens.set()
+        await wait_until(
+            lambda: any(isinstance(event, JobEnded) for event in seen.events),
+            description="the attempt is over",
+        )
+        await client.delete(keys.in_progress(job.job_id))
+    assert runs == []

@@ -225,3 +225,27 @@ async def test_no_more_jobs_run_at_once_than_there_are_slots(redis_url: str) -> 
             await client.enqueue_many(calls)
         await run_burst(worker)
     assert 1 < most <= 7
+
+
+@pytest.mark.parametrize(
+    "queues", [(URGENT, LATER), {URGENT: 6, LATER: 1}], ids=["in order", "by weight"]
+)
+async def test_busy_worker_finds_what_comes_into_an_empty_queue(
+    redis_url: str, queues: Any
+) -> None:
+    """Nobody wakes a worker that is busy, and here it never polls."""
+
+    @task(name="work")
+    async def work(_ctx: Any) -> None:
+        await asyncio.sleep(0.002)
+
+    async with runner.connect(redis_url) as client:
+        worker = weighted(redis_url, [], queues=queues, max_jobs=4, poll_delay=3600, lease=3600)
+        worker.functions["work"] = as_function(work)
+        await client.enqueue_many([work.options(queue=LATER).call() for _ in range(4_000)])
+        async with started(worker):
+            await wait_until(lambda: worker.jobs_complete > 100, description="it is busy")
+            await client.delete(f"runner:idle:{URGENT}")  # as after a while without a free slot
+            urgent = await client.enqueue(note.options(queue=URGENT), "urgent")
+            assert await urgent.result(timeout=10) == "urgent"
+            assert await client.zcard(LATER) > 100, "it is busy still"

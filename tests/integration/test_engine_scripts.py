@@ -778,3 +778,35 @@ async def test_batch_of_five_hundred_fits_one_call(rig: Rig) -> None:
     assert len(claims) == broker.MAX_ENTRIES
     assert await rig.renew(*claims) == [1] * broker.MAX_ENTRIES
     assert await rig.settle(*(done(claimed) for claimed in claims)) == [1] * broker.MAX_ENTRIES
+
+
+@pytest.mark.parametrize("leftover", ["", "junk", "r:other:1 2 junk", "r:other:1 -1 0", b"\xff"])
+async def test_claim_takes_a_job_whose_mark_is_none_of_ours(
+    rig: Rig, leftover: str | bytes
+) -> None:
+    await rig.put("odd", "even")
+    await rig.redis.hset(keys.held(rig.queue), "odd", leftover)
+    claimed = await rig.claim()
+    assert {job.job_id: job.crashes for job in claimed} == {"odd": 0, "even": 0}
+    assert await rig.settle(*map(done, claimed)) == [1, 1]
+
+
+async def test_count_that_cannot_be_written_costs_no_claim(rig: Rig) -> None:
+    await rig.put("a")
+    claimed = await rig.claim()
+    await rig.put("b")
+    await rig.redis.hset(keys.counters(rig.queue), "succeeded", "junk")
+    reply = await rig.broker.cycle(
+        rig.redis, token="r:test:x", settlements=[*map(done, claimed)], limit=5
+    )
+    assert reply.statuses == [1]
+    assert [job.job_id for job in reply.claimed] == ["b"]
+
+
+async def test_keys_of_a_wrong_type_stop_neither_enqueue_nor_claim(rig: Rig) -> None:
+    for key in (keys.clock(rig.queue), keys.idle(rig.queue), keys.wake(rig.queue)):
+        await rig.redis.hset(key, "odd", "odd")
+        await rig.redis.expire(key, 60)
+    assert await rig.put("a") == [True]
+    (claimed,) = await rig.claim()
+    assert await rig.settle(done(claimed)) == [1]

@@ -7,10 +7,12 @@ import collections
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from arq.jobs import SerializationError
 from redis.asyncio import Redis
 
 import runner
 from runner import Context, RedisSettings, keys, task
+from runner.broker import Broker, CycleReply
 from runner.embedded.programs import find_redis
 from runner.events import Event, JobEnded
 from runner.worker import Worker
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.timeout(60), pytest.mark.lasting_keys("runner:held:*")]
 
 JOBS = 100
+MB = 1024 * 1024
 
 
 @task
@@ -219,3 +222,63 @@ async def test_ten_thousand_jobs_sleep_at_once_in_one_worker(redis_url: str) -> 
             )
         async with Redis.from_url(redis_url) as redis:
             assert await redis.zcard(keys.DEFAULT_QUEUE) == 0
+
+
+@task
+async def large(_ctx: Context, size: int) -> bytes:
+    return bytes(size)
+
+
+async def test_result_that_redis_takes_not_at_all_holds_nobody_back(
+    chaos_servers: ChaosServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.broker.MAX_RESULT_BYTES", MB // 2)
+    url = chaos_servers.redis_url
+    async with runner.connect(url) as client:
+        await client.config_set("proto-max-bulk-len", MB)
+        jobs = await client.enqueue_many([large.call(size) for size in (10, 2 * MB, 20)])
+        async with serving(url, [large], max_jobs=10):
+            first, last = await asyncio.gather(
+                jobs[0].result(timeout=20), jobs[2].result(timeout=20)
+            )
+            assert (len(first), len(last)) == (10, 20)
+            with pytest.raises(SerializationError, match="bytes, more than"):
+                await jobs[1].result(timeout=20)
+
+
+async def test_large_results_of_one_moment_travel_in_several_calls(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.broker.MAX_BYTES", MB // 4)
+    carried: list[int] = []
+    cycle = Broker.cycle
+
+    async def weighed(self: Broker, redis: Any, **call: Any) -> CycleReply:
+        carried.append(sum(settlement.size for settlement in call["settlements"]))
+        return await cycle(self, redis, **call)
+
+    monkeypatch.setattr(Broker, "cycle", weighed)
+    async with runner.connect(redis_url) as client:
+        jobs = await client.enqueue_many([large.call(MB // 10) for _ in range(50)])
+        async with serving(redis_url, [large], max_jobs=50):
+            results = await asyncio.gather(*(job.result(timeout=20) for job in jobs))
+    assert {len(result) for result in results} == {MB // 10}
+    assert max(carried) <= MB // 4
+
+
+async def test_worker_comes_back_from_a_wire_that_has_gone_silent(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("runner.cycle", "runner.worker"):
+        monkeypatch.setattr(f"{module}.CYCLE_TIMEOUT_S", 0.5)
+    gate = Gate()
+    runs: collections.Counter[int] = collections.Counter()
+    async with proxied(redis_url) as wire, runner.connect(redis_url) as client:
+        settings: dict[str, Any] = {"ctx": {"runs": runs, "gate": gate}, "poll_delay": 0.05}
+        async with serving(wire.url, [hold], allow_abort_jobs=True, **settings) as worker:
+            job = await client.enqueue(hold, 1)
+            await wait_until(lambda: job.job_id in worker.job_tasks, description="the job runs")
+            wire.mute = b"\r\nZRANGE\r\n"  # of the look at aborts
+            await wait_until(lambda: wire.muted, description="nobody answers the worker's loop")
+            wire.mute = b""
+            assert await job.abort(timeout=10)

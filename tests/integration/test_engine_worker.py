@@ -138,8 +138,11 @@ async def test_retry_with_a_delay_waits_for_it(redis_url: str, client: Client) -
     job = await client.enqueue(retry_until, 2, 60)
     async with serving(redis_url, [retry_until]) as worker:
         await wait_until(lambda: worker.jobs_retried, description="the first try is over")
-        await wait_until(lambda: not worker.tasks, description="and settled")
-        assert await job.status() is JobStatus.deferred
+
+        async def is_settled() -> bool:
+            return await job.status() is JobStatus.deferred
+
+        await wait_until(is_settled, description="and settled")
         score = await client.zscore(QUEUE, job.job_id)
     assert score == pytest.approx(datetime.now(tz=UTC).timestamp() * 1000 + 60_000, abs=10_000)
 
@@ -1011,3 +1014,16 @@ async def test_job_that_blocks_the_loop_keeps_its_lease(redis_url: str, client: 
     assert len(ran) == 1
     async with raw(redis_url) as redis:
         assert await redis.hget(keys.counters(QUEUE), "crashed") is None
+
+
+async def test_worker_made_before_a_fork_names_its_claims_anew(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(
+        [retry_until], redis_settings=RedisSettings.from_dsn(redis_url), handle_signals=False
+    )
+    before = set(worker.cycles.lanes)
+    monkeypatch.setattr("runner.cycle.os.getpid", lambda: -1)  # as in a child
+    async with started(worker):
+        await wait_until(lambda: before.isdisjoint(worker.cycles.lanes), description="it is open")
+    assert len(worker.cycles.lanes) == len(before)

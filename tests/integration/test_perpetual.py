@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -218,3 +220,38 @@ async def test_chain_can_be_paused_and_removed(client: runner.Client) -> None:
     await client.schedules.remove("chain")
     with pytest.raises(errors.ScheduleNotFound):
         await client.schedules.get("chain")
+
+
+async def test_aborted_run_leaves_the_chain_as_it_is(
+    redis_url: str, redis: Any, client: runner.Client
+) -> None:
+    @task(name="walk")
+    async def long(ctx: Context) -> None:
+        redis: Any = ctx.client
+        await redis.rpush("seen", ctx.job_id)
+        await asyncio.sleep(3600)
+
+    async with serving(
+        redis_url, [], cron_jobs=[cron(long, perpetual(otherwise=0.1))], allow_abort_jobs=True
+    ):
+        for number in (1, 2):
+
+            async def runs(number: int = number) -> bool:
+                return len(await seen(redis)) == number
+
+            await wait_until(runs, description=f"run {number}")
+            assert await client.job((await seen(redis))[-1]).abort(timeout=10)
+
+
+async def test_chain_starts_once_in_the_fleet(redis_url: str, redis: Any) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(5):
+            await stack.enter_async_context(
+                serving(redis_url, [], cron_jobs=[cron(walk, perpetual())])
+            )
+
+        async def ended() -> bool:
+            return len(await seen(redis)) >= 5
+
+        await wait_until(ended, description="the chain has ended")
+    assert await seen(redis) == ["a1", "a2", "a3", "a4", "a5"]

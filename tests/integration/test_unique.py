@@ -8,6 +8,8 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from arq import func
+from arq.connections import RedisSettings
 
 import runner
 from runner import (
@@ -30,7 +32,7 @@ from runner.broker import Settlement
 from runner.errors import EnqueueError, QueueFull
 from runner.schedule import Book, Ticker
 from runner.worker import as_function
-from tests.engine import Gate, Rig, done, drain, serving
+from tests.engine import Gate, Rig, StockWorker, done, drain, serving
 from tests.support import wait_until
 
 if TYPE_CHECKING:
@@ -225,6 +227,29 @@ async def test_lost_lease_keeps_the_place(client: Client, rig: Rig) -> None:
     assert again.job_id == first.job_id
     assert await rig.settle(done(again)) == [1]
     assert (await client.enqueue(hold)).is_new
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated close:DeprecationWarning")
+async def test_stock_worker_frees_the_place_of_what_it_has_run(redis_url: str) -> None:
+    @task(name="counted", unique=True)
+    async def counted(_ctx: Any, number: int) -> int:
+        return number
+
+    async with runner.connect(redis_url, codec="pickle") as client:
+        first = await client.enqueue(counted, 1)
+        assert not (await client.enqueue(counted, 1)).is_new
+        settings = RedisSettings.from_dsn(redis_url)
+        worker = StockWorker(
+            [func(counted, name="counted")],
+            redis_settings=settings,
+            burst=True,
+            poll_delay=0,
+            handle_signals=False,
+        )
+        await worker.main()
+        await worker.close()
+        assert await first.result(timeout=1) == 1
+        assert (await client.enqueue(counted, 1)).is_new
 
 
 # Until the start, and for a time.
