@@ -25,7 +25,7 @@ from runner.types import QueueStats, Retention
 from runner.unique import NO_PLACE, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from redis.asyncio import Redis
 
@@ -485,6 +485,18 @@ async def abort(redis: Redis, queue: str, job_id: str) -> bool:
         return True
     await redis.zrem(keys.ABORT, raw_id(job_id))
     return False
+
+
+async def count_crashes(redis: Redis, running: Iterable[Claimed]) -> int:
+    """Count a crash of each of these jobs that is still held so; return how many are."""
+    by_queue: dict[str, list[Any]] = {}
+    for claimed in running:
+        args = by_queue.setdefault(claimed.queue, [])
+        args += (raw_id(claimed.job_id), claimed.token, claimed.attempt)
+    counted = 0
+    for queue, args in by_queue.items():
+        counted += await load("crash").call(redis, keys=[queue, keys.held(queue)], args=args)
+    return counted
 
 
 async def queue_stats(redis: Redis, queue: str) -> QueueStats:

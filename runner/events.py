@@ -12,10 +12,19 @@ event             when
 `JobStuck`        a job ended without its function, which goes on: it did not heed its
                   cancellation, or runs in a thread, which nobody can stop
 `WorkerStopped`   a worker has closed, its last jobs are settled
+`WorkerRecycled`  a limit of its process is reached: it is to be replaced
+`ProcessVitals`   every `vitals_interval`: what the process holds
+`LoopBlocked`     the event loop stands still, and why; while it does
+`LoopFreed`       it turns again
+`JobOverdue`      a job runs far beyond the usual time of its task
+`TasksLeft`       a job has ended, and asyncio tasks of its go on
+`ResourceLeft`    a socket or a connection was destroyed without being closed
 ================  ===============================================================
 
 A callback is a plain function, called in the worker's loop: it should be quick, and hand
-longer work to a task or a thread of its own. An exception in it is logged, and harms nothing.
+longer work to a task or a thread of its own. `LoopBlocked` alone comes from another thread,
+because the loop stands; `ResourceLeft` from wherever the thing was destroyed. An exception in a
+callback is logged, and harms nothing.
 Where nobody subscribes, an event costs one look at a flag and is not made.
 
 A job that was claimed ends with exactly one `JobEnded`, unless the process dies or a second
@@ -184,7 +193,149 @@ class JobStuck:
     at_ms: int
 
 
-Event: TypeAlias = WorkerStarted | WorkerStopped | JobStarted | JobEnded | JobStuck | LeaseLost
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceLeft:
+    """A socket or a connection was destroyed without being closed.
+
+    Attributes:
+        job_id: the job in whose context it was; "" where that is not known: the garbage collector
+            found it, or the traceback of a failed job had held it.
+        task: the name of its task, or "".
+        attempt: the number of its try, or 0.
+        what: what Python says of it.
+    """
+
+    worker: str
+    job_id: str
+    task: str
+    attempt: int
+    what: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecycled:
+    """A limit of this process is reached, and a new one is to take its place.
+
+    Attributes:
+        why: which limit, in words.
+        at_once: its jobs were handed back: the hard limit of memory.
+    """
+
+    worker: str
+    at_ms: int
+    why: str
+    at_once: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessVitals:
+    """What a worker's process holds; what grows from one to the next is a leak.
+
+    Attributes:
+        rss: resident memory in bytes; where there is no /proc, the most it ever was.
+        threads: those of Python, and those of libraries.
+        files: open file descriptors: files, sockets, pipes.
+        tasks: the asyncio tasks of the loop, the worker's own among them.
+        jobs: attempts that have ended.
+        age_s: seconds since the worker began.
+    """
+
+    worker: str
+    at_ms: int
+    rss: int
+    threads: int
+    files: int
+    tasks: int
+    jobs: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopBlocked:
+    """Something keeps the event loop from turning, at this moment. From another thread.
+
+    Attributes:
+        job_id: the job whose code does; "" when it is no job's.
+        task: the name of its task, or "".
+        attempt: the number of its try, or 0.
+        blocked_s: for how long by now.
+        stack: what runs, as in a traceback: the innermost call last.
+    """
+
+    worker: str
+    job_id: str
+    task: str
+    attempt: int
+    blocked_s: float
+    stack: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopFreed:
+    """The event loop turns again, after so many seconds; follows each `LoopBlocked`."""
+
+    worker: str
+    blocked_s: float
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOverdue:
+    """A job runs far beyond the usual time of its task; once for each attempt.
+
+    Attributes:
+        running_s: for how long by now.
+        usual_s: what 95 of the last 100 of this task did not exceed in this process.
+    """
+
+    worker: str
+    queue: str
+    job_id: str
+    task: str
+    attempt: int
+    running_s: float
+    usual_s: float
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TasksLeft:
+    """A job has ended, and asyncio tasks that it made go on.
+
+    Attributes:
+        count: how many.
+        tasks: the first ten: name, coroutine, and the line at which it waits.
+        cancelled: they were cancelled.
+    """
+
+    worker: str
+    queue: str
+    job_id: str
+    task: str
+    attempt: int
+    count: int
+    tasks: tuple[str, ...]
+    cancelled: bool
+    at_ms: int
+
+
+Event: TypeAlias = (
+    WorkerStarted
+    | WorkerStopped
+    | JobStarted
+    | JobEnded
+    | JobStuck
+    | LeaseLost
+    | WorkerRecycled
+    | ProcessVitals
+    | LoopBlocked
+    | LoopFreed
+    | JobOverdue
+    | TasksLeft
+    | ResourceLeft
+)
 Subscriber: TypeAlias = "Callable[[Event], Any]"
 
 
@@ -241,10 +392,17 @@ __all__ = [
     "Bus",
     "Event",
     "JobEnded",
+    "JobOverdue",
     "JobStarted",
     "JobStuck",
     "LeaseLost",
+    "LoopBlocked",
+    "LoopFreed",
+    "ProcessVitals",
+    "ResourceLeft",
     "Subscriber",
+    "TasksLeft",
+    "WorkerRecycled",
     "WorkerStarted",
     "WorkerStopped",
     "is_subscriber",

@@ -271,6 +271,11 @@ class Queues:
         """Where Redis remembers what was settled last."""
         return [lane for line in self._lines for lane in line.lanes]
 
+    @property
+    def reserved(self) -> int:
+        """How many slots are promised to claims that are under way."""
+        return sum(line.reserved for line in self._lines)
+
     def open(self, *, claims: bool, idle_ms: int) -> None:
         """Take settlements (again).
 
@@ -314,7 +319,7 @@ class Queues:
 
     def _room(self, rank: int) -> int:
         """Return how many jobs this queue may claim now."""
-        room = self._free() - sum(line.reserved for line in self._lines)
+        room = self._free() - self.reserved
         if len(self._lines) == 1:
             return room
         return self._policy.room(rank, room, self._lines)

@@ -22,14 +22,16 @@ class Signalled(arq.worker.Worker):
 
     Attributes:
         stopping: running jobs are handed back.
+        draining: nothing is claimed any more, what runs goes on to its end, and the loop ends then.
     """
 
     stopping: bool
+    draining: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._early_handlers: dict[Signals, Callable[[Signals], None]] = {}
         self._told_to_stop = False
-        self.stopping = False
+        self.stopping = self.draining = False
         super().__init__(*args, **kwargs)
 
     def give_up(self) -> None:
@@ -51,6 +53,16 @@ class Signalled(arq.worker.Worker):
     def _stop_before_the_start(self, *_: object) -> None:
         self._told_to_stop = True
 
+    def nudge(self) -> None:
+        """Let the loop look at what has changed."""
+        raise NotImplementedError
+
+    def drain(self) -> None:
+        """Claim no more, let running jobs finish however long they take, and end the loop."""
+        self.draining = True
+        self.allow_pick_jobs = False
+        self.nudge()
+
     def take_over_signals(self) -> None:
         """Let the loop handle signals from now on."""
         handlers, self._early_handlers = self._early_handlers, {}
@@ -70,7 +82,8 @@ class Signalled(arq.worker.Worker):
 
     def handle_sig_wait_for_completion(self, signum: Signals) -> None:
         """Let running jobs finish for `job_completion_wait`; stop now when told again."""
-        if self.allow_pick_jobs:
+        if self.allow_pick_jobs or self.draining:
+            self.draining = False
             super().handle_sig_wait_for_completion(signum)
         else:
             self.handle_sig(signum)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from runner.execution.context import Context
     from runner.execution.limits import Limits
     from runner.limits import Gate, Limited
+    from runner.middleware import Execute
     from runner.tasks import Task
     from runner.writer import JobCommits, ReadPool
 
@@ -101,6 +102,7 @@ class Host(Protocol):
     log_results: bool
     aborting_tasks: set[str]
     job_tasks: dict[str, asyncio.Task[Any]]
+    around: Execute | None
     on_job_start: Any
     on_job_end: Any
     after_job_end: Any
