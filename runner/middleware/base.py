@@ -103,6 +103,8 @@ class Middleware:
     async def execute(self, job: JobCall, proceed: Execute) -> Any:
         """Stand around one call of a job's function: within its time limit, behind its arguments.
 
+        Not around functions that run in threads or processes.
+
         What the function raises comes through here: also `Retry`, `Snooze` and `Cancel`, which are
         no failures, and `asyncio.CancelledError`, which must be let through.
         """
