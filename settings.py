@@ -13,13 +13,17 @@ from datetime import timedelta
 
 import runner
 from jobs.departures import record_departure, refresh_delay_report, worst_routes
+from jobs.routes import delays_of_days, rank_routes, sum_delays
 from runner import RedisSettings, cron
 
 
 class WorkerSettings(runner.WorkerSettings):
     """The tasks of the main job, and the schedules that go with them."""
 
-    functions = (record_departure, worst_routes, refresh_delay_report)
+    functions = (
+        *(record_departure, worst_routes, refresh_delay_report),
+        *(delays_of_days, sum_delays, rank_routes),
+    )
     cron_jobs = (
         cron(refresh_delay_report, minute={0, 15, 30, 45}),
         # The flights' day ends in New York, also on the days on which clocks change there; a

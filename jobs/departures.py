@@ -170,7 +170,8 @@ async def refresh_delay_report(ctx: Context, day: date | None = None) -> None:
     ctx.db.execute(REFRESH_REPORT, day)
 
 
-@task(timeout=60, keep_result=600)
+# It reads the whole table: two of them at once are enough for one database, whoever asks.
+@task(timeout=60, keep_result=600, max_running=2)
 async def worst_routes(ctx: Context, limit: int = 10, at_least: int = 10) -> list[Route]:
     """Return the routes with the longest mean departure delay, the worst first.
 

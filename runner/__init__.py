@@ -12,16 +12,20 @@ from arq.jobs import JobStatus, ResultNotFound
 
 from runner import errors
 from runner.client import Client
+from runner.composition import chain, chord, group, node
 from runner.connection import connect
 from runner.database import Answer, Database, DirectUnit, database
+from runner.dependencies import Depends
 from runner.errors import (
     Cancel,
     DuplicateJob,
     JobReplaced,
+    ProcessDied,
     ResultTooLarge,
     Retry,
     RunnerError,
     Snooze,
+    SoftTimeLimit,
     UnitChanged,
     WriteRejected,
 )
@@ -29,14 +33,27 @@ from runner.execution import Context
 from runner.inspect import JobFilter, JobInfo, JobState
 from runner.job import Job
 from runner.letters import LetterFilter
+from runner.limits import LimitInfo, RateLimit, RunningLimit
+from runner.many import ManyContext
+from runner.middleware import (
+    EnqueueCall,
+    JobCall,
+    JobTiming,
+    Middleware,
+    Propagation,
+    Sentry,
+    Timing,
+)
+from runner.parts import Part
 from runner.retry import Backoff, RetryPolicy, Rule, give_up, on
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
-from runner.tasks import Call, Task, task
+from runner.tasks import Call, SyncTask, Task, task
 from runner.types import AttemptError, Committed, DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.unique import Debounce, Throttle, Unique
 from runner.worker import Worker
+from runner.workflow import Batch, Flow, FlowState, FlowStatus, NodeInfo, NodeState, Run
 
 __version__ = "0.1.0"
 
@@ -44,6 +61,7 @@ __all__ = [
     "Answer",
     "AttemptError",
     "Backoff",
+    "Batch",
     "Call",
     "Cancel",
     "Client",
@@ -52,36 +70,60 @@ __all__ = [
     "Database",
     "DeadLetter",
     "Debounce",
+    "Depends",
     "DirectUnit",
     "DuplicateJob",
+    "EnqueueCall",
+    "Flow",
+    "FlowState",
+    "FlowStatus",
     "Job",
+    "JobCall",
     "JobFilter",
     "JobInfo",
     "JobReplaced",
     "JobState",
     "JobStatus",
+    "JobTiming",
     "LetterFilter",
+    "LimitInfo",
+    "ManyContext",
+    "Middleware",
+    "NodeInfo",
+    "NodeState",
     "Outcome",
+    "Part",
+    "ProcessDied",
+    "Propagation",
     "QueueStats",
+    "RateLimit",
     "RedisSettings",
     "ResultNotFound",
     "ResultTooLarge",
     "Retry",
     "RetryPolicy",
     "Rule",
+    "Run",
     "RunnerError",
+    "RunningLimit",
     "Schedule",
     "ScheduleInfo",
+    "Sentry",
     "SignedCodec",
     "Snooze",
+    "SoftTimeLimit",
+    "SyncTask",
     "Task",
     "Throttle",
+    "Timing",
     "Unique",
     "UnitChanged",
     "Worker",
     "WorkerSettings",
     "WriteRejected",
     "WriterStatus",
+    "chain",
+    "chord",
     "connect",
     "cron",
     "database",
@@ -89,6 +131,8 @@ __all__ = [
     "every",
     "func",
     "give_up",
+    "group",
+    "node",
     "on",
     "perpetual",
     "task",

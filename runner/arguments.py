@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from runner.errors import ArgumentsError, DecodeError, did_you_mean
 from runner.shapes import ANYTHING, Shape, shape_of
+from runner.types import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
 
 _PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -39,15 +40,18 @@ class _Shapes:
 
 
 class Signature:
-    """A task's parameters behind the context, and what it returns.
+    """A task's parameters behind the context, but for those provided, and what it returns.
 
     How many arguments it takes is known at once. The annotations are resolved when they are
     first needed, so that they may name what is defined further down in the module.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], provided: Container[str] = frozenset()
+    ) -> None:
         signature = inspect.signature(function)
-        parameters = list(signature.parameters.values())[1:]
+        behind_context = list(signature.parameters.values())[1:]
+        parameters = [p for p in behind_context if p.name not in provided]
         self._function = function
         self._signature = signature.replace(parameters=parameters)
         self._parameters = parameters
@@ -149,6 +153,14 @@ class Signature:
                 yield f"*{self._rest}", value
         yield from kwargs.items()
 
+    def value_of(self, name: str, args: tuple[Any, ...]) -> Any:
+        """Return what a parameter gets that no keyword names: by its place, its default, or ""."""
+        place = self._places.get(name, sys.maxsize)
+        if place < len(args):
+            return args[place]
+        default = self._signature.parameters[name].default
+        return "" if default is inspect.Parameter.empty else default
+
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return a call's arguments by name, defaults among them; the call must have passed `bind`.
 
@@ -184,7 +196,8 @@ class Signature:
         by_name = [shapes.named.get(key, shapes.others) for key in kwargs]
         arguments = self.named(args, kwargs)
         for (parameter, value), shape in zip(arguments, (*by_place, *by_name), strict=True):
-            reason = shape.refusal(value)
+            # What another node will give is looked at by the worker.
+            reason = None if isinstance(value, Reference) else shape.refusal(value)
             if reason is not None:
                 given = type(value).__qualname__
                 raise ArgumentsError(
@@ -196,7 +209,7 @@ class Signature:
 
     def _shapes(self) -> _Shapes:
         if self._compiled is None:
-            hints = _hints(self._function)
+            hints = hints_of(self._function)
             shapes = {p.name: _shape_of(p, hints) for p in self._parameters}
             places = [(p.name, shapes[p.name]) for p in self._parameters[: self._most]]
             self._compiled = _Shapes(
@@ -230,7 +243,7 @@ def _convert(name: str, shape: Shape, value: Any) -> Any:
         raise DecodeError(f"parameter {name!r}: {exc}") from exc
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the resolved annotations; one that cannot be resolved means Any.
 
     It may name what exists for type checkers only, or a class inside a function.
@@ -252,4 +265,4 @@ def _hint(name: str, annotation: Any, known: dict[str, Any]) -> dict[str, Any]:
         return {name: Any}
 
 
-__all__ = ["Signature"]
+__all__ = ["Signature", "hints_of"]

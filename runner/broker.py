@@ -25,7 +25,7 @@ from runner.types import QueueStats, Retention
 from runner.unique import NO_PLACE, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from redis.asyncio import Redis
 
@@ -59,6 +59,7 @@ class Claimed(msgspec.Struct):
         attempt: the number of this try, counted from 1.
         crashes: leases of this job that were lost before.
         until: the time, by `time.monotonic`, beyond which its lease is not renewed any more.
+        gates: what the claim said of paused tasks, and of limits set on tasks; b"" is nothing.
     """
 
     job_id: str
@@ -69,6 +70,7 @@ class Claimed(msgspec.Struct):
     attempt: int
     crashes: int
     until: float = math.inf
+    gates: bytes = b""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,6 +88,7 @@ class Settlement:
         header: the job header that the writer needs to settle the job.
         had_errors: attempts before this one may have left records of their errors.
         end: what is told to those who listen once Redis has settled it, or refused its lease.
+        slots: the slots of limits that the attempt gives up, packed, or nothing.
     """
 
     claimed: Claimed
@@ -99,6 +102,7 @@ class Settlement:
     operations: bytes = b""
     header: bytes = b""
     had_errors: bool = False
+    slots: bytes = b""
     end: Any = None
 
     @property
@@ -201,6 +205,7 @@ class Broker:
             keys.UNITS,
             keys.WRITER,
         ]
+        self._gates = [keys.paused(queue), keys.GATED]
 
     async def cycle(
         self,
@@ -242,12 +247,12 @@ class Broker:
         ]
         for settlement in settlements:
             args += _settlement_fields(settlement)
-        script_keys = [*self._keys, keys.settled(lane)]
+        script_keys = [*self._keys, keys.settled(lane), *self._gates]
         reply = await self._cycle.call(redis, keys=script_keys, args=args)
-        now_ms, upcoming, more, statuses, claimed = reply
+        now_ms, upcoming, more, statuses, claimed, *gated = reply
         values = iter(claimed)
         queue = self.queue
-        return CycleReply(
+        answer = CycleReply(
             queue=queue,
             now_ms=now_ms,
             next_due_ms=float(upcoming) if upcoming else None,
@@ -266,6 +271,10 @@ class Broker:
                 for job_id, score, payload, attempt, crashes in zip(*[values] * 5, strict=True)
             ],
         )
+        for gates in gated:
+            for job in answer.claimed:
+                job.gates = gates
+        return answer
 
 
 def raw_id(job_id: str) -> bytes:
@@ -282,6 +291,7 @@ def _settlement_fields(settlement: Settlement) -> tuple[Any, ...]:
         and not settlement.extra
         and not settlement.letter
         and not settlement.had_errors
+        and not settlement.slots
     ):
         ends = (settlement.result, settlement.keep_ms)
         return (job_id, claimed.token, claimed.attempt, "ok", *ends)
@@ -298,8 +308,8 @@ def _settlement_fields(settlement: Settlement) -> tuple[Any, ...]:
         settlement.unit_id,
     )
     if mode == "submit":
-        return (*fields, settlement.operations, settlement.header)
-    return fields
+        return (*fields, settlement.operations, settlement.header, settlement.slots)
+    return (*fields, settlement.slots)
 
 
 async def enqueue(
@@ -477,6 +487,18 @@ async def abort(redis: Redis, queue: str, job_id: str) -> bool:
     return False
 
 
+async def count_crashes(redis: Redis, running: Iterable[Claimed]) -> int:
+    """Count a crash of each of these jobs that is still held so; return how many are."""
+    by_queue: dict[str, list[Any]] = {}
+    for claimed in running:
+        args = by_queue.setdefault(claimed.queue, [])
+        args += (raw_id(claimed.job_id), claimed.token, claimed.attempt)
+    counted = 0
+    for queue, args in by_queue.items():
+        counted += await load("crash").call(redis, keys=[queue, keys.held(queue)], args=args)
+    return counted
+
+
 async def queue_stats(redis: Redis, queue: str) -> QueueStats:
     """Read one queue's counts, in one round trip."""
     async with asyncio.timeout(10), redis.pipeline(transaction=False) as pipe:
@@ -484,7 +506,8 @@ async def queue_stats(redis: Redis, queue: str) -> QueueStats:
         pipe.hlen(keys.held(queue))
         pipe.hgetall(keys.counters(queue))
         pipe.zcard(keys.dead(queue))
-        queued, running, counts, dead = await pipe.execute()
+        pipe.zcount(queue, keys.PAUSED_MS, keys.PARKED_MS)
+        queued, running, counts, dead, parked = await pipe.execute()
     count = {key.decode(): int(value) for key, value in counts.items()}
     return QueueStats(
         queued=queued,
@@ -494,4 +517,15 @@ async def queue_stats(redis: Redis, queue: str) -> QueueStats:
         retried=count.get("retried", 0),
         crashed=count.get("crashed", 0),
         dead=dead,
+        parked=parked,
     )
+
+
+async def runnable(redis: Redis, queue: str) -> int:
+    """Return how many jobs of a queue run or will run: none of it while the queue is paused."""
+    async with asyncio.timeout(10), redis.pipeline(transaction=False) as pipe:
+        pipe.exists(keys.paused(queue))
+        pipe.zcard(queue)
+        pipe.zcount(queue, keys.PAUSED_MS, keys.PAUSED_MS)
+        is_paused, queued, rest = await pipe.execute()
+    return 0 if is_paused else int(queued - rest)

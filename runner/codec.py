@@ -443,6 +443,7 @@ def _restored_classes() -> dict[str, type[BaseException]]:
         errors.JobCancelled,
         errors.TooManyTries,
         errors.TooManyCrashes,
+        errors.ProcessDied,
         errors.TaskNotFound,
         errors.ArgumentsError,
         errors.EncodeError,

@@ -2,6 +2,9 @@
 
     RunnerError
     ├── SettingsError             a setting is unknown, mistyped or contradicts another
+    │   └── LimitError            what is said of a limit makes no sense
+    │       └── LimitNotFound     there is no limit of that name
+    ├── PartFailed                a part of the worker did not start in time
     ├── TaskError
     │   ├── TaskNotFound          no task of that name in this worker
     │   └── ArgumentsError        the arguments do not fit the task
@@ -17,6 +20,10 @@
     ├── ScheduleError             a schedule makes no sense
     │   ├── ScheduleNotFound      there is no schedule of that name
     │   └── ScheduleConflict      the name belongs to another, or to settings.py
+    ├── FlowError                 a flow cannot do what is asked
+    │   ├── FlowRefused           its definition makes no sense; nothing was started
+    │   ├── FlowNotFound          there is no flow of that id, or no more
+    │   └── FlowFailed            it ended without success
     ├── LetterError               a dead letter cannot be requeued as asked
     │   └── LetterNotFound        there is no dead letter of that id
     ├── JobNotFound               there is no job of that id in the queue
@@ -27,24 +34,29 @@
     │   ├── JobExpired            the job's time to start, or its payload, ran out
     │   ├── TooManyTries          `max_tries` was used up
     │   ├── TooManyCrashes        the job took too many workers with it
+    │   ├── ProcessDied           the process that ran the job died
     │   └── WriteRejected         Postgres refused the job's unit of writes
     ├── WriterError
     │   ├── UnitError             an operation cannot be written down
     │   │   └── UnitChanged       a unit was submitted before, with other writes
     │   ├── LeaseLost             the job runs elsewhere: what it commits here is not taken
+    │   ├── AttemptOver           the job has ended, and its function goes on and writes
     │   ├── CommitTimeout         a unit was not committed in time; a TimeoutError too
     │   ├── ResultTooLarge        a unit is committed, but its rows are too many to bring back
     │   ├── WriterBacklogFull     too much waits for the writer; nothing was submitted
     │   ├── WriterUnavailable     no database is configured, or it cannot be the writer's
     │   └── StoreWentBack         Redis or Postgres lost what the other still knows
+    ├── LimitUnavailable          Redis refused to decide whether a job may run
     └── ScriptError               a call does not fit a Lua script's contract
 
 A job that overran its hard time limit raises Python's own `TimeoutError`, as in arq.
-Control flow stands apart, because it is no failure: `Retry`, `Snooze`, `Cancel`.
+A job that let its soft time limit escape does, too.
+Control flow stands apart, because it is no failure: `Retry`, `Snooze`, `Cancel`, `SoftTimeLimit`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from typing import TYPE_CHECKING
 
@@ -57,6 +69,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArgumentsError",
+    "AttemptOver",
     "Cancel",
     "CodecError",
     "CommitTimeout",
@@ -64,6 +77,10 @@ __all__ = [
     "DuplicateJob",
     "EncodeError",
     "EnqueueError",
+    "FlowError",
+    "FlowFailed",
+    "FlowNotFound",
+    "FlowRefused",
     "JobCancelled",
     "JobExpired",
     "JobFailed",
@@ -72,7 +89,12 @@ __all__ = [
     "LeaseLost",
     "LetterError",
     "LetterNotFound",
+    "LimitError",
+    "LimitNotFound",
+    "LimitUnavailable",
+    "PartFailed",
     "PayloadTooLarge",
+    "ProcessDied",
     "QueueFull",
     "RedisOutOfMemory",
     "RedisUnavailable",
@@ -86,6 +108,7 @@ __all__ = [
     "ScriptError",
     "SettingsError",
     "Snooze",
+    "SoftTimeLimit",
     "StoreWentBack",
     "TaskError",
     "TaskNotFound",
@@ -106,6 +129,10 @@ class RunnerError(Exception):
 
 class SettingsError(RunnerError):
     """Raised when a setting is unknown, has the wrong type, or contradicts another."""
+
+
+class PartFailed(RunnerError):
+    """Raised when a part of the worker did not start in time; what had started is stopped."""
 
 
 class TaskError(RunnerError):
@@ -310,6 +337,59 @@ class JobNotFound(RunnerError):
         self.job_id = job_id
 
 
+class FlowError(RunnerError):
+    """Raised when a flow cannot do what it is asked for."""
+
+
+class FlowRefused(FlowError):
+    """Raised when the definition of a flow makes no sense; nothing of it was started.
+
+    Attributes:
+        path: the names of the nodes concerned, from the one that waits to the one it waits for.
+    """
+
+    def __init__(self, message: str = "", *, path: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class FlowNotFound(FlowError):
+    """Raised when there is no flow of that id: there never was, or it is kept no more.
+
+    Attributes:
+        flow_id: the id.
+    """
+
+    def __init__(self, message: str = "", *, flow_id: str = "") -> None:
+        super().__init__(message)
+        self.flow_id = flow_id
+
+
+class FlowFailed(FlowError):
+    """Raised in the place of the result of a flow that failed, was cancelled, or took too long.
+
+    Its cause is the error of the first of the nodes that failed, where that is known.
+
+    Attributes:
+        flow_id: the flow.
+        state: "failed", "cancelled" or "expired".
+        failed: the names of nodes that failed, a hundred at most.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        flow_id: str = "",
+        state: str = "failed",
+        failed: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.flow_id = flow_id
+        self.state = state
+        self.failed = failed
+
+
 class JobFailed(RunnerError):
     """Raised when a job ended without a result."""
 
@@ -360,6 +440,28 @@ class TooManyCrashes(JobFailed, ArqCompatible):
     """Raised when a job lost its worker `max_crashes` times: it is not run again."""
 
 
+class ProcessDied(JobFailed, ArqCompatible):
+    """Raised in the place of a job's end when the process that ran the job died.
+
+    Another try has a new process. The jobs beside it have processes of their own.
+
+    Attributes:
+        exit_status: what it ended with; None when a signal ended it.
+        signal: the number of the signal, 9 (SIGKILL) where memory ran out; None without one.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        exit_status: int | None = None,
+        signal: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+        self.signal = signal
+
+
 class WriteRejected(JobFailed):
     """Raised when Postgres refused a unit of writes; nothing of the unit was kept.
 
@@ -404,6 +506,14 @@ class UnitError(WriterError):
 
 class LeaseLost(WriterError):
     """Raised by a commit in a job whose lease is over: another worker has the job now."""
+
+
+class AttemptOver(WriterError):
+    """Raised by ``ctx.db`` in a function that goes on although its job has ended without it.
+
+    So it is with one that does not heed its time limit, or its abort: what it writes then
+    belongs to nothing that could commit.
+    """
 
 
 class UnitChanged(UnitError):
@@ -484,6 +594,26 @@ class StoreWentBack(WriterError):
     """Raised when Redis or Postgres has lost what the other store still knows."""
 
 
+class LimitError(SettingsError):
+    """Raised when a limit makes no sense, such as a rate that cannot be read."""
+
+
+class LimitNotFound(LimitError):
+    """Raised when there is no limit of that name.
+
+    Attributes:
+        name: the name.
+    """
+
+    def __init__(self, message: str = "", *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class LimitUnavailable(RunnerError):
+    """Raised in a worker when Redis refused to decide whether a job may run; it is asked again."""
+
+
 class ScriptError(RunnerError):
     """Raised when a call does not fit the contract at the head of a Lua script."""
 
@@ -510,6 +640,23 @@ class Cancel(Exception):
     def __init__(self, reason: str = "cancelled by the task") -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class SoftTimeLimit(asyncio.CancelledError):
+    """Raised inside a job at its soft time limit: to tidy up, and to end before the hard one.
+
+    It is a cancellation: ``except Exception`` does not stop it, and what the job awaits is
+    given up as at any cancellation. It comes once, and it may come at any line of a function
+    that runs in a thread or in a process.
+
+    Example:
+        >>> @task(timeout=60, soft_timeout=50)
+        ... async def export(ctx: Context, path: str) -> str:
+        ...     try:
+        ...         return await write(path)
+        ...     except SoftTimeLimit:
+        ...         return await write_the_rest_later(path)
+    """
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -9,11 +9,22 @@ event             when
                   is cancelled, and a `JobEnded` with ``lost_lease`` follows
 `JobEnded`        Redis confirmed how an attempt ended; once for each claimed job,
                   also for those that never started
+`JobStuck`        a job ended without its function, which goes on: it did not heed its
+                  cancellation, or runs in a thread, which nobody can stop
 `WorkerStopped`   a worker has closed, its last jobs are settled
+`WorkerRecycled`  a limit of its process is reached: it is to be replaced
+`ProcessVitals`   every `vitals_interval`: what the process holds
+`LoopBlocked`     the event loop stands still, and why; while it does
+`LoopFreed`       it turns again
+`JobOverdue`      a job runs far beyond the usual time of its task
+`TasksLeft`       a job has ended, and asyncio tasks of its go on
+`ResourceLeft`    a socket or a connection was destroyed without being closed
 ================  ===============================================================
 
 A callback is a plain function, called in the worker's loop: it should be quick, and hand
-longer work to a task or a thread of its own. An exception in it is logged, and harms nothing.
+longer work to a task or a thread of its own. `LoopBlocked` alone comes from another thread,
+because the loop stands; `ResourceLeft` from wherever the thing was destroyed. An exception in a
+callback is logged, and harms nothing.
 Where nobody subscribes, an event costs one look at a flag and is not made. Making events costs
 a busy worker much of its time, so what counts every job is given each end as the worker has it
 (`Bus.watch`), and makes no event.
@@ -117,7 +128,7 @@ class JobEnded:
         ran: the function was called, or its start hook; `JobStarted` precedes a call.
         committing: it succeeded, and wrote: its result is there when the writer has committed.
         has_letter: it is among the dead letters.
-        delay_s: until the next try; None: the job took its old place, or is over.
+        delay_s: until the next try; None: the job took its old place, is parked, or over.
         enqueued_ms: when it was enqueued; 0 when the payload could not be read.
         due_ms: when it was to run.
         started_ms: when this worker had it.
@@ -126,6 +137,7 @@ class JobEnded:
         error: the exception's message, or "".
         exception: the exception itself, with its traceback: of a failure, and also of what
             will be tried again.
+        limit: the limit that delayed or parked it, "" for a paused task.
     """
 
     worker: str
@@ -147,6 +159,7 @@ class JobEnded:
     error_type: str
     error: str
     exception: BaseException | None
+    limit: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +174,170 @@ class LeaseLost:
     at_ms: int
 
 
-Event: TypeAlias = WorkerStarted | WorkerStopped | JobStarted | JobEnded | LeaseLost
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStuck:
+    """A job has ended, by its time limit for example, while its function goes on.
+
+    Attributes:
+        runs_in: "loop" or "thread".
+        where: the line at which it is, as "file:line in function", or "".
+        stack: the whole stack as text.
+    """
+
+    worker: str
+    queue: str
+    job_id: str
+    task: str
+    attempt: int
+    runs_in: str
+    where: str
+    stack: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceLeft:
+    """A socket or a connection was destroyed without being closed.
+
+    Attributes:
+        job_id: the job in whose context it was; "" where that is not known: the garbage collector
+            found it, or the traceback of a failed job had held it.
+        task: the name of its task, or "".
+        attempt: the number of its try, or 0.
+        what: what Python says of it.
+    """
+
+    worker: str
+    job_id: str
+    task: str
+    attempt: int
+    what: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecycled:
+    """A limit of this process is reached, and a new one is to take its place.
+
+    Attributes:
+        why: which limit, in words.
+        at_once: its jobs were handed back: the hard limit of memory.
+    """
+
+    worker: str
+    at_ms: int
+    why: str
+    at_once: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessVitals:
+    """What a worker's process holds; what grows from one to the next is a leak.
+
+    Attributes:
+        rss: resident memory in bytes; where there is no /proc, the most it ever was.
+        threads: those of Python, and those of libraries.
+        files: open file descriptors: files, sockets, pipes.
+        tasks: the asyncio tasks of the loop, the worker's own among them.
+        jobs: attempts that have ended.
+        age_s: seconds since the worker began.
+    """
+
+    worker: str
+    at_ms: int
+    rss: int
+    threads: int
+    files: int
+    tasks: int
+    jobs: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopBlocked:
+    """Something keeps the event loop from turning, at this moment. From another thread.
+
+    Attributes:
+        job_id: the job whose code does; "" when it is no job's.
+        task: the name of its task, or "".
+        attempt: the number of its try, or 0.
+        blocked_s: for how long by now.
+        stack: what runs, as in a traceback: the innermost call last.
+    """
+
+    worker: str
+    job_id: str
+    task: str
+    attempt: int
+    blocked_s: float
+    stack: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopFreed:
+    """The event loop turns again, after so many seconds; follows each `LoopBlocked`."""
+
+    worker: str
+    blocked_s: float
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOverdue:
+    """A job runs far beyond the usual time of its task; once for each attempt.
+
+    Attributes:
+        running_s: for how long by now.
+        usual_s: what 95 of the last 100 of this task did not exceed in this process.
+    """
+
+    worker: str
+    queue: str
+    job_id: str
+    task: str
+    attempt: int
+    running_s: float
+    usual_s: float
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TasksLeft:
+    """A job has ended, and asyncio tasks that it made go on.
+
+    Attributes:
+        count: how many.
+        tasks: the first ten: name, coroutine, and the line at which it waits.
+        cancelled: they were cancelled.
+    """
+
+    worker: str
+    queue: str
+    job_id: str
+    task: str
+    attempt: int
+    count: int
+    tasks: tuple[str, ...]
+    cancelled: bool
+    at_ms: int
+
+
+Event: TypeAlias = (
+    WorkerStarted
+    | WorkerStopped
+    | JobStarted
+    | JobEnded
+    | JobStuck
+    | LeaseLost
+    | WorkerRecycled
+    | ProcessVitals
+    | LoopBlocked
+    | LoopFreed
+    | JobOverdue
+    | TasksLeft
+    | ResourceLeft
+)
 Subscriber: TypeAlias = "Callable[[Event], Any]"
 
 
@@ -249,10 +425,18 @@ __all__ = [
     "Bus",
     "Event",
     "JobEnded",
+    "JobOverdue",
     "JobStarted",
+    "JobStuck",
     "LeaseLost",
+    "LoopBlocked",
+    "LoopFreed",
+    "ProcessVitals",
+    "ResourceLeft",
     "Subscriber",
+    "TasksLeft",
     "Watcher",
+    "WorkerRecycled",
     "WorkerStarted",
     "WorkerStopped",
     "is_subscriber",

@@ -55,6 +55,35 @@ runner:control:<worker>         LIST     orders to a worker; 15 s
 runner:answers:<reply>          LIST     what workers answered to an order; a minute
 runner:sent:<client>            STRING   a client's last submission, so that it can be repeated;
                                          a minute
+runner:flow:<flow>              HASH     a flow: name, state, counts, deadline; while it makes
+                                         progress, 30 days at most, and `keep_result` once it ended
+runner:flow:<flow>:plan         HASH     number of a node → flags, queue, delay, children; as the
+                                         flow, and 10 min before it starts; so are the next five
+runner:flow:<flow>:names        HASH     number → name and task
+runner:flow:<flow>:jobs         HASH     number → payload
+runner:flow:<flow>:waits        HASH     number → parents that have not ended
+runner:flow:<flow>:states       HASH     number → what became of it
+runner:flow:<flow>:results      HASH     number → encoded result, where others need it
+runner:limits                   HASH     limit → what was set at run time, JSON; lasting
+runner:limits:declared          HASH     limit → what the code declares, JSON; a day behind the last
+                                         worker that had it, 30 days at most
+runner:limits:turn              STRING   a worker has looked for stale slots; seconds
+runner:limit-buckets:<limit>    ZSET     buckets in use (``limit``, or ``limit[value of its key]``)
+                                         → last use in ms; 30 days
+runner:window:<bucket>          LIST     times of the last admissions in us; the period
+runner:bucket:<bucket>          STRING   when the tokens are full again, in us; until then
+runner:reserved:<bucket>        ZSET     delayed jobs (weight, queue, id in lines) → their time in
+                                         ms; a day behind the last
+runner:late:<bucket>            STRING   the last time given to one that was late, in us; until then
+runner:running:<bucket>         ZSET     jobs that have a slot → last look in ms; 30 days
+runner:parked:<bucket>          ZSET     jobs that wait for a slot → their score before; 30 days
+runner:paused:<queue>           STRING   there while the queue is paused; lasting
+runner:paused-queues            SET      paused queues; lasting
+runner:paused-tasks             SET      paused tasks; lasting
+runner:parked-task:<task>       ZSET     jobs parked while the task is paused → their score before;
+                                         30 days
+runner:parked-tasks             SET      tasks with such jobs; 30 days
+runner:gated                    STRING   paused tasks, and limits set on tasks, JSON; lasting
 ==============================  =======  =====================================================
 """
 
@@ -90,23 +119,46 @@ ANSWER = "runner:answer:"
 MOVED_UNIT = "runner:moved:"
 UNIT = "runner:unit:"
 COMMITS = "runner:commits:"
+FLOW = "runner:flow:"
+HELD = "runner:held:"
 REPLACED = "runner:replaced:"
 PROGRESS = "runner:progress:"
 JOB_LOG = "runner:log:"
 MINUTE = "runner:minute:"
 MINUTE_TASKS = "runner:minute-tasks:"
 WORKER = "runner:worker:"
+IDLE = "runner:idle:"
+WAKE = "runner:wake:"
+LIMIT_BUCKETS = "runner:limit-buckets:"
+WINDOW = "runner:window:"
+BUCKET = "runner:bucket:"
+RESERVED = "runner:reserved:"
+LATE = "runner:late:"
+RUNNING = "runner:running:"
+PARKED = "runner:parked:"
+PARKED_TASK = "runner:parked-task:"
 
 UNITS = "runner:units"
 WRITER = "runner:writer"
 LEADER = "runner:writer:leader"
 WORKERS = "runner:workers"
 
+LIMITS = "runner:limits"
+LIMITS_DECLARED = "runner:limits:declared"
+LIMIT_TURN = "runner:limits:turn"
+PAUSED_QUEUES = "runner:paused-queues"
+PAUSED_TASKS = "runner:paused-tasks"
+PARKED_TASKS = "runner:parked-tasks"
+GATED = "runner:gated"
+
 COMMITTING = "committing:"
 """What the in-progress key of a job says between its end and the commit of its unit."""
 
 FAR_OFF_MS = 4_102_444_800_000
 """The score of an id that nobody may claim: the year 2100."""
+
+PAUSED_MS, PARKED_MS = FAR_OFF_MS + 1, FAR_OFF_MS + 2
+"""The scores of ids that are parked: their task is paused, or no slot of a limit is free."""
 
 KEEP_MS = 30 * 24 * 3600 * 1000
 """How long payloads, dead letters and counters are kept at most: 30 days."""
@@ -160,6 +212,11 @@ def commits(job_id: str) -> str:
     return COMMITS + job_id
 
 
+def flow(flow_id: str) -> str:
+    """HASH: one flow; with `:plan` and the like behind it, the parts of it."""
+    return FLOW + flow_id
+
+
 def replaced(job_id: str) -> str:
     """STRING: the job that took the place of this one."""
     return REPLACED + job_id
@@ -172,7 +229,7 @@ def places(queue: str) -> str:
 
 def held(queue: str) -> str:
     """HASH: who holds which job of this queue."""
-    return f"runner:held:{queue}"
+    return HELD + queue
 
 
 def clock(queue: str) -> str:
@@ -182,12 +239,12 @@ def clock(queue: str) -> str:
 
 def idle(queue: str) -> str:
     """ZSET: workers with free slots and nothing to do."""
-    return f"runner:idle:{queue}"
+    return IDLE + queue
 
 
 def wake(queue: str) -> str:
     """LIST: tokens that wake idle workers."""
-    return f"runner:wake:{queue}"
+    return WAKE + queue
 
 
 def settled(lane: str) -> str:
@@ -228,6 +285,16 @@ def fleet(queue: str) -> str:
 def fleet_member(queue: str, digest: str) -> str:
     """STRING: the tasks and schedules behind one digest."""
     return f"runner:fleet:{queue}:{digest}"
+
+
+def limit_buckets(limit: str) -> str:
+    """ZSET: the buckets of a limit that are in use."""
+    return LIMIT_BUCKETS + limit
+
+
+def paused(queue: str) -> str:
+    """STRING: there while nothing is claimed from this queue."""
+    return f"runner:paused:{queue}"
 
 
 def health(queue: str) -> str:

@@ -42,6 +42,8 @@ class Leases:
         self._lost = lost
         self._held: dict[str, Lease] = {}
         self._looked_at = math.inf  # when the thread last had nothing overdue, by monotonic
+        self._kept: set[str] = set()
+        self._ends = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -55,6 +57,15 @@ class Leases:
     def remove(self, token: str, job_id: str) -> None:
         """Renew it no more."""
         self._held.pop(token + job_id, None)
+        self._kept.discard(token + job_id)
+
+    def keep(self, lease: Lease) -> None:
+        """Renew it also after `stop`, until it is removed or its time is up.
+
+        For a function that runs in a thread, and goes on after its worker has closed: while this
+        process lives, the job is not to run elsewhere.
+        """
+        self._kept.add(lease.token + lease.job_id)
 
     def are_overdue(self) -> bool:
         """Say whether the thread has not come round in time, as after SIGSTOP.
@@ -66,7 +77,8 @@ class Leases:
 
     def start(self, pool: ConnectionPool) -> None:
         """Start the thread. Idempotent."""
-        if self._thread is not None:
+        self._ends = False
+        if self._thread is not None and self._thread.is_alive():
             return
         self._stop = threading.Event()
         self._thread = threading.Thread(
@@ -79,8 +91,12 @@ class Leases:
 
     def stop(self) -> None:
         """Ask the thread to end. Idempotent; it is a daemon and need not be waited for."""
-        self._stop.set()
-        self._thread = None
+        for key in set(self._held) - self._kept:
+            self._held.pop(key, None)
+        self._ends = True
+        if not self._kept:
+            self._stop.set()
+            self._thread = None
 
     def _run(self, pool: ConnectionPool, stop: threading.Event) -> None:
         connection: BlockingRedis | None = None
@@ -88,6 +104,8 @@ class Leases:
         self._looked_at = time.monotonic()
         while not stop.wait(interval_s):
             held = [lease for lease in list(self._held.values()) if lease.until > time.monotonic()]
+            if self._ends and not held:
+                break
             if not held:
                 self._looked_at = time.monotonic()
                 continue

@@ -232,6 +232,7 @@ class Queues:
         ]
         self._look_at = [0.0] * len(self._lines)  # by the loop's time
         self._rank = {broker.queue: rank for rank, broker in enumerate(brokers)}
+        self._freed_due = False
         self._policy: Policy = InOrder(len(brokers)) if weights is None else ByWeight(weights)
 
     @property
@@ -275,6 +276,11 @@ class Queues:
         """Where Redis remembers what was settled last."""
         return [lane for line in self._lines for lane in line.lanes]
 
+    @property
+    def reserved(self) -> int:
+        """How many slots are promised to claims that are under way."""
+        return sum(line.reserved for line in self._lines)
+
     def open(self, *, claims: bool, idle_ms: int) -> None:
         """Take settlements (again).
 
@@ -303,12 +309,22 @@ class Queues:
         for line in self._lines:
             line.cancel()
 
+    def freed(self, claim: Callable[[], object]) -> None:
+        """Claim when the loop turns: slots became free without a settlement, which would."""
+        if not self._freed_due:
+            self._freed_due = True
+            asyncio.get_running_loop().call_soon(self._after_freed, claim)
+
+    def _after_freed(self, claim: Callable[[], object]) -> None:
+        self._freed_due = False
+        claim()
+
     def _room_for(self, rank: int) -> Callable[[], int]:
         return lambda: self._room(rank)
 
     def _room(self, rank: int) -> int:
         """Return how many jobs this queue may claim now."""
-        room = self._free() - sum(line.reserved for line in self._lines)
+        room = self._free() - self.reserved
         if len(self._lines) == 1:
             return room
         return self._policy.room(rank, room, self._lines)

@@ -14,6 +14,7 @@ from typing import (
     Generic,
     Literal,
     ParamSpec,
+    Protocol,
     TypeAlias,
     TypeVar,
     cast,
@@ -21,16 +22,28 @@ from typing import (
 )
 
 from runner.arguments import Signature
+from runner.dependencies import call as call_with
+from runner.dependencies import dependencies_of
 from runner.errors import ArgumentsError, SettingsError
+from runner.limits import Limit
+from runner.limits import declared as declared_limits
 from runner.retry import RetryPolicy
+from runner.time_limits import PLACES, RunsIn, check_limits, place_of
+from runner.types import PREVIOUS, Part
 from runner.unique import Debounce, Rule, Throttle, Unique, check_parameters, rule_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+
+    from runner.composition import Group
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 C = TypeVar("C")
+T = TypeVar("T")
+R_co = TypeVar("R_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
 
 WhenFull: TypeAlias = Literal["raise", "wait"]
 OnWriteError: TypeAlias = Literal["fail", "retry"]
@@ -56,7 +69,11 @@ class TaskOptions:
             policy's delay, as long as it has tries left.
         writes: whether it may write by ``ctx.db``: a worker whose tasks all do not claims jobs
             also while too much waits for the writer.
+        soft_timeout: seconds after which `SoftTimeLimit` is raised inside the job, to tidy up.
+        runs_in: "loop", "thread" or "process"; None: a thread for a function that is not async.
         unique: which jobs of it may not stand beside each other.
+        limits: its own, and those it shares.
+        weight: what one of its jobs counts for its rates.
     """
 
     name: str
@@ -70,8 +87,14 @@ class TaskOptions:
     max_crashes: int | None = None
     on_write_error: OnWriteError = "fail"
     writes: bool = True
+    # time limits
+    soft_timeout: float | None = None
+    runs_in: RunsIn | None = None
     # Uniqueness.
     unique: Rule | None = None
+    # Limits, in the whole fleet: see runner.limits.
+    limits: tuple[Limit, ...] = ()
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +161,27 @@ def checked_id(job_id: str, name: str = "job id") -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[R]):
+class Call(Part[R_co]):
     """A call that was written down and not made: a task, its arguments, its options."""
 
-    task: Task[..., R]
+    task: Task[..., R_co]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     options: EnqueueOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[T_contra, R_co]):
+    """A call that lacks its first argument, which will be the result of the step before."""
+
+    task: Task[..., R_co]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: EnqueueOptions
+
+    def call(self) -> Call[R_co]:
+        """Return the call with the result of the step before in front."""
+        return Call(self.task, (PREVIOUS, *self.args), self.kwargs, self.options)
 
 
 class Task(Generic[P, R]):
@@ -158,15 +195,17 @@ class Task(Generic[P, R]):
 
     def __init__(
         self,
-        function: Callable[Concatenate[Any, P], Awaitable[R]],
+        function: Callable[Concatenate[Any, P], Any],
         options: TaskOptions,
     ) -> None:
-        if not inspect.iscoroutinefunction(function):
-            raise SettingsError(f"task {options.name!r} must be an async function")
+        self.runs_in: RunsIn = place_of(options.name, function, options.runs_in)
         self.function = function
         self.task_options = options
         self.name = options.name
-        self.signature = Signature(function)
+        self.dependencies = dependencies_of(function)
+        self.signature = Signature(function, self.dependencies)
+        if self.dependencies:
+            self._check_provided()
         if options.unique is not None:
             self._check_rule(options.unique)
         update_wrapper(self, function)
@@ -178,16 +217,90 @@ class Task(Generic[P, R]):
         self.__annotations__ = function.__annotations__
 
     def __call__(self, ctx: Any, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-        """Call the function itself; nothing is enqueued."""
-        return self.function(ctx, *args, **kwargs)
+        """Call the function itself; nothing is enqueued. What it is not given is provided."""
+        if self.dependencies:
+            return call_with(self.function, self.dependencies, ctx, args, kwargs)
+        coroutine: Coroutine[Any, Any, R] = self.function(ctx, *args, **kwargs)
+        return coroutine
 
     def __repr__(self) -> str:
         return f"<task {self.name}>"
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
-        """Write a call down, for `enqueue_many` and workflows; raise `ArgumentsError`."""
-        self.signature.check(self.name, args, kwargs)
+        """Write a call down, for `enqueue_many` and workflows; raise `ArgumentsError`.
+
+        A call that lacks nothing but its first argument is a step of a chain, which gives it
+        the result of the step before; `s` says so in a way that type checkers understand.
+        """
+        try:
+            self.signature.check(self.name, args, kwargs)
+        except ArgumentsError as exc:
+            if exc.parameter or not self._is_step(args, kwargs):
+                raise
+            args = cast(Any, (PREVIOUS, *args))
         return Call(self, args, kwargs, _NO_OPTIONS)
+
+    def _is_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Tell whether a call lacks its first argument, and nothing else is wrong with it."""
+        try:
+            self.signature.check(self.name, (PREVIOUS, *args), kwargs)
+        except ArgumentsError:
+            return False
+        return True
+
+    @overload
+    def s(
+        self: Callable[Concatenate[Any, T, Q], Awaitable[R]],
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> Step[T, R]: ...
+
+    @overload
+    def s(
+        self: Callable[Concatenate[Any, T, Q], R],
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> Step[T, R]: ...
+
+    def s(self, *args: Any, **kwargs: Any) -> Step[Any, Any]:
+        """Write a step of a chain or chord down: the result before it is its first argument.
+
+        Celery's word for it. What `call` writes down gets nothing from the step before, as
+        Celery's ``si``.
+        """
+        # Typed as a callable, whose first parameter can be told from the others.
+        this: Any = self
+        this.signature.check(this.name, (PREVIOUS, *args), kwargs)
+        return Step(this, args, kwargs, _NO_OPTIONS)
+
+    @overload
+    def map(self: Callable[[Any, T], Awaitable[R]], values: Iterable[T]) -> Group[R]: ...
+
+    @overload
+    def map(self: Callable[[Any, T], R], values: Iterable[T]) -> Group[R]: ...
+
+    def map(self, values: Iterable[Any]) -> Group[Any]:
+        """Return a group of one call for each value."""
+        from runner.composition import group  # noqa: PLC0415  it is made of calls
+
+        this: Any = self
+        return group([this.call(value) for value in values])
+
+    def starmap(self, arguments: Iterable[Iterable[Any]]) -> Group[R]:
+        """Return a group of one call for each tuple of arguments."""
+        from runner.composition import group  # noqa: PLC0415  it is made of calls
+
+        this = cast(Task[Any, R], self)  # the arguments are checked when they are written down
+        return group([this.call(*given) for given in arguments])
+
+    def chunks(
+        self: Callable[[Any, Any], Awaitable[R]], values: Iterable[Any], size: int
+    ) -> Group[R]:
+        """Return a group of one call for each list of at most `size` values, in order."""
+        from runner.composition import group, in_chunks  # noqa: PLC0415  it is made of calls
+
+        this = cast(Task[Any, R], self)
+        return group([this.call(chunk) for chunk in in_chunks(values, size)])
 
     def options(
         self,
@@ -234,6 +347,21 @@ class Task(Generic[P, R]):
             ),
         )
 
+    def _check_provided(self) -> None:
+        """Refuse dependencies where nobody would provide them, and limits that look at them."""
+        if self.runs_in != "loop":
+            names = ", ".join(map(repr, self.dependencies))
+            raise SettingsError(
+                f"task {self.name!r} runs in a {self.runs_in}, where nothing provides {names}: "
+                "declare it as an async function that runs in the event loop, or leave Depends out"
+            )
+        for limit in self.task_options.limits:
+            if limit.key in self.dependencies:
+                raise SettingsError(
+                    f"task {self.name!r}: the key {limit.key!r} of the limit {limit.name!r} is "
+                    "provided, and no argument of its jobs"
+                )
+
     def _check_rule(self, rule: Rule) -> None:
         signature = self.signature
         try:
@@ -262,6 +390,15 @@ class Task(Generic[P, R]):
         return rule
 
 
+class SyncTask(Task[P, R]):
+    """A declared function that is not async: workers run it in a thread, or in a process."""
+
+    def __call__(self, ctx: Any, *args: P.args, **kwargs: P.kwargs) -> R:  # type: ignore[override]
+        """Call the function itself; nothing is enqueued."""
+        value: R = self.function(ctx, *args, **kwargs)
+        return value
+
+
 @dataclass(frozen=True, slots=True)
 class BoundTask(Generic[P, R]):
     """A task with the options of its next calls."""
@@ -273,12 +410,60 @@ class BoundTask(Generic[P, R]):
         """Write a call with these options down; raise `ArgumentsError`."""
         return replace(self.task.call(*args, **kwargs), options=self.options)
 
+    def s(self, *args: Any, **kwargs: Any) -> Step[Any, R]:
+        """Write a step with these options down; see `Task.s`. Checked when it is written down."""
+        step: Any = self.task.s
+        return replace(step(*args, **kwargs), options=self.options)
+
 
 _NO_OPTIONS = EnqueueOptions()
 
 
+class DeclaresMany(Protocol):
+    """Makes a task of a function that takes many jobs: each job brings one item of its list."""
+
+    @overload
+    def __call__(self, function: Callable[[C, list[T]], Awaitable[None]], /) -> Task[[T], None]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[[C, list[T]], Awaitable[Sequence[R | Exception]]], /
+    ) -> Task[[T], R]: ...
+
+
+class Declares(Protocol):
+    """What `task` with options returns: it makes a task of a function."""
+
+    # The first that fits is taken: what is awaited is no value of a plain function.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self,
+        function: Callable[Concatenate[C, P], Awaitable[R]],
+        /,
+    ) -> Task[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[C, P], R], /) -> SyncTask[P, R]: ...
+
+
 @overload
-def task(function: Callable[Concatenate[C, P], Awaitable[R]], /) -> Task[P, R]: ...
+def task(  # type: ignore[overload-overlap]
+    function: Callable[Concatenate[C, P], Awaitable[R]],
+    /,
+) -> Task[P, R]: ...
+
+
+@overload
+def task(function: Callable[Concatenate[C, P], R], /) -> SyncTask[P, R]: ...
+
+
+@overload
+def task(
+    *,
+    batch: int,
+    batch_wait: float | timedelta | None = None,
+    **options: Any,
+) -> DeclaresMany: ...
 
 
 @overload
@@ -295,14 +480,25 @@ def task(
     max_crashes: int | None = None,
     on_write_error: OnWriteError | None = None,
     writes: bool = True,
+    # time limits
+    soft_timeout: float | timedelta | None = None,
+    runs_in: RunsIn | None = None,
     # Uniqueness: one of them at most.
     unique: bool | Unique | None = None,
     debounce: float | timedelta | Debounce | None = None,
     throttle: float | timedelta | Throttle | None = None,
-) -> Callable[[Callable[Concatenate[C, P], Awaitable[R]]], Task[P, R]]: ...
+    # Limits, in the whole fleet: see runner.limits.
+    rate: str | None = None,
+    burst: int | None = None,
+    weight: int | None = None,
+    rate_key: str | None = None,
+    max_running: int | None = None,
+    max_running_key: str | None = None,
+    limits: Sequence[Limit] = (),
+) -> Declares: ...
 
 
-def task(
+def task(  # type: ignore[misc]  # with `batch` the rest are these by name
     function: Callable[..., Any] | None = None,
     /,
     *,
@@ -317,12 +513,29 @@ def task(
     max_crashes: int | None = None,
     on_write_error: OnWriteError | None = None,
     writes: bool = True,
+    # Many jobs in one call: how many items it gets at most, and how long the first waits.
+    batch: int | None = None,
+    batch_wait: float | timedelta | None = None,
+    # time limits
+    soft_timeout: float | timedelta | None = None,
+    runs_in: RunsIn | None = None,
     # Uniqueness: one of them at most.
     unique: bool | Unique | None = None,
     debounce: float | timedelta | Debounce | None = None,
     throttle: float | timedelta | Throttle | None = None,
+    # Limits, in the whole fleet: see runner.limits.
+    rate: str | None = None,
+    burst: int | None = None,
+    weight: int | None = None,
+    rate_key: str | None = None,
+    max_running: int | None = None,
+    max_running_key: str | None = None,
+    limits: Sequence[Limit] = (),
 ) -> Any:
-    """Declare an async function whose first parameter is the context as a task.
+    """Declare a function whose first parameter is the context as a task.
+
+    An async function runs in the worker's event loop. One that is not runs in a thread, or in
+    a process by ``runs_in="process"``, which is the place for long computations.
 
     Example:
         >>> @task(retries=5, timeout=30)
@@ -330,8 +543,10 @@ def task(
         ...     ctx.db.insert("orders", id=order_id)
         ...     return "placed"
 
+        With `batch` one call takes many jobs; see `runner.many`.
+
     Raises:
-        SettingsError: an option contradicts itself, or the function is not async.
+        SettingsError: an option contradicts itself, or another, or the function.
     """
     given = {
         "name": name,
@@ -345,6 +560,11 @@ def task(
         "max_crashes": max_crashes,
         "on_write_error": on_write_error,
         "writes": writes,
+        "batch": batch,
+        "batch_wait": batch_wait,
+        # time limits
+        "soft_timeout": soft_timeout,
+        "runs_in": runs_in,
     }
 
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
@@ -367,9 +587,34 @@ def task(
             max_crashes=max_crashes,
             on_write_error=on_write_error or "fail",
             writes=writes,
+            # time limits
+            soft_timeout=seconds(soft_timeout),
+            runs_in=runs_in,
             unique=rule or None,
+            limits=declared_limits(
+                function.__qualname__ if name is None else name,
+                function,
+                rate=rate,
+                burst=burst,
+                weight=weight,
+                rate_key=rate_key,
+                max_running=max_running,
+                max_running_key=max_running_key,
+                limits=limits,
+            ),
+            weight=1 if weight is None else weight,
         )
-        return Task(function, options)
+        check_limits(
+            options.name,
+            timeout_s=options.timeout,
+            soft_timeout_s=options.soft_timeout,
+        )
+        if batch is not None or batch_wait is not None:
+            from runner.many import many_task  # noqa: PLC0415  it is a task
+
+            return many_task(function, options, most=batch, wait_s=seconds(batch_wait))
+        kind = Task if inspect.iscoroutinefunction(function) else SyncTask
+        return kind(function, options)
 
     return declare if function is None else declare(function)
 
@@ -430,11 +675,22 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "on_write_error": (lambda value: value in ("fail", "retry"), '"fail" or "retry"'),
     "keep_result": (_kept_seconds, KEPT_RULE),
     "backoff": (lambda value: isinstance(value, RetryPolicy), "a RetryPolicy"),
+    "batch": (lambda value: _whole(value) and value > 0, "a whole number, 1 or more"),
+    "batch_wait": (_seconds, "a number of seconds, 0 or more, or a timedelta"),
+    # time limits
+    "soft_timeout": (_some_seconds, "a number of seconds, more than 0, or a timedelta"),
+    "runs_in": (lambda value: value in PLACES, '"loop", "thread" or "process"'),
 }
 
 
 # Options without a rule here, and who checks them.
-_NO_RULE = dict.fromkeys(("unique", "debounce", "throttle"), "runner.unique.rule_of")
+_NO_RULE = {
+    **dict.fromkeys(("unique", "debounce", "throttle"), "runner.unique.rule_of"),
+    **dict.fromkeys(
+        ("rate", "burst", "weight", "rate_key", "max_running", "max_running_key", "limits"),
+        "runner.limits.declared",
+    ),
+}
 
 
 def _check(function: str, given: dict[str, Any]) -> None:

@@ -10,22 +10,30 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from runner.execution import Attempt, go_on
+from runner.execution import Attempt, abandon, go_on, report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Container, Coroutine
 
     from runner.broker import Claimed
+    from runner.execution import Host
+    from runner.execution.records import Frames
 
     Line: TypeAlias = Coroutine[Any, Any, None]
     _Waiting: TypeAlias = tuple[Attempt, Line, Any, contextvars.Context]
 
+logger = logging.getLogger("arq.worker")
+
 TURN_S = 0.005
 """After how long jobs that never wait let the loop turn, so that others are settled and claimed."""
+
+ORPHANS_AT_MOST = 100
+"""Of more functions that do not heed their cancellation, the oldest is driven no further."""
 
 
 class Turns:
@@ -35,6 +43,7 @@ class Turns:
         begin: returns the attempt of a claimed job, and its line: a coroutine not yet begun.
         over: called when a line is over, with what it raised.
         tasks: the tasks of the jobs that wait, by job id.
+        host: the worker.
     """
 
     def __init__(
@@ -42,6 +51,7 @@ class Turns:
         begin: Callable[[Claimed], tuple[Attempt, Line]],
         over: Callable[[Attempt, BaseException | None], None],
         tasks: dict[str, asyncio.Task[Any]],
+        host: Host,
     ) -> None:
         self._begin = begin
         self._over = over
@@ -51,6 +61,14 @@ class Turns:
         self._all: set[asyncio.Task[None]] = set()
         self._waiting: dict[str, tuple[asyncio.Task[None], Attempt]] = {}
         self._context = contextvars.copy_context()
+        self._host = host
+        self._orphans: dict[asyncio.Task[None], Attempt] = {}
+        self._abandoned: asyncio.Event | None = None  # for who waits for the tasks to end
+
+    @property
+    def orphans(self) -> int:
+        """How many functions go on in the loop whose jobs have ended without them."""
+        return len(self._orphans)
 
     @property
     def ready(self) -> int:
@@ -62,8 +80,8 @@ class Turns:
         return self._waiting.get(claimed.token + claimed.job_id)
 
     def attempts(self) -> list[Attempt]:
-        """Return the attempts that wait for something."""
-        return [attempt for _, attempt in self._waiting.values()]
+        """Return the attempts that wait for something; safe to call from any thread."""
+        return [attempt for _, attempt in list(self._waiting.values())]
 
     def adopt_context(self) -> None:
         """Let jobs begin with the context variables of the caller."""
@@ -76,10 +94,67 @@ class Turns:
             self._take_up()
 
     async def end(self) -> bool:
-        """Wait for the tasks of this moment; return whether there was any."""
-        tasks = list(self._all)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Wait for the tasks of this moment, but not for orphans; return whether there was any."""
+        tasks = set(self._all)
+        self._abandoned = asyncio.Event()
+        while waiting := tasks & self._all:
+            self._abandoned.clear()
+            ended = asyncio.ensure_future(asyncio.wait(waiting))
+            abandoned = asyncio.ensure_future(self._abandoned.wait())
+            try:
+                await asyncio.wait([ended, abandoned], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ended.cancel()
+                abandoned.cancel()
         return bool(tasks)
+
+    def watch(self, job_ids: Container[str] | None = None) -> None:
+        """See to it that jobs end which were cancelled: these, or all."""
+        for _, attempt in self._waiting.values():
+            if attempt.limits is not None and (
+                job_ids is None or attempt.claimed.job_id in job_ids
+            ):
+                attempt.limits.watch()
+
+    def abandon(self, attempt: Attempt, frames: Frames) -> None:
+        """Settle an attempt without its function, which goes on as an orphan in its task."""
+        key = attempt.claimed.token + attempt.claimed.job_id
+        task, _ = self._waiting.pop(key)
+        if self._tasks.get(attempt.claimed.job_id) is task:
+            del self._tasks[attempt.claimed.job_id]
+        report.stuck(self._host, attempt, "loop", frames)
+        self._all.discard(task)
+        self._orphans[task] = attempt
+        task.add_done_callback(self._orphan_ended)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001  asyncio's own way to say so
+        if len(self._orphans) > ORPHANS_AT_MOST:
+            self._discard(next(iter(self._orphans)))
+        settling = asyncio.get_running_loop().create_task(
+            self._settle(attempt),
+            name=f"runner settles {attempt.claimed.job_id} without its function",
+        )
+        self._all.add(settling)
+        settling.add_done_callback(self._done)
+        if self._abandoned is not None:
+            self._abandoned.set()
+
+    async def _settle(self, attempt: Attempt) -> None:
+        try:
+            await abandon(self._host, attempt)
+        except (Exception, asyncio.CancelledError) as exc:
+            self._over(attempt, exc)
+            raise
+        self._over(attempt, None)
+
+    def _discard(self, orphan: asyncio.Task[None]) -> None:
+        """Let no further line of an orphan run."""
+        self._orphans.pop(orphan).is_discarded = True
+        orphan.cancel()
+
+    def _orphan_ended(self, task: asyncio.Task[None]) -> None:
+        attempt = self._orphans.pop(task, None)
+        if attempt is not None:
+            logger.warning("job %s: its function has ended after all", attempt.ref)
 
     def _take_up(self) -> None:
         task = asyncio.get_running_loop().create_task(self._run(), name="runner jobs")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
 import msgspec
+
+R_co = TypeVar("R_co", covariant=True)
+
+Tree: TypeAlias = "str | tuple[Tree, ...]"
+"""The name of a node, or names nested as the results of a group are."""
 
 
 class Outcome(enum.Enum):
@@ -26,6 +31,8 @@ class Outcome(enum.Enum):
     TOO_MANY_CRASHES = "too_many_crashes"
     LOST_LEASE = "lost_lease"
     HANDED_BACK = "handed_back"
+    DELAYED = "delayed"
+    PARKED = "parked"
 
 
 class AttemptError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -122,6 +129,7 @@ class QueueStats:
         retried: attempts that will be followed by another.
         crashed: leases that were lost: a worker was killed, stopped, or blocked too long.
         dead: letters in the dead-letter store.
+        parked: jobs of `queued` that wait for a slot of a limit, or for a paused task.
     """
 
     queued: int
@@ -131,6 +139,7 @@ class QueueStats:
     retried: int
     crashed: int
     dead: int
+    parked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,3 +183,35 @@ class Committed:
     entry: str = ""
     counts: tuple[int | None, ...] = ()
     rows: tuple[list[dict[str, Any]] | None, ...] = ()
+
+
+class Part(Generic[R_co]):
+    """What a flow is made of, and has a result: a call, a chain, a group, a chord."""
+
+    __slots__ = ()
+
+
+class Reference:
+    """Stands among the arguments of a call for the result of another node.
+
+    No dataclass: those travel, and this does not.
+
+    Attributes:
+        nodes: whose result it is; "" of the step before in a chain.
+        flow: the flow of that node, None for the step before.
+    """
+
+    __slots__ = ("flow", "nodes")
+
+    def __init__(self, nodes: Tree, flow: object = None) -> None:
+        self.nodes = nodes
+        self.flow = flow
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "the result of another step travels in a flow only: start it by client.start(...)"
+        )
+
+
+PREVIOUS = Reference("")
+"""The result of the step before."""

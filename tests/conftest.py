@@ -98,6 +98,28 @@ def chaos_servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChaosServers]:
 
 
 @pytest.fixture(autouse=True)
+def _loops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Close the loop that a test left in the policy: arq's Worker makes one where it finds none.
+
+    It would be reported when it is collected, in whatever test runs by then.
+    """
+    before = _loop_that_is_set()
+    yield
+    loop = _loop_that_is_set()
+    is_plain = not inspect.iscoroutinefunction(getattr(request, "function", None))
+    if is_plain and loop is not None and loop is not before and not loop.is_running():
+        loop.close()
+        asyncio.set_event_loop(None)
+
+
+def _loop_that_is_set() -> asyncio.AbstractEventLoop | None:
+    # There is no public way to ask for it without making one.
+    local = getattr(asyncio.get_event_loop_policy(), "_local", None)
+    loop: asyncio.AbstractEventLoop | None = getattr(local, "_loop", None)
+    return loop
+
+
+@pytest.fixture(autouse=True)
 def _guard(request: pytest.FixtureRequest) -> None:
     """Set the guard of asynchronous tests up first, so that it looks when all else is torn down."""
     if inspect.iscoroutinefunction(getattr(request, "function", None)):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LEASE_MS = 15_000
 LIFETIME_MS = 60_000
-StockWorker: Any = Worker.__mro__[1]
+StockWorker: Any = next(kind for kind in Worker.__mro__ if kind.__module__ == "arq.worker")
 """arq's own Worker, also where a `WorkerSettings` has put ours in its place."""
 
 

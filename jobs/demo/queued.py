@@ -14,6 +14,7 @@ from jobs.demo.screen import View, open_screen
 from jobs.demo.services import MOST_QUEUED, Gate, Services
 from jobs.demo.watch import Sample, Watch
 from jobs.departures import refresh_delay_report, worst_routes
+from jobs.routes import ranking_of_year
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,6 +37,8 @@ LOOK_EVERY_S = 0.2
 ROUTES = 10
 AT_LEAST = 10
 """Routes with fewer flights are left out of the worst ones."""
+YEAR = 2013
+"""Of the flights."""
 
 
 class StalledError(RuntimeError):
@@ -51,6 +54,7 @@ class Finished:
         samples: the run as it was seen.
         kills: seconds since the start at which processes were killed.
         routes: the worst routes, as the task returned them.
+        ranking: the same, as the flow of months and days returned them.
         wrong: dead letters that are not as they should be.
     """
 
@@ -58,6 +62,7 @@ class Finished:
     samples: list[Sample]
     kills: list[float]
     routes: list[Route]
+    ranking: list[Route]
     wrong: list[check.Difference]
 
 
@@ -123,7 +128,7 @@ class QueuedRun:
             last = await self._all_committed(watch, fleet)
             if self.options.kill:
                 background.pop().cancel()
-            finished = await self._finish(before, last, watch, fleet)
+            finished = await self._finish(before, last, watch, fleet, screen)
             for task in background:
                 task.cancel()
         return finished
@@ -155,18 +160,20 @@ class QueuedRun:
         last: Sample,
         watch: Watch,
         fleet: Fleet,
+        screen: Screen,
     ) -> Finished:
-        """Refresh the report, ask for the worst routes, and count."""
+        """Refresh the report, ask for the worst routes in two ways, and count."""
         kills = [at - watch.began for at in fleet.kills]
         await (await self.client.enqueue(refresh_delay_report)).result(timeout=ANSWER_S)
         asked = await self.client.enqueue(worst_routes, ROUTES, AT_LEAST)
         routes = await asked.result(timeout=ANSWER_S)
+        ranking, ranked = await self._rank(screen)
         letters = await self.client.dead_letters(limit=len(self.work.damaged) + 1000)
         end = await watch.sample()
         account = Account(
             name="one writer",
             departures=end.departures - before.departures,
-            jobs=self.work.lines + 2,
+            jobs=self.work.lines + 2 + ranked,
             retries=end.queue.retried
             + end.queue.crashed
             - before.queue.retried
@@ -184,8 +191,20 @@ class QueuedRun:
             samples=[sample for sample in watch.samples if sample.at_s <= last.at_s],
             kills=kills,
             routes=routes,
+            ranking=ranking,
             wrong=check.wrong_letters(letters, self.work.damaged),
         )
+
+    async def _rank(self, screen: Screen) -> tuple[list[Route], int]:
+        """Rank the routes by a flow, and say how far it is; return them and its jobs."""
+        run = await self.client.start(ranking_of_year(YEAR, limit=ROUTES, at_least=AT_LEAST))
+        async with asyncio.timeout(ANSWER_S):
+            async for status in run.progress:
+                screen.say(
+                    f"ranking the routes of {YEAR}: {status.done} of {status.expected} jobs of the "
+                    f"flow are done ({status.fraction:.0%})"
+                )
+        return await run.result(timeout=ANSWER_S), status.succeeded
 
     def _view(self, watch: Watch, services: Services) -> View:
         count = len(self.work.mixed)

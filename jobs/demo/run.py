@@ -94,7 +94,10 @@ class Demo:
             ).run(self.console)
             routes = finished.routes
             wrong = finished.wrong
-            wrong += check.wrong_routes(routes, self.work.expected, limit=ROUTES, at_least=AT_LEAST)
+            for ranking in (routes, finished.ranking):
+                wrong += check.wrong_routes(
+                    ranking, self.work.expected, limit=ROUTES, at_least=AT_LEAST
+                )
             return finished, wrong + await check.differences(connection, self.work.expected)
 
     async def _direct(

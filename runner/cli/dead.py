@@ -11,6 +11,7 @@ from runner.cli import where as options
 from runner.cli.tables import as_json, confirm, escaped, moment, read_json, table
 from runner.cli.where import Place
 from runner.errors import ArgumentsError
+from runner.execution.records import NO_LETTER
 from runner.letters import LetterFilter
 from runner.types import Outcome
 
@@ -22,12 +23,7 @@ if TYPE_CHECKING:
     from runner.types import AttemptError, DeadLetter
 
 HEADS = ("JOB", "TASK", "DIED (UTC)", "OUTCOME", "TRY", "ERROR")
-ENDINGS = [
-    outcome.value
-    for outcome in Outcome
-    if outcome.value
-    not in ("succeeded", "retried", "snoozed", "handed_back", "lost_lease", "aborted")
-]
+ENDINGS = [outcome.value for outcome in Outcome if outcome not in NO_LETTER]
 
 
 @click.group()

@@ -1,14 +1,26 @@
 """Run attempts: one line of steps from a claim to its settlement.
 
 `attempt` is the line, `records` the values between its steps, `context` what a task sees,
-`lines` what is logged, `settlement` what happens in Redis, `report` what subscribers hear;
+`lines` what is logged, `limits` its clocks, `settlement` what happens in Redis, `report` what
+subscribers hear;
 `steps` drives coroutines.
 """
 
 from runner.execution import report
-from runner.execution.attempt import begin, run
+from runner.execution.attempt import abandon, begin, run
 from runner.execution.context import Context
 from runner.execution.records import Attempt, Ending, Host, now_ms
 from runner.execution.steps import go_on
 
-__all__ = ["Attempt", "Context", "Ending", "Host", "begin", "go_on", "now_ms", "report", "run"]
+__all__ = [
+    "Attempt",
+    "Context",
+    "Ending",
+    "Host",
+    "abandon",
+    "begin",
+    "go_on",
+    "now_ms",
+    "report",
+    "run",
+]

@@ -17,18 +17,24 @@ import functools
 import logging
 import math
 import random
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from arq.jobs import DeserializationError
 from arq.utils import ms_to_datetime
+from redis.exceptions import RedisError
 
 from runner import codec, errors, logs
+from runner.client import Client
 from runner.codec import JobRecord
-from runner.errors import DecodeError
+from runner.errors import DecodeError, Snooze
 from runner.execution.context import Context
+from runner.execution.gate import limits_of, pass_gate
+from runner.execution.limits import LoopLimits, is_soft_limit
 from runner.execution.lines import log, log_start
 from runner.execution.records import (
     AGAIN,
+    LIMITED,
     Attempt,
     Ending,
     Host,
@@ -40,36 +46,61 @@ from runner.execution.records import (
 from runner.execution.report import started
 from runner.execution.settlement import settlement
 from runner.execution.steps import as_coroutine, go_on
+from runner.keys import KEEP_MS
+from runner.middleware import CARRIED, JobCall
 from runner.retry import Decision, Verdict, decide
 from runner.schedule import CRON_OPTION, ScheduledRun
 from runner.tasks import Task
 from runner.types import Outcome
+from runner.workflow import (
+    REFERENCES,
+    RETRIES,
+    WITHIN,
+    FlowStore,
+    JobFlow,
+    filled_arguments,
+    plain_encoder,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Coroutine
 
     from runner.broker import Claimed
 
 logger = logging.getLogger("arq.worker")
 
-LOOK_S = 0.1
-LOOKS_AFTER_A_GAP = 50
-"""For how long a time limit waits for the lease thread after the process was stopped: 5 s."""
+RESULTS_TIMEOUT_S = 30.0
+RESULTS_AGAIN_S = 1.0
 
 
-async def run(host: Host, attempt: Attempt) -> None:
-    """Run one attempt from its claim to its settlement."""
-    try:
-        ending = load(host, attempt) or await admit(host, attempt)
-        if ending is None:
-            ending = await perform(host, attempt)
-    except Exception as exc:  # noqa: BLE001  whatever it is, the job must end
-        ending = Ending(Outcome.FAILED, exc)
+async def run(host: Host, attempt: Attempt, ending: Ending | None = None) -> None:
+    """Run one attempt from its claim to its settlement, or only settle what has ended so."""
+    if ending is None:
+        try:
+            ending = load(host, attempt) or await admit(host, attempt)
+            if ending is None and attempt.limited is not None:
+                ending = await pass_gate(host, attempt)
+            if ending is None:
+                ending = await perform(host, attempt)
+        except Exception as exc:  # noqa: BLE001  whatever it is, the job must end
+            ending = Ending(Outcome.FAILED, exc)
+        if attempt.is_abandoned or attempt.is_left:
+            return  # others have seen to it
     if host.events.watched:
         attempt.ended_ms = now_ms()
     log(host, attempt, ending)
+    if attempt.limited is not None and ending.outcome in LIMITED:
+        # It is back already, or parked: it never began, and no hook hears of it.
+        host.settler.report(attempt, ending, None)
+        return
     count(host, ending)
     await end(host, attempt, ending)
+
+
+async def abandon(host: Host, attempt: Attempt) -> None:
+    """Settle an attempt whose function does not heed its cancellation, without it."""
+    logs.bind(attempt.claimed.job_id, attempt.record.task, attempt.number)
+    await run(host, attempt, classify(host, attempt, asyncio.CancelledError()))
 
 
 _UNKNOWN = JobRecord(
@@ -101,6 +132,9 @@ def load(host: Host, attempt: Attempt) -> Ending | None:
     function = attempt.function = host.functions.get(attempt.record.task)
     if function is not None and isinstance(function.coroutine, Task):
         attempt.task = function.coroutine
+    task = attempt.task
+    if attempt.claimed.gates or (task is not None and task.task_options.limits):
+        attempt.limited = limits_of(host, attempt)
     return None
 
 
@@ -113,9 +147,9 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
         hint = errors.did_you_mean(record.task, host.functions)
         message = f"function {record.task!r} not found{hint}"
         return Ending(Outcome.UNKNOWN_TASK, errors.TaskNotFound(message))
-    expires_ms = record.options.get("exp")
-    if expires_ms is not None and attempt.started_ms > expires_ms:
-        return Ending(Outcome.EXPIRED, errors.JobExpired("job expired before it could start"))
+    timed = "exp" in record.options or WITHIN in record.options
+    if timed and has_expired(attempt, attempt.started_ms):
+        return expired()
     most = attempt.task.task_options.max_crashes if attempt.task else None
     most = host.max_crashes if most is None else most
     if claimed.crashes >= max(most, 1):
@@ -131,6 +165,33 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
     return None
 
 
+def has_expired(attempt: Attempt, at_ms: int) -> bool:
+    """Say whether a job that has not started before may not start any more.
+
+    A job that was tried, or whose worker was lost, has started: its other tries do not expire.
+    """
+    expires_ms = attempt.record.options.get("exp")
+    within_s = attempt.record.options.get(WITHIN)
+    if within_s is not None:  # a node of a flow, since it was queued
+        expires_ms = attempt.claimed.run_at_ms + within_s * 1000
+    if expires_ms is None or attempt.claimed.attempt > 1 or attempt.claimed.crashes:
+        return False
+    return bool(at_ms > expires_ms)
+
+
+def expired() -> Ending:
+    """Return the end of a job that could not start in time."""
+    return Ending(Outcome.EXPIRED, errors.JobExpired("job expired before it could start"))
+
+
+class NotStarted(Exception):  # noqa: N818  it says what became of the job
+    """Raised in the place of a function's start, when its job ends without it."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending)
+        self.ending = ending
+
+
 async def perform(host: Host, attempt: Attempt) -> Ending:
     """Call the function under its time limit, and classify how it ended."""
     context = attempt.context = make_context(host, attempt)
@@ -138,59 +199,121 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
     try:
         if host.on_job_start:
             await host.on_job_start(context)
-        args, kwargs = arguments(attempt)
-        log_start(attempt)
-        if host.events.wanted:
-            host.events.emit(started(host, attempt))
-        timeout_s = timeout_of(host, attempt)
-        if timeout_s is not None:
-            host.limit_lease(attempt, timeout_s)
-        assert attempt.function is not None
-        coroutine = as_coroutine(attempt.function.coroutine(context, *args, **kwargs))
-        try:
-            waits_for = coroutine.send(None)
-        except StopIteration as stop:  # it is over, and has never waited
-            value = stop.value
+        takes_results = REFERENCES in attempt.record.options
+        args, kwargs = arguments(attempt, takes_results and await results_for(host, attempt))
+        if attempt.task is not None and attempt.task.runs_in != "loop":
+            value = await run_elsewhere(host, attempt, args, kwargs)
         else:
-            value = await wait_out(host, attempt, go_on(coroutine, waits_for), timeout_s)
-        attempt.unit = context.unit()
+            timeout_s = starts(host, attempt)
+            assert attempt.function is not None
+            call = (
+                attempt.function.coroutine(context, *args, **kwargs)
+                if host.around is None
+                else host.around(job_call(attempt, context, args, kwargs))
+            )
+            coroutine = as_coroutine(call)
+            try:
+                waits_for = coroutine.send(None)
+            except StopIteration as stop:  # it is over, and has never waited
+                value = stop.value
+            else:
+                value = await wait_out(host, attempt, coroutine, waits_for, timeout_s)
+            attempt.unit = context.unit()
+    except NotStarted as exc:
+        return exc.ending
     except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  every end is classified
-        if isinstance(exc, asyncio.CancelledError):
+        if isinstance(exc, asyncio.CancelledError) and not isinstance(exc, errors.SoftTimeLimit):
             # The cancellation ends here: what follows is the settlement.
             current_task().uncancel()
         return classify(host, attempt, exc)
+    except BaseExceptionGroup as exc:  # as a TaskGroup wraps what is no `Exception`
+        if not is_soft_limit(exc):
+            raise
+        return classify(host, attempt, exc)
     return Ending(Outcome.SUCCEEDED, value)
+
+
+def starts(host: Host, attempt: Attempt) -> float | None:
+    """Say that the function is about to be called; return the seconds it may take."""
+    log_start(attempt)
+    if host.events.wanted:
+        host.events.emit(started(host, attempt))
+    timeout_s = timeout_of(host, attempt)
+    if timeout_s is not None:
+        host.limit_lease(attempt, timeout_s)
+    return timeout_s
+
+
+def job_call(
+    attempt: Attempt,
+    context: Context,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> JobCall:
+    """Return what the middleware is given."""
+    assert attempt.function is not None
+    claimed, record = attempt.claimed, attempt.record
+    return JobCall(
+        ctx=context,
+        job_id=claimed.job_id,
+        queue=claimed.queue,
+        task=record.task,
+        attempt=attempt.number,
+        enqueued_ms=record.enqueued_ms,
+        due_ms=claimed.run_at_ms,
+        started_ms=attempt.started_ms,
+        args=args,
+        kwargs=kwargs,
+        carried=record.options.get(CARRIED) or {},
+        function=attempt.function.coroutine,
+    )
 
 
 async def wait_out(
     host: Host,
     attempt: Attempt,
-    function: Awaitable[Any],
+    coroutine: Coroutine[Any, Any, Any],
+    waits_for: Any,
     timeout_s: float | None,
 ) -> Any:
     """Let a function that waits go on to its end, or its time limit; others may cancel it."""
     this_task = current_task()
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle | None = None
-
-    def overrun(patience: int = LOOKS_AFTER_A_GAP) -> None:
-        nonlocal timer
-        if patience and host.leases_are_overdue():
-            # The process was stopped for a while. First the leases: the job may be lost.
-            timer = loop.call_later(LOOK_S, overrun, patience - 1)
-            return
-        attempt.timed_out = True
-        this_task.cancel()
-
+    limits = attempt.limits = LoopLimits(host, attempt, this_task, coroutine)
     host.job_tasks[attempt.claimed.job_id] = this_task
-    if timeout_s is not None:
-        timer = loop.call_later(timeout_s, overrun)
+    limits.start(timeout_s)
     try:
-        return await function
+        return await go_on(coroutine, waits_for, watch=limits)
     finally:
-        if timer is not None:
-            timer.cancel()
-        host.job_tasks.pop(attempt.claimed.job_id, None)
+        limits.stop()
+        attempt.limits = None
+        forget_task(host, attempt, this_task)
+
+
+async def run_elsewhere(
+    host: Host,
+    attempt: Attempt,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Let a function run in a thread or a process; it may wait for its turn there."""
+
+    def start() -> float | None:
+        if has_expired(attempt, now_ms()):
+            raise NotStarted(expired())
+        return starts(host, attempt)
+
+    this_task = current_task()
+    host.job_tasks[attempt.claimed.job_id] = this_task
+    try:
+        return await host.executors.run(attempt, args, kwargs, start)
+    finally:
+        forget_task(host, attempt, this_task)
+
+
+def forget_task(host: Host, attempt: Attempt, task: asyncio.Task[Any]) -> None:
+    """Let nobody cancel a function that is over; a later attempt may be in its place."""
+    if host.job_tasks.get(attempt.claimed.job_id) is task:
+        del host.job_tasks[attempt.claimed.job_id]
 
 
 def current_task() -> asyncio.Task[Any]:
@@ -204,7 +327,12 @@ def make_context(host: Host, attempt: Attempt) -> Context:
     """Return arq's dict for this attempt, with our parts."""
     run = scheduled_run(host, attempt) if CRON_OPTION in attempt.record.options else None
     context = Context(
-        host.ctx, host.reads, functools.partial(host.commits_of, attempt), run, host.progress
+        host.ctx,
+        host.reads,
+        functools.partial(host.commits_of, attempt),
+        run,
+        functools.partial(job_flow, host, attempt),
+        host.progress,
     )
     context["job_id"] = attempt.claimed.job_id
     context["job_try"] = attempt.number
@@ -214,6 +342,23 @@ def make_context(host: Host, attempt: Attempt) -> Context:
     if CRON_OPTION in attempt.record.options:
         context[CRON_OPTION] = attempt.record.options[CRON_OPTION]
     return context
+
+
+def job_flow(host: Host, attempt: Attempt) -> JobFlow:
+    """Return what the job sees of flows."""
+    redis = host.ctx["redis"]
+    store = (
+        redis.flows
+        if isinstance(redis, Client)
+        else FlowStore(
+            redis,
+            host.codec,
+            plain_encoder(host.codec),
+            queue=host.queue_name,
+            lifetime_ms=KEEP_MS,
+        )
+    )
+    return JobFlow(store, attempt.claimed, attempt.record.enqueued_ms)
 
 
 def scheduled_run(host: Host, attempt: Attempt) -> ScheduledRun:
@@ -228,13 +373,42 @@ enqueue_time = functools.lru_cache(maxsize=256)(ms_to_datetime)
 """arq's, for the jobs of one call, which have the same."""
 
 
-def arguments(attempt: Attempt) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments as the task's annotations want them; raise what does not fit."""
+async def results_for(host: Host, attempt: Attempt) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a node with the results of others in their places.
+
+    Raises:
+        Snooze: Redis does not answer; the job is run again, and it costs no try.
+    """
     record = attempt.record
+    try:
+        async with asyncio.timeout(RESULTS_TIMEOUT_S):
+            return await filled_arguments(
+                host.ctx["redis"],
+                host.codec,
+                attempt.claimed.job_id,
+                (record.args, record.kwargs),
+                record.options[REFERENCES],
+            )
+    except (RedisError, OSError) as exc:  # TimeoutError is an OSError
+        logger.warning("could not read the results that %s takes: %s", attempt.ref, exc)
+        raise Snooze(RESULTS_AGAIN_S) from exc
+
+
+def arguments(
+    attempt: Attempt,
+    given: tuple[tuple[Any, ...], dict[str, Any]] | Literal[False],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments as the task's annotations want them; raise what does not fit.
+
+    Args:
+        attempt: of the job.
+        given: the arguments in place of those of the job, where others' results are among them.
+    """
+    args, kwargs = given or (attempt.record.args, attempt.record.kwargs)
     if attempt.task is None:
-        return record.args, record.kwargs
-    attempt.task.signature.bind(record.task, record.args, record.kwargs)
-    return attempt.task.signature.convert(record.args, record.kwargs)
+        return args, kwargs
+    attempt.task.signature.bind(attempt.record.task, args, kwargs)
+    return attempt.task.signature.convert(args, kwargs)
 
 
 def classify(  # noqa: PLR0911  a list of rules, the first that fits decides
@@ -246,16 +420,16 @@ def classify(  # noqa: PLR0911  a list of rules, the first that fits decides
     cancelled = isinstance(exc, asyncio.CancelledError)
     if attempt.lost_lease or isinstance(exc, errors.LeaseLost):
         return Ending(Outcome.LOST_LEASE, exc)
-    overran = attempt.timed_out and (cancelled or isinstance(exc, TimeoutError))
-    if overran:
-        timeout = TimeoutError()
-        timeout.__cause__ = exc
+    timeout = overrun(host, attempt, exc)
+    if timeout is not None:
+        if attempt.goes_on:
+            return Ending(Outcome.TIMED_OUT, timeout)  # another try would run beside it
         exc = timeout
     elif cancelled and attempt.claimed.job_id in host.aborting_tasks:
         return Ending(Outcome.ABORTED, exc)
     elif cancelled and host.retry_jobs:
         return Ending(Outcome.HANDED_BACK if host.stopping else Outcome.RETRIED, exc)
-    decision = decision_on(host, attempt, exc, overran=overran)
+    decision = decision_on(host, attempt, exc, overran=timeout is not None)
     match decision.verdict:
         case Verdict.AGAIN if host.retry_jobs:
             return Ending(Outcome.RETRIED, exc, decision.delay_s)
@@ -263,11 +437,27 @@ def classify(  # noqa: PLR0911  a list of rules, the first that fits decides
             return Ending(Outcome.SNOOZED, exc, decision.delay_s)
         case Verdict.CANCEL:
             return Ending(Outcome.CANCELLED, exc)
-        case _ if overran:
+        case _ if timeout is not None:
             return Ending(Outcome.TIMED_OUT, exc)
         case _:
             final = decision.fault or exc
             return Ending(Outcome.FAILED, final, extra=extra_of(final))
+
+
+def overrun(host: Host, attempt: Attempt, exc: BaseException) -> TimeoutError | None:
+    """Return the error of an attempt that reached a time limit, None of one that did not."""
+    cancelled = isinstance(exc, asyncio.CancelledError)
+    hard = attempt.timed_out and (cancelled or isinstance(exc, TimeoutError))
+    # A cancellation that somebody made of the soft limit, on its way out.
+    made_of_it = cancelled and attempt.softened and not host.stopping
+    made_of_it = made_of_it and attempt.claimed.job_id not in host.aborting_tasks
+    if not hard and not made_of_it and not is_soft_limit(exc):
+        return None
+    limit_s = attempt.task.task_options.soft_timeout if attempt.task else None
+    is_soft = limit_s is not None and not attempt.timed_out
+    timeout = TimeoutError(f"the soft time limit of {limit_s:g} s") if is_soft else TimeoutError()
+    timeout.__cause__ = exc
+    return timeout
 
 
 def extra_of(exc: BaseException) -> Any:
@@ -282,6 +472,8 @@ def extra_of(exc: BaseException) -> Any:
 def decision_on(host: Host, attempt: Attempt, exc: BaseException, *, overran: bool) -> Decision:
     """Ask the task's policy what follows an exception."""
     policy = attempt.task.task_options.policy if attempt.task else None
+    if policy is not None and RETRIES in attempt.record.options:
+        policy = replace(policy, retries=attempt.record.options[RETRIES])
     if policy is not None and attempt.context is not None and attempt.context.refused(exc):
         return decision_on_refusal(host, attempt, exc)
     return decide(

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import runner.writer
-from runner.errors import ScheduleError, UnitError
+from runner.errors import FlowError, ScheduleError, TaskError, UnitError
 from runner.progress import checked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from runner.client import Client
     from runner.progress import ProgressBoard
     from runner.schedule import ScheduledRun
+    from runner.workflow import JobFlow
     from runner.writer import JobCommits, JobDatabase, ReadPool
+
+T = TypeVar("T")
+
+
+class Bridge(Protocol):
+    """What a function in a thread has of the event loop."""
+
+    cancelled: bool
+
+    def run(self, coroutine: Coroutine[Any, Any, T], /) -> T:
+        """Run a coroutine in the event loop, and return its value."""
+        ...
 
 
 class Context(dict[Any, Any]):
@@ -30,7 +43,7 @@ class Context(dict[Any, Any]):
         ...     ctx.db.update("orders", key={"id": order_id}, shipped=True)
     """
 
-    __slots__ = ("_board", "_commits", "_db", "_reads", "_run")
+    __slots__ = ("_board", "_bridge", "_commits", "_db", "_flow", "_make_flow", "_reads", "_run")
 
     def __init__(
         self,
@@ -38,6 +51,7 @@ class Context(dict[Any, Any]):
         reads: ReadPool | None = None,
         commits: Callable[[], JobCommits] | None = None,
         run: ScheduledRun | None = None,
+        flow: Callable[[], JobFlow] | None = None,
         board: ProgressBoard | None = None,
     ) -> None:
         super().__init__(values)
@@ -45,6 +59,8 @@ class Context(dict[Any, Any]):
         self._run = run
         self._reads = reads
         self._commits = commits
+        self._make_flow = flow
+        self._flow: JobFlow | None = None
         self._db: JobDatabase | None = None
 
     @property
@@ -55,6 +71,15 @@ class Context(dict[Any, Any]):
             commits = self._commits() if self._commits else None
             self._db = runner.writer.JobDatabase(self._reads, commits)
         return self._db
+
+    @property
+    def flow(self) -> JobFlow:
+        """The flow that this job is a node of, to let it grow; and flows to wait for."""
+        if self._flow is None:
+            if self._make_flow is None:
+                raise FlowError("this context belongs to no worker; it has no flow")
+            self._flow = self._make_flow()
+        return self._flow
 
     @property
     def client(self) -> Client:
@@ -96,6 +121,34 @@ class Context(dict[Any, Any]):
         word = checked(done, total, message, self.attempt)
         if self._board is not None:
             await self._board.say(self.job_id, word)
+    @property
+    def cancelled(self) -> bool:
+        """Whether this job is to end, or has ended already: for functions that run in a thread.
+
+        A thread cannot be stopped. A function that works for long looks here now and then.
+        """
+        return hasattr(self, "_bridge") and self._bridge.cancelled
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the worker's event loop, from a function that runs in a thread.
+
+        So such a function enqueues, reads and commits: ``ctx.run(ctx.db.commit())``. When the job
+        is cancelled meanwhile, so is the coroutine.
+
+        Raises:
+            TaskError: this is no thread of a job.
+        """
+        if not hasattr(self, "_bridge"):
+            coroutine.close()
+            raise TaskError(
+                "ctx.run is for functions that run in a thread: an async function awaits, and "
+                "in a process there is no event loop of the worker",
+            )
+        return self._bridge.run(coroutine)
+
+    def connect_thread(self, bridge: Bridge) -> None:
+        """Let a function in a thread reach the event loop."""
+        self._bridge = bridge
 
     async def reschedule(
         self,
@@ -147,6 +200,12 @@ class Context(dict[Any, Any]):
                 "`await ctx.db.commit()`"
             )
         return self._db.encode()
+
+    def end(self) -> None:
+        """Refuse writes from now on: the job has ended, and its function goes on."""
+        if self._db is None:
+            self._db = runner.writer.JobDatabase()
+        self._db.end()
 
     def refused(self, exc: BaseException) -> bool:
         """Say whether an exception is the refusal of a commit of this very attempt."""

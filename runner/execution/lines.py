@@ -48,6 +48,12 @@ def log(host: Host, attempt: Attempt, ending: Ending) -> None:  # noqa: C901, PL
             logger.info("%6.2fs ↻ %s retrying job in %0.2fs", took_s, ref, ending.delay_s or 0)
         case Outcome.RETRIED | Outcome.HANDED_BACK | Outcome.SNOOZED:
             logger.info("%6.2fs ↻ %s cancelled, will be run again", took_s, ref)
+        case Outcome.DELAYED:
+            logger.debug(
+                "%6.2fs ⧗ %s waits %.2fs for %s", took_s, ref, ending.delay_s, ending.limit
+            )
+        case Outcome.PARKED:
+            logger.debug("%6.2fs ⧗ %s is parked: %s", took_s, ref, ending.limit or "paused")
         case Outcome.ABORTED if attempt.context is None:
             logger.info("%6.2fs ⊘ %s aborted before start", waited_s, ref)
         case Outcome.ABORTED:

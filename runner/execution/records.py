@@ -12,17 +12,25 @@ import msgspec
 from runner.errors import WriteRejected
 from runner.retry import Decision, Verdict, decide
 from runner.types import Outcome
+from runner.workflow import RETRIES, TIMEOUT
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
+    from types import FrameType
 
     from runner.broker import Claimed, Settlement
     from runner.codec import Codec, JobRecord
     from runner.events import Bus
     from runner.execution.context import Context
+    from runner.execution.limits import Limits
+    from runner.limits import Gate, Limited
+    from runner.middleware import Execute
     from runner.progress import ProgressBoard
     from runner.tasks import Task
     from runner.writer import JobCommits, ReadPool
+
+    Frames = list[tuple[FrameType, int]]
 
 
 class Function(Protocol):
@@ -52,6 +60,28 @@ class Settles(Protocol):
         ...
 
 
+class Elsewhere(Protocol):
+    """What runs functions outside of the event loop."""
+
+    async def run(
+        self,
+        attempt: Attempt,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        starts: Callable[[], float | None],
+        /,
+    ) -> Any:
+        """Return what the attempt's function returns, and leave its writes in the attempt.
+
+        Args:
+            attempt: the attempt.
+            args: the arguments behind the context.
+            kwargs: the same, by name.
+            starts: called right before the function is; returns the seconds it may take.
+        """
+        ...
+
+
 class Host(Protocol):
     """What an attempt needs of its worker; arq's names, read when they are needed."""
 
@@ -74,6 +104,7 @@ class Host(Protocol):
     log_results: bool
     aborting_tasks: set[str]
     job_tasks: dict[str, asyncio.Task[Any]]
+    around: Execute | None
     on_job_start: Any
     on_job_end: Any
     after_job_end: Any
@@ -81,10 +112,25 @@ class Host(Protocol):
     jobs_failed: int
     jobs_retried: int
     job_counter: int
+    cancel_grace_s: float
+
+    @property
+    def gate(self) -> Gate:
+        """Where limited tasks ask whether they may run."""
+        ...
 
     @property
     def settler(self) -> Settles:
         """Where attempts end."""
+        ...
+
+    @property
+    def executors(self) -> Elsewhere:
+        """Where functions run that are not for the event loop."""
+        ...
+
+    def abandon(self, attempt: Attempt, frames: Frames) -> None:
+        """Go on without the function of an attempt, which does not heed its cancellation."""
         ...
 
     def commits_of(self, attempt: Attempt) -> JobCommits:
@@ -113,6 +159,13 @@ class Attempt:
         is_over: it was decided how it ended; what follows are hooks and the settlement.
         released: its slot is free again.
         passed_in: its settlement is under way, and nobody waits for it.
+        limits: its clocks, while its function waits in the event loop.
+        softened: its function was told of its soft time limit.
+        goes_on: its function goes on, though the attempt has ended.
+        is_abandoned: it is settled by another task than its own.
+        is_discarded: no further line of its function is to run.
+        is_left: it is not settled, and its lease goes on: its function runs in a thread.
+        limited: its limits, None when it has none.
     """
 
     claimed: Claimed
@@ -129,11 +182,23 @@ class Attempt:
     is_over: bool = False
     released: bool = False
     passed_in: bool = False
+    limits: Limits | None = None
+    softened: bool = False
+    goes_on: bool = False
+    is_abandoned: bool = False
+    is_discarded: bool = False
+    is_left: bool = False
+    limited: Limited | None = None
 
     @property
     def is_cron(self) -> bool:
         """Whether a schedule made it: arq keeps its in-progress key for a while."""
         return hasattr(self.function, "next_run")
+
+    @property
+    def slots(self) -> bytes:
+        """What it gives up when it ends: the slots of its limits."""
+        return b"" if self.limited is None else self.limited.slots
 
     @property
     def ref(self) -> str:
@@ -148,19 +213,24 @@ class Ending(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         result: the value, or the exception.
-        delay_s: until the next try; None: the job takes its old place in the queue.
+        delay_s: until the next try; None: the job takes its old place in the queue, or is parked.
+        limit: the limit that refused it.
     """
 
     outcome: Outcome
     result: Any = None
     delay_s: float | None = None
     extra: Any = None
+    limit: str = ""
 
 
-AGAIN = frozenset({Outcome.RETRIED, Outcome.SNOOZED, Outcome.HANDED_BACK})
+LIMITED = frozenset({Outcome.DELAYED, Outcome.PARKED})
+"""Endings before the start, already acted on by the script that refused the attempt."""
+
+AGAIN = frozenset({Outcome.RETRIED, Outcome.SNOOZED, Outcome.HANDED_BACK, *LIMITED})
 """Endings that are followed by another attempt."""
 
-GIVEN_BACK = frozenset({Outcome.SNOOZED, Outcome.HANDED_BACK})
+GIVEN_BACK = frozenset({Outcome.SNOOZED, Outcome.HANDED_BACK, *LIMITED})
 """Endings that cost no try."""
 
 NO_LETTER = frozenset({Outcome.SUCCEEDED, Outcome.ABORTED, Outcome.LOST_LEASE, *AGAIN})
@@ -174,13 +244,18 @@ def now_ms() -> int:
 
 def max_tries_of(host: Host, attempt: Attempt) -> int:
     """Return how often this job may be tried."""
+    retries = attempt.record.options.get(RETRIES)
+    if retries is not None:
+        return int(retries) + 1
     declared = attempt.function.max_tries if attempt.function else None
     return host.max_tries if declared is None else declared
 
 
 def timeout_of(host: Host, attempt: Attempt) -> float | None:
     """Return the seconds this attempt may take; None means without end."""
-    declared = attempt.function.timeout_s if attempt.function else None
+    declared = attempt.record.options.get(TIMEOUT)
+    if declared is None and attempt.function is not None:
+        declared = attempt.function.timeout_s
     timeout: float | None = host.job_timeout_s if declared is None else declared
     return timeout
 

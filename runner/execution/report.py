@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Protocol
 
 from runner import codec
-from runner.events import JobEnded, JobStarted
+from runner.events import JobEnded, JobStarted, JobStuck, LeaseLost, WorkerStarted, WorkerStopped
+from runner.execution.limits import shown
 from runner.execution.records import AGAIN, NO_LETTER, Attempt, Ending, Host, now_ms
 from runner.types import Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from runner.broker import Settlement
+    from runner.execution.records import Frames
+
+logger = logging.getLogger("arq.worker")
+
+
+class Serves(Host, Protocol):
+    """What the events of a worker say of it."""
+
+    max_jobs: int
+    burst: bool
 
 
 def started(host: Host, attempt: Attempt) -> JobStarted:
@@ -27,6 +41,32 @@ def started(host: Host, attempt: Attempt) -> JobStarted:
         due_ms=claimed.run_at_ms,
         started_ms=attempt.started_ms,
     )
+
+
+def stuck(host: Host, attempt: Attempt, runs_in: str, frames: Frames) -> None:
+    """Say, in the log and to subscribers, that a function goes on though its job has ended."""
+    where, stack = shown(frames)
+    logger.error(
+        "job %s has ended, but its function goes on in the %s, at %s\n%s",
+        attempt.ref,
+        runs_in,
+        where or "an unknown line",
+        stack.rstrip(),
+    )
+    if host.events.wanted:
+        host.events.emit(
+            JobStuck(
+                worker=host.name,
+                queue=attempt.claimed.queue,
+                job_id=attempt.claimed.job_id,
+                task=attempt.record.task,
+                attempt=attempt.number,
+                runs_in=runs_in,
+                where=where,
+                stack=stack,
+                at_ms=now_ms(),
+            ),
+        )
 
 
 def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | None) -> JobEnded:
@@ -56,4 +96,40 @@ def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | No
         error_type=described["type"],
         error=described["message"],
         exception=exception,
+        limit=ending.limit,
+    )
+
+
+def lost(host: Host, attempt: Attempt) -> LeaseLost:
+    """Return the event of a job that runs here and that somebody else has by now."""
+    return LeaseLost(
+        worker=host.name,
+        queue=attempt.claimed.queue,
+        job_id=attempt.claimed.job_id,
+        task=attempt.record.task,
+        attempt=attempt.number,
+        at_ms=now_ms(),
+    )
+
+
+def worker_started(worker: Serves, queues: Sequence[str]) -> WorkerStarted:
+    """Return the event of a worker that claims from these queues from now on."""
+    return WorkerStarted(
+        worker=worker.name,
+        at_ms=now_ms(),
+        queues=tuple(queues),
+        functions=tuple(worker.functions),
+        max_jobs=worker.max_jobs,
+        burst=worker.burst,
+    )
+
+
+def worker_stopped(worker: Serves) -> WorkerStopped:
+    """Return the event of a worker that has closed."""
+    return WorkerStopped(
+        worker=worker.name,
+        at_ms=now_ms(),
+        jobs_complete=worker.jobs_complete,
+        jobs_failed=worker.jobs_failed,
+        jobs_retried=worker.jobs_retried,
     )

@@ -25,6 +25,7 @@ from runner.letters import REQUEUED, encode_letter, error_of, requeues
 from runner.retry import Verdict
 from runner.tasks import MOST_KEPT_S
 from runner.types import DeadLetter, Outcome
+from runner.workflow import JOB_PREFIX, WaitForFlow
 
 logger = logging.getLogger("arq.worker")
 
@@ -38,11 +39,14 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
             claimed=attempt.claimed,
             mode="back" if gives_back else "again",
             counter="" if gives_back else "retried",
-            extra="" if ending.delay_s is None else str(int(ending.delay_s * 1000)),
+            extra=delay_of(ending),
             letter=error_record(host, attempt, ending) if host.history and not gives_back else b"",
+            slots=attempt.slots,
         )
     keep_ms = keep_ms_of(host, attempt)
-    result = encode(host, attempt, ending) if keep_ms else b""
+    # Of a node of a flow always: others may take it, however long it is kept beside that.
+    is_node = attempt.claimed.job_id.startswith(JOB_PREFIX)
+    result = encode(host, attempt, ending) if keep_ms or is_node else b""
     settled = Settlement(
         claimed=attempt.claimed,
         mode="done",
@@ -53,6 +57,8 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
     )
     if attempt.claimed.crashes or attempt.record.options:
         settled.had_errors = attempt.claimed.crashes > 0 or REQUEUED in attempt.record.options
+    if attempt.limited is not None:
+        settled.slots = attempt.slots
     if done and attempt.unit:
         settled.mode = "submit"
         # The number 0 is kept for this unit: those of `commit` count from 1, in any attempt.
@@ -63,6 +69,14 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
     elif not done and host.history and ending.outcome not in NO_LETTER:
         settled.letter = letter(host, attempt, ending)
     return settled
+
+
+def delay_of(ending: Ending) -> str:
+    """Return how long a job waits for its next try, in ms; and the flow whose end it waits for."""
+    if ending.delay_s is None:
+        return ""
+    delay = str(int(ending.delay_s * 1000))
+    return f"{delay} {ending.result.flow_id}" if isinstance(ending.result, WaitForFlow) else delay
 
 
 def keep_ms_of(host: Host, attempt: Attempt) -> int:

@@ -1,17 +1,19 @@
 -- Settle attempts that have ended, then claim due jobs: one round trip of the engine.
--- KEYS: queue held clock_key idle wake counters dead units writer note
+-- KEYS: queue held clock_key idle wake counters dead units writer note paused gated
 -- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int heeds:int dead_ms:int dead_max:int batch settling:int entries...
--- Uses: clock grace wake tell bury errors fence backlog
--- Returns: {now, next due or '', more, statuses, claimed}
+-- Uses: clock grace wake tell bury errors fence backlog again limits flow
+-- Returns: {now, next due or '', more, statuses, claimed}, and sixth what is gated, where it is set
 --
 -- Settled first: `settling` entries. An entry begins with id, token of its claim, attempt, mode.
 --   ok      it succeeded, and that is all: two more, result and keep_ms
 --   done    the job is over; extra is '' or the ms for which the in-progress key stays (cron)
---   again   run it again; extra is the delay in ms, or '' for its old place
+--   again   run it again; extra is the delay in ms, or '' for its old place; 'delay flow' is the
+--           same, but at most until that flow has ended
 --   back    the same, and it costs no try (refused, snoozed, handed back)
 --   submit  the job is over when its unit of writes is committed; the writer settles it
 -- All but `ok` have counter, result, keep_ms, extra, letter, unit id; and `submit` has two more:
--- operations, job header. The letter of `again` is the record of the attempt's error.
+-- operations, job header. The letter of `again` is the record of the attempt's error. The last is
+-- always the slots that the attempt gives up, or ''.
 -- A status is 1 (settled), 2 (settled by an earlier sending of this batch), 0 (the lease is lost:
 -- nothing was done) or an error text. `batch` names the entries: the token of the call that carried
 -- them first, or '' when they are never sent again. `note` remembers the last batch of its lane, so
@@ -22,43 +24,24 @@
 -- leave the head of the set. `next due` is '' when due jobs are left (`more`). `worker` registers as
 -- idle when slots stay free ('' never does). `keeps` 1 writes counters and dead letters; arq's bare
 -- Worker leaves no key of its own. Letters live for `dead_ms`, and there are `dead_max` of them at
--- most. With `heeds` 1 nothing is claimed, and nothing said to be left,
--- while too much waits for the writer.
+-- most. With `heeds` 1 nothing is claimed, and nothing said to be left, while too much waits for the
+-- writer. Nothing is claimed from a queue that is `paused`.
 --
 -- `arq:retry` counts the tries that have ended: it is written when a job is to be tried again, and
 -- an attempt that goes on is the one after them.
 
 local HEAD = 4
-local FIELDS = {ok = 6, done = 10, again = 10, back = 10, submit = 12}
+local FIELDS = {ok = 6, done = 11, again = 11, back = 11, submit = 13}
 local FAR_OFF_MS = 4102444800000
 local RETRY_TTL_S = 88400
 local COUNTERS_MS = 2592000000
 local NOTE_MS = 3600000
 local LOOK_AHEAD = 5000
--- In place of a token: nobody holds the job, which waits for another try; its crashes are kept.
-local WAITS = '-'
-
 local counts = {}
 local buried = false
 
 local function run_again(id, attempt, extra, costs_a_try)
-  local score, crashes = now_exact, '0'
-  local value = redis.call('HGET', held, id)
-  if value then
-    local _, counted, kept = held_parts(value)
-    score, crashes = tonumber(kept), counted
-  end
-  if extra ~= '' then
-    score = now_exact + tonumber(extra)
-  end
-  -- What frees memory goes first: the server refuses only a script's first write.
-  redis.call('DEL', 'arq:in-progress:' .. id)
-  if crashes == '0' then
-    redis.call('HDEL', held, id)
-  else
-    redis.call('HSET', held, id, WAITS .. ' ' .. crashes .. ' ' .. score_text(score))
-  end
-  redis.call('ZADD', queue, 'XX', score_text(score), id)
+  put_back(id, extra ~= '' and now_exact + flow_delay(extra) or nil)
   if costs_a_try then
     redis.call('SET', 'arq:retry:' .. id, attempt, 'EX', RETRY_TTL_S)
   end
@@ -123,6 +106,16 @@ local function finish(id, result, keep_ms, extra, letter)
   return status
 end
 
+local function give_up(id, slots)
+  if slots ~= '' then
+    if not free_slots then
+      open_limits()
+    end
+    -- The job has ended, whatever became of a limit's keys.
+    pcall(free_slots, member_of(queue, id), slots)
+  end
+end
+
 local function settle(at, holder)
   local id, claim, attempt, mode = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   if not is_mine(id, claim, attempt, holder) then
@@ -130,19 +123,27 @@ local function settle(at, holder)
   end
   at = at + HEAD
   if mode == 'submit' then
-    return submit(id, ARGV[at + 1], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7])
+    local status = submit(id, ARGV[at + 1], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7])
+    if status == 1 then
+      give_up(id, ARGV[at + 8])
+      flow_note(id, 'w', ARGV[at + 1])
+    end
+    return status
   end
   local status
   local counter, letter = 'succeeded', ''
   if mode == 'ok' then
     status = finish(id, ARGV[at], ARGV[at + 1], '', '')
+    flow_note(id, 's', ARGV[at])
   else
     counter, letter = ARGV[at], ARGV[at + 4]
     if mode == 'done' then
       status = finish(id, ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], letter)
+      flow_note(id, counter == 'succeeded' and 's' or 'f', ARGV[at + 1])
     else
       status = run_again(id, attempt, ARGV[at + 3], mode == 'again')
     end
+    give_up(id, ARGV[at + 6])
   end
   if keeps == 1 then
     if letter ~= '' and mode == 'again' then
@@ -200,6 +201,7 @@ local function settle_plain(ats, holders)
     local at = ats[index]
     local status = keep_result(ARGV[at], ARGV[at + HEAD], ARGV[at + HEAD + 1])
     statuses[index] = status
+    flow_note(ARGV[at], 's', ARGV[at + HEAD])
     if waited_for and status == 1 then
       pcall(tell_waiters, ARGV[at], ARGV[at + HEAD])
     end
@@ -256,6 +258,8 @@ local statuses = settling > 0 and settle_all() or {}
 if buried then
   trim_dead(dead, dead_ms, dead_max)
 end
+-- Before the claims, which find what comes next in a flow.
+flow_settle()
 
 -- Due ids that somebody holds. A token of ours with a due score was put there by a stock abort, or
 -- its lease is in its last millisecond: the score becomes the lease's end again, which lies beyond
@@ -281,6 +285,7 @@ end
 
 local claimed = {}
 local taken = 0
+local flows_due = 0
 local offset = 0
 local no_crash = token .. ' 0 '
 
@@ -333,6 +338,8 @@ local function claim_page(count)
       offset = offset + pass_by(id, values[index])
     elseif now < grace_until and leftover and held_parts(leftover) ~= WAITS then
       offset = offset + 1
+    elseif not payload and flow_due(queue, id) then
+      offset, flows_due = offset + 1, 1
     elseif not payload and is_ghost(id, score) then
       redis.call('ZREM', queue, id)
       redis.call('HDEL', held, id)
@@ -370,9 +377,17 @@ local function claim_page(count)
 end
 
 local more = 0
+local gates = redis.call('MGET', paused, gated)
+local wanted = limit
+if gates[1] then
+  limit = 0
+end
 local holds_back = heeds == 1 and limit > 0 and is_behind()
 if holds_back then
-  limit = 0
+  limit, wanted = 0, 0
+end
+if limit > 0 and flow_clear(queue) then
+  flows_due = 1
 end
 if limit > 0 then
   while taken < limit and offset < LOOK_AHEAD do
@@ -381,8 +396,11 @@ if limit > 0 then
     end
   end
 end
-if taken >= limit and not holds_back then
+if taken >= limit and not holds_back and not gates[1] then
   more = #redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', offset, 1)
+end
+if flows_due == 1 then
+  more = 1
 end
 
 if redis.call('EXISTS', held) == 1 then
@@ -392,7 +410,7 @@ elseif noted > 0 then
 end
 
 if worker ~= '' then
-  if limit > 0 and taken < limit then
+  if wanted > 0 and taken < wanted then
     redis.pcall('ZADD', idle, now + idle_ms, worker)
     redis.pcall('ZREMRANGEBYSCORE', idle, '-inf', now)
     redis.call('PEXPIRE', idle, idle_ms)
@@ -403,7 +421,13 @@ if worker ~= '' then
     pcall(wake_idle, idle, wake, 1)
   end
 end
+if next(released) then
+  -- What this call has claimed itself needs nobody else.
+  released[queue] = (released[queue] or 0) - taken
+  pcall(wake_released)
+end
 
+flow_wake(worker ~= '' and queue or '')
 keep_account()
 if keeps == 1 and next(counts) then
   for counter, count in pairs(counts) do
@@ -414,8 +438,11 @@ if keeps == 1 and next(counts) then
 end
 
 local upcoming = ''
-if more == 0 then
+if more == 0 and not gates[1] then
   upcoming = redis.call('ZRANGEBYSCORE', queue, '(' .. (now + 1), '+inf', 'WITHSCORES',
     'LIMIT', 0, 1)[2] or ''
+end
+if gates[2] then
+  return {now, upcoming, more, statuses, claimed, gates[2]}
 end
 return {now, upcoming, more, statuses, claimed}

@@ -1,7 +1,7 @@
 -- Take jobs that do not run out of their queue, and tell those who wait; each alone.
 -- KEYS: queue held
 -- ARGV: keep_ms:int entries...
--- Uses: tell fence
+-- Uses: clock tell wake fence flow
 -- Returns: for each entry 1 (taken out), 0 (it is not in the queue), -1 (it runs, or has ended and
 --          is committing), or an error text
 --
@@ -9,7 +9,7 @@
 -- hear of it.
 
 local function cancel(id, result)
-  if not redis.call('ZSCORE', queue, id) then
+  if not redis.call('ZSCORE', queue, id) or flow_stands_as(id) then
     return 0
   end
   local claim = redis.call('HGET', held, id)
@@ -25,6 +25,7 @@ local function cancel(id, result)
     redis.pcall('SET', 'arq:result:' .. id, result, 'PX', keep_ms)
   end
   tell_waiters(id, result)
+  flow_note(id, 'f', result)
   return 1
 end
 
@@ -34,4 +35,6 @@ for at = entries_at, #ARGV, 2 do
   statuses[#statuses + 1] = ran and status
     or (type(status) == 'table' and status.err or tostring(status))
 end
+flow_settle()
+flow_wake('')
 return statuses

@@ -1,7 +1,7 @@
 -- Settle what the writer has committed, so that callers see results.
 -- KEYS: queue dead counters writer stream idle wake held
 -- ARGV: channel previous last look leader units:int operations:int batches:int rejected:int done:int released:int released_bytes:int dead_ms:int dead_max:int entries...
--- Uses: clock tell bury errors wake order
+-- Uses: clock tell bury errors wake order flow
 -- Returns: for each entry 1 (settled), 0 (not this entry's job any more) or an error text
 --
 -- `entries` are seven values each: entry id, job id, mode, keep_ms, result, letter, afterlife_ms.
@@ -189,7 +189,10 @@ for _, index in ipairs(settled) do
     statuses[index] = problem_of(problem)
   end
   pcall(tell_waiters, ARGV[at + 1], ARGV[at + 4])
+  flow_note(ARGV[at + 1], ARGV[at + 2] == 'ok' and 's' or 'f', ARGV[at + 4])
 end
+flow_settle()
+flow_wake('')
 
 for index = 1, total do
   local at = entries_at + (index - 1) * FIELDS

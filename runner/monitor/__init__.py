@@ -5,6 +5,6 @@ worker has them, `joblog` catches what jobs log, `beat` says what the worker doe
 `metrics` and `probes` answer over HTTP. What is written here is read by `runner.inspect`.
 """
 
-from runner.monitor.monitor import Monitor, MonitorOptions
+from runner.monitor.monitor import Monitor, MonitorOptions, monitor_of
 
-__all__ = ["Monitor", "MonitorOptions"]
+__all__ = ["Monitor", "MonitorOptions", "monitor_of"]

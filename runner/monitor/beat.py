@@ -62,7 +62,7 @@ def done(worker: Watched, order: Order) -> str:
         case "ping":
             return f"pong, {state_of(worker)}"
         case "drain":
-            worker.drain()
+            worker.quiet()
             return f"draining, {worker.job_counter} running"
         case "resume":
             worker.resume()
@@ -85,7 +85,7 @@ def info_of(worker: Watched, *, started_ms: int, delay_s: float) -> WorkerInfo:
             attempt.number,
             attempt.started_ms,
         )
-        for attempt in worker.attempts()
+        for attempt in worker.running()
     ]
     jobs.sort(key=lambda job: job.started_ms)
     return WorkerInfo(

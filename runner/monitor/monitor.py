@@ -65,6 +65,12 @@ class MonitorOptions:
     host: str = "127.0.0.1"
 
 
+def monitor_of(worker: Watched, options: MonitorOptions) -> Monitor | None:
+    """Return what watches a worker, None where nothing is asked for."""
+    wanted = options.keeps or options.port is not None
+    return Monitor(worker, options) if wanted else None
+
+
 class Monitor:
     """Watch one worker.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from runner import codec
+from runner.execution.records import AGAIN
 from runner.inspect.history import FinishedJob
 from runner.inspect.latency import bucket
 from runner.types import Outcome
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 UNKNOWN = "<unknown>"
 MOST_ERROR = 500
 
-_AGAIN = frozenset({Outcome.RETRIED, Outcome.SNOOZED, Outcome.HANDED_BACK, Outcome.LOST_LEASE})
+_NOT_OVER = AGAIN | {Outcome.LOST_LEASE}
 _SUCCEEDED = Outcome.SUCCEEDED
 
 
@@ -145,7 +146,7 @@ class Tally:
             cell.waited.append(attempt.started_ms - claimed.run_at_ms)
             cell.ran.append(max(attempt.ended_ms - attempt.started_ms, 0))
         self.leases_lost += outcome is Outcome.LOST_LEASE
-        if outcome in _AGAIN or not self._room:
+        if outcome in _NOT_OVER or not self._room:
             return
         self._room -= 1
         self._finished.append(

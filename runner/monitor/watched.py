@@ -48,7 +48,7 @@ class Watched(Protocol):
         """Its queues."""
         ...
 
-    def attempts(self) -> Iterable[Attempt]:
+    def running(self) -> Iterable[Attempt]:
         """Return those that wait for something."""
         ...
 
@@ -56,8 +56,8 @@ class Watched(Protocol):
         """Say whether its loop goes on as it should."""
         ...
 
-    def drain(self) -> None:
-        """Claim nothing more; what runs goes on."""
+    def quiet(self) -> None:
+        """Claim nothing more, until `resume`; what runs goes on."""
         ...
 
     def resume(self) -> None:

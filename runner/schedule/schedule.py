@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overload
 
 from arq.cron import CronJob
 from arq.cron import cron as arq_cron
@@ -16,7 +16,7 @@ from runner.errors import ScheduleError, did_you_mean
 from runner.schedule.missed import CatchUp
 from runner.schedule.triggers import Cron, Every, Perpetual, Trigger, read
 from runner.schedule.zones import name_of
-from runner.tasks import Task, seconds
+from runner.tasks import SyncTask, Task, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -157,7 +157,7 @@ class Schedule:
 
 @overload
 def cron(
-    coroutine: Callable[..., Awaitable[Any]] | str,
+    coroutine: Callable[..., Awaitable[Any]] | Task[..., Any] | str,
     when: str | Every | Perpetual,
     *,
     args: Sequence[Any] = (),
@@ -177,7 +177,7 @@ def cron(
 
 @overload
 def cron(
-    coroutine: str | WorkerCoroutine,
+    coroutine: str | WorkerCoroutine | Task[..., Any],
     *,
     name: str | None = None,
     month: OptionType = None,
@@ -243,7 +243,7 @@ def cron(coroutine: Any, when: Any = None, **options: Any) -> Any:
         ScheduleError: an option makes no sense.
     """
     if when is None:
-        return arq_cron(coroutine, **options)
+        return _arqs(coroutine, **options)
     return _scheduled(coroutine, when, **options)
 
 
@@ -285,6 +285,20 @@ def _scheduled(
         expires=seconds(expires) or (declared.expires if declared else None),
         function=function,
     )
+
+
+def _arqs(coroutine: Any, **options: Any) -> CronJob:
+    """Return arq's cron job, also of a task that is no async function, which arq refuses."""
+    if not isinstance(coroutine, SyncTask):
+        return arq_cron(coroutine, **options)
+
+    async def stands_in(_ctx: Any) -> None:
+        """Be what arq looks at."""
+
+    stands_in.__qualname__ = coroutine.__qualname__
+    job = arq_cron(cast(Any, stands_in), **options)
+    job.coroutine = coroutine
+    return job
 
 
 def _task_of(target: Any) -> tuple[str, Any]:

@@ -53,7 +53,11 @@ LATEST_BACKOFF_S = 5.0
 STOP_TIMEOUT_S = 5.0
 
 # What servers and networks do; the next term goes on where this one ended.
-_SERVERS = (OSError, TimeoutError, RedisError, asyncpg.PostgresError, asyncpg.InterfaceError)
+# asyncpg calls a statement on a session that the server has just ended its own internal error.
+_SERVERS = (
+    *(OSError, TimeoutError, RedisError),
+    *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+)
 
 
 class Candidate:

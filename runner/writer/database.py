@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import asyncpg
 
 from runner.errors import (
+    AttemptOver,
     CommitTimeout,
     LeaseLost,
     UnitChanged,
@@ -101,6 +102,22 @@ async def _connect(database_url: str, **options: Any) -> Connection[Record]:
     return await first_of(database_url, connect, timeout_s=CONNECT_TIMEOUT_S)
 
 
+class _Ended(list[bytes]):
+    """The operations of a job that has ended: takes none, so that the others pay no look."""
+
+    def append(self, _operation: bytes) -> NoReturn:
+        raise AttemptOver(_OVER)
+
+    def extend(self, _operations: object) -> NoReturn:
+        raise AttemptOver(_OVER)
+
+
+_OVER = (
+    "this job has ended, at its time limit or by an abort, while its function goes on: nothing "
+    "that it writes can be committed. Let it end at a cancellation"
+)
+
+
 class JobDatabase(UnitBuilder):
     """The database as a job sees it: collect writes, read at once.
 
@@ -119,6 +136,11 @@ class JobDatabase(UnitBuilder):
         self._unsure = 0
         self.refused: WriteRejected | None = None
         """The refusal that `commit` raised last."""
+
+    def end(self) -> None:
+        """Forget what was collected, and raise `AttemptOver` for what comes."""
+        self.clear()
+        self._parts = _Ended()
 
     async def commit(
         self,
@@ -158,7 +180,10 @@ class JobDatabase(UnitBuilder):
                 should it be refused later, only the writer's log tells.
             StoreWentBack: Redis lost the unit before it was applied, or what it did.
             LeaseLost: the job runs elsewhere.
+            AttemptOver: the job has ended without this function.
         """
+        if isinstance(self._parts, _Ended):
+            raise AttemptOver(_OVER)
         self.check_submitted()
         if not len(self):
             return Committed()

@@ -101,6 +101,7 @@ async def test_every_total_is_exact(tmp_path: Path) -> None:
     assert figure(output, "bad lines refused") == "8"
     assert figure(output, "deadlocks") == "0"
     assert "The worst routes" in output
+    assert "jobs of the flow are done (100%)" in output
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 

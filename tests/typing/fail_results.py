@@ -20,6 +20,26 @@ async def results(client: Client) -> None:
 async def results_of(_text: str, _job: Job[str]) -> None: ...
 
 
+@task
+def plain(_ctx: Context, number: int) -> int:
+    return number
+
+
+@task(runs_in="process", timeout=5)
+def apart(_ctx: Context, number: int) -> list[int]:
+    return [number]
+
+
+async def results_of_plain_functions(client: Client, ctx: Context) -> None:
+    text: str = plain(ctx, 1)  # error: assignment
+    await plain(ctx, 1)  # error: misc
+    plain(ctx, "one")  # error: arg-type
+    other: Job[str] = await client.enqueue(plain, 1)  # error: call-overload
+    numbers: list[str] = apart(ctx, 1)  # error: assignment
+    await results_of(text, other)
+    await client.enqueue(apart, *numbers)  # error: call-overload
+
+
 @task  # error: arg-type
-def plain(_ctx: Context) -> int:
+def without_context() -> int:
     return 1

@@ -13,17 +13,17 @@ from arq.worker import JobExecutionFailed
 from runner import errors
 
 
-def classes() -> list[type[Exception]]:
+def classes() -> list[type[BaseException]]:
     return [
         value
         for value in vars(errors).values()
         if inspect.isclass(value)
-        and issubclass(value, Exception)
+        and issubclass(value, BaseException)
         and value.__module__ == "runner.errors"
     ]
 
 
-CONTROL_FLOW = {errors.Snooze, errors.Cancel}
+CONTROL_FLOW = {errors.Snooze, errors.Cancel, errors.SoftTimeLimit}
 
 
 def test_every_error_descends_from_one_base() -> None:

@@ -24,6 +24,18 @@ PREFIXES = {
     keys.MOVED_UNIT,
     keys.UNIT,
     keys.COMMITS,
+    keys.IDLE,
+    keys.WAKE,
+    keys.LIMIT_BUCKETS,
+    keys.WINDOW,
+    keys.BUCKET,
+    keys.RESERVED,
+    keys.LATE,
+    keys.RUNNING,
+    keys.PARKED,
+    keys.PARKED_TASK,
+    keys.FLOW,
+    keys.HELD,
     keys.REPLACED,
     keys.PROGRESS,
     keys.JOB_LOG,
@@ -31,7 +43,17 @@ PREFIXES = {
     keys.MINUTE_TASKS,
     keys.WORKER,
 }
-NAMES = PREFIXES | {keys.ABORT, keys.UNITS, keys.WRITER, keys.LEADER, keys.WORKERS}
+NAMES = PREFIXES | {
+    keys.ABORT,
+    keys.UNITS,
+    keys.WRITER,
+    keys.LEADER,
+    keys.LIMITS,
+    keys.LIMITS_DECLARED,
+    keys.PAUSED_TASKS,
+    keys.PARKED_TASKS,
+    keys.WORKERS,
+}
 
 
 def scripts() -> dict[str, str]:
@@ -127,6 +149,7 @@ def test_number_of_fields_of_an_entry_fits_the_script() -> None:
         (keys.worker("w"), "runner:worker:w"),
         (keys.control("w"), "runner:control:w"),
         (keys.answers("r"), "runner:answers:r"),
+        (keys.flow("f"), "runner:flow:f"),
         (keys.fleet_member("q", "d"), "runner:fleet:q:d"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import pytest
 
-from runner import task
+from runner import Context, task
 from runner.codec import MsgpackCodec, PickleCodec
 from runner.errors import ArgumentsError, DecodeError, EncodeError
 from runner.shapes import ANYTHING, shape_of
@@ -171,7 +171,7 @@ class Fussy(BaseModel):
 
 
 @task
-async def sell(_ctx: Any, price: Price, *, fussy: Fussy | None = None) -> Price:
+async def sell(_ctx: Context, price: Price, *, fussy: Fussy | None = None) -> Price:
     assert fussy is None
     return price
 

@@ -15,7 +15,7 @@ from arq.worker import func
 
 from runner import RetryPolicy, task, tasks
 from runner.errors import ArgumentsError, DecodeError, SettingsError
-from runner.tasks import BoundTask, Task
+from runner.tasks import BoundTask, SyncTask, Task
 from runner.worker import as_function
 
 if TYPE_CHECKING:
@@ -64,11 +64,15 @@ def test_options_become_arqs_function() -> None:
     assert as_function(print) is print
 
 
-def test_synchronous_function_is_refused() -> None:
-    def plain(_ctx: Any) -> None: ...
+def test_plain_function_is_called_as_it_is_and_runs_in_a_thread() -> None:
+    @task
+    def plain(_ctx: Any, number: int) -> int:
+        return number
 
-    with pytest.raises(SettingsError, match="must be an async function"):
-        task(plain)  # type: ignore[arg-type]
+    assert plain({}, 7) == 7
+    assert (type(plain), plain.runs_in) == (SyncTask, "thread")
+    assert not inspect.iscoroutinefunction(plain)
+    assert as_function(plain).coroutine is plain
 
 
 @pytest.mark.parametrize(

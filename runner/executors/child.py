@@ -1,0 +1,234 @@
+"""A process of a worker's pool: it runs one job after another, as its socket says.
+
+Signals end a function, where it is Python that runs: SIGUSR1 raises `SoftTimeLimit` in it, and
+SIGTERM raises `asyncio.CancelledError`, after which the process ends. An async function is
+thrown the same where it waits. Without a function they do nothing, but that SIGTERM ends the
+process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import importlib
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import uvloop
+
+from runner import logs
+from runner.errors import EncodeError, SoftTimeLimit, TaskError
+from runner.execution import Context, go_on
+from runner.execution.limits import SoftCancellation
+from runner.executors import wire
+from runner.executors.failures import packed
+from runner.executors.tied import end_with
+from runner.executors.wire import Answer, Request
+from runner.tasks import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from datetime import datetime
+
+
+class ProcessContext(Context):
+    """What a task gets in a process: who it is, and ``ctx.db`` to collect its writes."""
+
+    __slots__ = ("_due",)
+
+    def tell(self, request: Request) -> None:
+        """Say which job this is."""
+        self.update(request.values)
+        self._due = request.due
+
+    @property
+    def client(self) -> NoReturn:
+        """Refuse: the worker's client is in another process."""
+        raise TaskError(
+            "there is no ctx.client in a process: return what is to be enqueued, or open a "
+            "connection by runner.connect there",
+        )
+
+    @property
+    def due(self) -> datetime | None:
+        """When the schedule that made this job was due, None when none did."""
+        return self._due
+
+    async def reschedule(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: Redis is out of reach."""
+        raise TaskError("ctx.reschedule is not possible in a process: do it in an async task")
+
+
+class Interrupts:
+    """What signals do to the function that runs.
+
+    Attributes:
+        told_to_end: by SIGTERM; no further job is begun.
+        is_idle: it waits for a request.
+        raises: what an exception is given to while a function runs.
+    """
+
+    def __init__(self) -> None:
+        self.told_to_end = False
+        self.is_idle = False
+        self.raises: Callable[[type[BaseException]], None] | None = None
+
+    def install(self) -> None:
+        """Take the signals."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker
+        signal.signal(signal.SIGUSR1, self._soften)
+        signal.signal(signal.SIGTERM, self._terminate)
+
+    def off(self) -> None:
+        """Raise nothing any more: the function is over."""
+        self.raises = None
+
+    def _soften(self, *_: object) -> None:
+        if self.raises is not None:
+            self.raises(SoftTimeLimit)
+
+    def _terminate(self, *_: object) -> None:
+        self.told_to_end = True
+        if self.raises is not None:
+            self.raises(asyncio.CancelledError)
+        elif self.is_idle:
+            raise SystemExit(0)
+
+
+class ChildWatch(SoftCancellation):
+    """Turns the cancellation for the soft limit into what it is."""
+
+    __slots__ = ()
+
+    def interrupt(self, kind: type[BaseException]) -> None:
+        """Cancel the function, for good or for its soft limit; from a signal's handler."""
+        act = self.soften if kind is SoftTimeLimit else self.task.cancel
+        self.loop.call_soon_threadsafe(act)
+
+
+def configure(log_format: str) -> None:
+    """Log as the worker does: in a format of ours, or, "" being none, as Python does."""
+    if log_format:
+        logs.configure(log_format)
+    else:
+        logging.basicConfig(level=logging.WARNING)
+
+
+def main(fd: int, parent: int, log_format: str) -> None:
+    """Be a process of the pool that was not forked."""
+    end_with(parent)
+    configure(log_format)
+    serve(socket.socket(fileno=fd))
+
+
+def serve(connection: socket.socket) -> None:
+    """Run jobs until the worker has closed the socket."""
+    interrupts = Interrupts()
+    interrupts.install()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop, connection:
+        while not interrupts.told_to_end:
+            interrupts.is_idle = True
+            request = wire.receive(connection)
+            interrupts.is_idle = False
+            if request is None:
+                return
+            connection.sendall(wire.framed(wire.BEGUN))
+            answer = perform(request, interrupts, loop)
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+            connection.sendall(wire.framed(pickle.dumps(tuple(answer))))
+
+
+def perform(data: bytes, interrupts: Interrupts, loop: asyncio.Runner) -> Answer:
+    """Run one job; whatever it raises is its answer."""
+    context = ProcessContext({})
+    error: BaseException
+    try:
+        value = _call(data, context, interrupts, loop)
+        return Answer(_pickled(value), context.unit())
+    except BaseException as exc:  # noqa: BLE001  sys.exit too is the job's end, and not ours
+        error = exc
+    finally:
+        interrupts.off()
+    return Answer(None, b"", *packed(error))
+
+
+def _call(
+    data: bytes,
+    context: ProcessContext,
+    interrupts: Interrupts,
+    loop: asyncio.Runner,
+) -> Any:
+    request = Request(*pickle.loads(data))  # noqa: S301  from the worker that made this process
+    context.tell(request)
+    logs.bind(context.job_id, request.task, context.attempt)
+    function = find(request.module, request.qualname)
+    if asyncio.iscoroutinefunction(function):
+        coroutine = function(context, *request.args, **request.kwargs)
+        value, error = loop.run(_drive(coroutine, interrupts), context=contextvars.copy_context())
+        if error is not None:
+            raise error
+        return value
+    try:
+        interrupts.raises = _raise
+        return function(context, *request.args, **request.kwargs)
+    finally:
+        interrupts.off()
+
+
+def _raise(kind: type[BaseException]) -> NoReturn:
+    raise kind
+
+
+async def _drive(
+    coroutine: Coroutine[Any, Any, Any],
+    interrupts: Interrupts,
+) -> tuple[Any, BaseException | None]:
+    """Return the value or the error of an async function: a task would take one for another."""
+    task = asyncio.current_task()
+    assert task is not None
+    watch = ChildWatch(task)
+    interrupts.raises = watch.interrupt
+    try:
+        waits_for = coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value, None
+    except BaseException as exc:  # noqa: BLE001  the job's answer
+        return None, exc
+    try:
+        return await go_on(coroutine, waits_for, watch=watch), None
+    except BaseException as exc:  # noqa: BLE001  as above
+        return None, exc
+    finally:
+        interrupts.off()
+        if watch.soft is not None:
+            watch.soft.cancel()
+
+
+def find(module: str, qualname: str) -> Callable[..., Any]:
+    """Return the function of a task."""
+    found: Any = importlib.import_module(module)
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    function: Callable[..., Any] = found.function if isinstance(found, Task) else found
+    return function
+
+
+def _pickled(value: Any) -> bytes:
+    try:
+        return pickle.dumps(value)
+    except Exception as exc:
+        raise EncodeError(
+            f"the result, a {type(value).__qualname__}, cannot leave the process {os.getpid()}: "
+            f"{exc}",
+        ) from exc
+
+
+__all__ = ["ProcessContext", "configure", "main", "serve"]
