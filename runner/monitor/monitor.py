@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from runner import keys
 from runner.execution import now_ms
 from runner.inspect.queues import queue_loads
+from runner.limits import Limits
 from runner.monitor import metrics
 from runner.monitor.beat import beat, info_of, leave, obey
 from runner.monitor.joblog import JobLog
@@ -27,6 +28,7 @@ from runner.writer import writer_status
 
 if TYPE_CHECKING:
     from runner.inspect.queues import QueueLoad
+    from runner.limits import LimitInfo
     from runner.monitor.tally import Counted
     from runner.monitor.watched import Watched
     from runner.types import WriterStatus
@@ -226,17 +228,25 @@ class Monitor:
         if not metrics.is_there():
             return Reply(501, "metrics need: pip install 'arq-runner[metrics]'\n")
         loads: list[QueueLoad] = []
+        limits: list[LimitInfo] = []
         writer: WriterStatus | None = None
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 loads = await queue_loads(self._worker.pool, self._worker.cycles.names)
+                limits = await Limits(self._worker.pool).list()
                 if self._worker.database_url is not None:
                     writer = await writer_status(self._worker.pool)
         except TROUBLE as exc:
             logger.warning("metrics without queues: Redis does not answer (%s)", exc)
         info = info_of(self._worker, started_ms=self._started_ms, delay_s=self._last_delay_s)
         text = metrics.exposition(
-            self._totals, info, lost=self._tally.leases_lost, loads=loads, writer=writer
+            self._totals,
+            info,
+            lost=self._tally.leases_lost,
+            loads=loads,
+            writer=writer,
+            decisions=self._worker.gate.decisions,
+            limits=limits,
         )
         return Reply(200, text, metrics.KIND)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from redis.asyncio import Redis
 
@@ -19,6 +19,15 @@ class Reads(Protocol):
     @property
     def names(self) -> list[str]:
         """Their names, the most urgent first."""
+        ...
+
+
+class Decides(Protocol):
+    """Where its jobs ask for limits."""
+
+    @property
+    def decisions(self) -> Mapping[tuple[str, Any], int]:
+        """How often each limit has admitted, delayed or parked an attempt."""
         ...
 
 
@@ -46,6 +55,11 @@ class Watched(Protocol):
     @property
     def cycles(self) -> Reads:
         """Its queues."""
+        ...
+
+    @property
+    def gate(self) -> Decides:
+        """Its limits."""
         ...
 
     def running(self) -> Iterable[Attempt]:
