@@ -27,6 +27,7 @@ class Renewed(Signalled):
     """What a worker does when a limit of its process is reached.
 
     Attributes:
+        place: the number of this worker in its fleet, 0 for none.
         recycled: which limit was reached, in words; "" for none.
     """
 
@@ -34,12 +35,20 @@ class Renewed(Signalled):
     events: Bus
     watch: Watch
     cancel_grace_s: float
+    place: int = 0
     recycled: str = ""
     _turns: Turns
     _giving_back: asyncio.Task[None]
 
-    def join(self, supervisor: Supervises) -> None:
-        """Tell a supervisor how this worker is, and let it decide when to be replaced."""
+    def join(self, supervisor: Supervises, place: int) -> None:
+        """Tell a supervisor how this worker is, and let it decide when to be replaced.
+
+        Args:
+            supervisor: the way to it.
+            place: the number of this worker in its fleet, from 1; one that takes its place has
+                the same, while both are there.
+        """
+        self.place = place
         self.watch.supervisor = supervisor
 
     @property

@@ -56,7 +56,8 @@ class MonitorOptions:
         keeps: write history and heartbeats to Redis, and take orders.
         jobs: how many jobs that ended each queue remembers.
         lines: how many lines of each job are kept; 0: none.
-        port: where probes and metrics are answered; 0: a free one; None: nowhere.
+        port: where probes and metrics are answered; 0: a free one; None: nowhere. In a fleet the
+            first worker answers there, the next at the port behind it, and so on.
         host: the address to listen on.
     """
 
@@ -105,17 +106,23 @@ class Monitor:
             return
         self._started_ms = now_ms()
         self._answered_at = asyncio.get_running_loop().time()
+        if self._options.port is not None:
+            await self._listen(self._options.port)
         self._unwatch = self._worker.events.watch(self._tally)
         if self._options.keeps and self._options.lines:
             self._log = JobLog(self._options.lines)
             self._log.open()
-        if self._options.port is not None:
-            self.probes = Probes(
-                {"/live": self._live, "/ready": self._ready, "/lag": self._lag_of}
-                | {"/metrics": self._metrics}
-            )
-            await self.probes.start(self._options.host, self._options.port)
         self._task = asyncio.create_task(self._run(), name="runner monitor")
+
+    async def _listen(self, port: int) -> None:
+        """Answer over HTTP; each worker of a fleet, and the one that takes its place, has a port."""
+        self.probes = Probes(
+            {"/live": self._live, "/ready": self._ready}
+            | {"/lag": self._lag_of, "/metrics": self._metrics}
+        )
+        place = self._worker.place if port else 0
+        at = port + place - 1 if place else port
+        await self.probes.start(self._options.host, at, shares=place > 0)
 
     async def stop(self) -> None:
         """Write down the last counts, say that the worker has ended, stop listening. Idempotent."""

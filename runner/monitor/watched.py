@@ -35,6 +35,7 @@ class Watched(Protocol):
     """A worker; its names are arq's and ours."""
 
     name: str
+    place: int
     events: Bus
     functions: dict[str, Any]
     max_jobs: int
