@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from runner import keys
+from runner.errors import SettingsError
 from runner.execution import now_ms
 from runner.inspect.queues import queue_loads
 from runner.limits import Limits
@@ -100,7 +101,7 @@ class Monitor:
         """Begin to watch, and listen. Idempotent.
 
         Raises:
-            OSError: the port is taken.
+            SettingsError: the port is taken.
         """
         if self._task is not None:
             return
@@ -122,7 +123,13 @@ class Monitor:
         )
         place = self._worker.place if port else 0
         at = port + place - 1 if place else port
-        await self.probes.start(self._options.host, at, shares=place > 0)
+        try:
+            await self.probes.start(self._options.host, at, shares=place > 0)
+        except OSError as exc:
+            raise SettingsError(
+                f"health_port: nothing can listen at {self._options.host}:{at} ({exc}); choose "
+                f"another port, or None",
+            ) from exc
 
     async def stop(self) -> None:
         """Write down the last counts, say that the worker has ended, stop listening. Idempotent."""
