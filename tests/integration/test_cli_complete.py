@@ -150,7 +150,7 @@ async def test_flows_are_listed_shown_drawn_and_run_again(
     redis_url: str, command: Command
 ) -> None:
     async with serving(redis_url, [adds, breaks]), runner.connect(redis_url) as client:
-        fine = await client.start(adds.then(1, 2))
+        fine = await client.start(adds.call(1, 2))
         bad = await client.start(breaks.call())
         await fine.wait(20)
         await bad.wait(20)
@@ -197,9 +197,9 @@ def test_shells_complete_words(shell: str) -> None:
 
 
 def test_redis_that_is_away_is_one_line(
-    unused_tcp_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"redis://127.0.0.1:{unused_tcp_port}"
+    url = "redis://127.0.0.1:1"  # nobody listens there
     (tmp_path / "away_settings.py").write_text(SETTINGS.format(url=url), "utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     words = ["queues", "--settings", "away_settings.WorkerSettings"]
