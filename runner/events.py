@@ -369,6 +369,8 @@ class Bus:
         self.wanted = False
         """Whether anybody subscribes: look here before an event is made."""
         self.watchers: tuple[Watcher, ...] = ()
+        self.on_end: Callable[[Any, Any], None] | None = None
+        """Tells all watchers of an end; None where there are none."""
         self.watched = False
         """Whether anybody wants to know how attempts end, as events or not."""
         for subscriber in subscribers:
@@ -396,14 +398,23 @@ class Bus:
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Tell `watcher` of each end; return what ends that."""
-        self.watchers = (*self.watchers, watcher)
-        self.watched = True
+        self._set_watchers((*self.watchers, watcher))
 
         def unwatch() -> None:
-            self.watchers = tuple(other for other in self.watchers if other != watcher)
-            self.watched = self.wanted or bool(self.watchers)
+            self._set_watchers(tuple(other for other in self.watchers if other != watcher))
 
         return unwatch
+
+    def _set_watchers(self, watchers: tuple[Watcher, ...]) -> None:
+        self.watchers = watchers
+        self.watched = self.wanted or bool(watchers)
+        # Most often there is one: a loop over it would cost as much as what it does.
+        one = watchers[0].ended if watchers else None
+        self.on_end = self._tell_all if watchers[1:] else one
+
+    def _tell_all(self, attempt: Any, ending: Any) -> None:
+        for watcher in self.watchers:
+            watcher.ended(attempt, ending)
 
     def emit(self, event: Event) -> None:
         """Hand out one event; what a subscriber raises is logged."""

@@ -184,21 +184,20 @@ class Monitor:
             return
         for queue in dict.fromkeys(cell.queue for cell in counted):
             cells = [cell for cell in counted if cell.queue == queue]
-            await self._add(queue, cells, finished.get(queue, []))
+            await self._add(queue, cells, *finished.get(queue, (0, b"")))
         if self._log is not None:
             await self._log.flush_to(redis)
 
-    async def _add(self, queue: str, cells: list[Counted], jobs: list[bytes]) -> None:
+    async def _add(self, queue: str, cells: list[Counted], jobs: int, piece: bytes) -> None:
         totals, by_task = _fields(cells)
         await load("history_add").call(
             self._worker.pool,
             keys=[queue, keys.finished(queue)],
             args=[
                 *(MINUTE_MS, TASKS_MS, FINISHED_MS, self._options.jobs),
-                *(len(totals), len(by_task)),
+                *(len(totals), len(by_task), jobs, piece),
                 *(part for pair in totals.items() for part in pair),
                 *(part for pair in by_task.items() for part in pair),
-                *jobs,
             ],
         )
 

@@ -72,8 +72,10 @@ async def test_history_counts_what_ended_by_outcome_task_and_queue(
 async def test_finished_jobs_are_listed_the_newest_first_and_bounded(
     redis_url: str, client: Client
 ) -> None:
-    jobs = [await client.enqueue(works, number) for number in range(5)]
-    await drain(redis_url, [works, breaks], monitor=True, history_jobs=5, max_jobs=1)
+    jobs = []
+    for number in range(5):  # each in a piece of its own
+        jobs.append(await client.enqueue(works, number))
+        await drain(redis_url, [works, breaks], monitor=True, history_jobs=5)
     failing = await client.enqueue(breaks)
     worker = await drain(redis_url, [works, breaks], monitor=True, history_jobs=5)
 
