@@ -27,7 +27,8 @@ class Chosen(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the command in front where the first word names none."""
-        if not args or (args[0] not in self.commands and args[0] != "--help"):
+        names_none = not args or (args[0] not in self.commands and args[0] != "--help")
+        if names_none and not ctx.resilient_parsing:  # which is how words are completed
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
