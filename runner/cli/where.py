@@ -114,6 +114,8 @@ by_arg = click.option(
     metavar="NAME=VALUE",
     help="An argument has this value (JSON, or text). NAME may be a place, from 0. Repeatable.",
 )
+
+
 def or_list(ctx: click.Context) -> None:
     """Run the command `list` of a group where none is named."""
     if ctx.invoked_subcommand is None and isinstance(ctx.command, click.Group):

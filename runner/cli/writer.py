@@ -58,9 +58,7 @@ def status(ctx: click.Context, path: str, *, as_json: bool) -> None:
 
 def shown(found: WriterStatus) -> dict[str, Any]:
     """Return what is printed of the writer."""
-    names = (
-        "leader position backlog backlog_bytes lag_s units operations batches rejected"
-    )
+    names = "leader position backlog backlog_bytes lag_s units operations batches rejected"
     return {name: getattr(found, name) for name in names.split()}
 
 

@@ -146,9 +146,7 @@ async def test_a_queue_is_paused_shown_and_resumed(command: Command) -> None:
     assert said == [{"queue": "arq:queue", "paused": False, "changed": True}]
 
 
-async def test_flows_are_listed_shown_drawn_and_run_again(
-    redis_url: str, command: Command
-) -> None:
+async def test_flows_are_listed_shown_drawn_and_run_again(redis_url: str, command: Command) -> None:
     async with serving(redis_url, [adds, breaks]), runner.connect(redis_url) as client:
         fine = await client.start(adds.call(1, 2))
         bad = await client.start(breaks.call())
@@ -196,9 +194,7 @@ def test_shells_complete_words(shell: str) -> None:
     assert "queues" in said.output
 
 
-def test_redis_that_is_away_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_redis_that_is_away_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "redis://127.0.0.1:1"  # nobody listens there
     (tmp_path / "away_settings.py").write_text(SETTINGS.format(url=url), "utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
