@@ -28,10 +28,11 @@ from runner import writer as writers
 from runner.assembly import Assembled
 from runner.broker import Broker, Settlement
 from runner.codec import Codec, codec_of
-from runner.cycle import CYCLE_TIMEOUT_S, TROUBLE
+from runner.connections import TROUBLE
+from runner.cycle import CYCLE_TIMEOUT_S
 from runner.errors import SettingsError
 from runner.events import Bus, Subscriber
-from runner.execution import Ending
+from runner.execution import Ending, report
 from runner.executors import MAX_THREADS, Executors
 from runner.leases import Leases
 from runner.limits import Gate
@@ -340,7 +341,7 @@ class Worker(Assembled):
         self._closing = False
         self._loop_ended.clear()
         if self.events.wanted:
-            self.events.emit(execution.report.worker_started(self, self.cycles.names))
+            self.events.emit(report.worker_started(self, self.cycles.names))
         self.watch.tell_ready()
         try:
             await self._loop()
@@ -581,7 +582,7 @@ class Worker(Assembled):
         task.cancel()
         self._turns.watch((lease.job_id,))
         if self.events.wanted:
-            self.events.emit(execution.report.lost(self, attempt))
+            self.events.emit(report.lost(self, attempt))
 
     def give_up(self) -> None:
         """Leave what cannot be settled now to its lease."""
@@ -625,7 +626,7 @@ class Worker(Assembled):
             await self.on_shutdown(self.ctx)
         await self._disconnect()
         if self.events.wanted:
-            self.events.emit(execution.report.worker_stopped(self))
+            self.events.emit(report.worker_stopped(self))
 
 
 def _lease(given: SecondsTimedelta) -> float:
