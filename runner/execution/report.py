@@ -112,7 +112,6 @@ def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | No
     )
 
 
-
 def worker_started(worker: Serves, queues: Sequence[str]) -> WorkerStarted:
     """Return the event of a worker that claims from these queues from now on."""
     return WorkerStarted(
