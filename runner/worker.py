@@ -255,7 +255,7 @@ class Worker(Assembled):
         self._candidates_redis: Redis | None = None
         self._nudge = asyncio.Event()
         self._leases = Leases(self.lease_s, self._lease_lost)
-        self.cancel_grace_s = float(seconds(cancel_grace))
+        self._cancel_grace_s = float(seconds(cancel_grace))
         self.executors = Executors(
             self,
             self._leases,
@@ -319,7 +319,7 @@ class Worker(Assembled):
         self.take_over_signals()
         if self._told_to_stop:
             return
-        self.stopping = self.draining = False
+        self.stopping = self.draining = self._gives_back = False
         self.allow_pick_jobs = True
         await self._connect()
         logger.info(

@@ -63,7 +63,7 @@ from runner.workflow import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from runner.broker import Claimed
 
@@ -184,8 +184,11 @@ def expired() -> Ending:
     return Ending(Outcome.EXPIRED, errors.JobExpired("job expired before it could start"))
 
 
-class NotStarted(Exception):  # noqa: N818  it says what became of the job
-    """Raised in the place of a function's start, when its job ends without it."""
+class NotStarted(BaseException):  # noqa: N818  it says what became of the job
+    """Raised in the place of a function's start, when its job ends without it.
+
+    It comes through middleware, and is no failure of the function: nobody is to report it.
+    """
 
     def __init__(self, ending: Ending) -> None:
         super().__init__(ending)
@@ -202,16 +205,10 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
         takes_results = REFERENCES in attempt.record.options
         args, kwargs = arguments(attempt, takes_results and await results_for(host, attempt))
         if attempt.task is not None and attempt.task.runs_in != "loop":
-            value = await run_elsewhere(host, attempt, args, kwargs)
+            value = await run_elsewhere(host, attempt, context, args, kwargs)
         else:
             timeout_s = starts(host, attempt)
-            assert attempt.function is not None
-            call = (
-                attempt.function.coroutine(context, *args, **kwargs)
-                if host.around is None
-                else host.around(job_call(attempt, context, args, kwargs))
-            )
-            coroutine = as_coroutine(call)
+            coroutine = as_coroutine(called(host, attempt, context, args, kwargs))
             try:
                 waits_for = coroutine.send(None)
             except StopIteration as stop:  # it is over, and has never waited
@@ -233,15 +230,31 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
     return Ending(Outcome.SUCCEEDED, value)
 
 
-def starts(host: Host, attempt: Attempt) -> float | None:
+def starts(host: Host, attempt: Attempt, *, again: bool = False) -> float | None:
     """Say that the function is about to be called; return the seconds it may take."""
-    log_start(attempt)
-    if host.events.wanted:
-        host.events.emit(started(host, attempt))
+    if not again:
+        log_start(attempt)
+        if host.events.wanted:
+            host.events.emit(started(host, attempt))
     timeout_s = timeout_of(host, attempt)
     if timeout_s is not None:
         host.limit_lease(attempt, timeout_s)
     return timeout_s
+
+
+def called(
+    host: Host,
+    attempt: Attempt,
+    context: Context,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Call the function, or the middleware around it; return what is to be awaited."""
+    assert attempt.function is not None
+    function = attempt.function.coroutine
+    if host.around is None:
+        return function(context, *args, **kwargs)
+    return host.around(job_call(attempt, context, args, kwargs, function))
 
 
 def job_call(
@@ -249,9 +262,9 @@ def job_call(
     context: Context,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    function: Callable[..., Awaitable[Any]],
 ) -> JobCall:
     """Return what the middleware is given."""
-    assert attempt.function is not None
     claimed, record = attempt.claimed, attempt.record
     return JobCall(
         ctx=context,
@@ -265,7 +278,7 @@ def job_call(
         args=args,
         kwargs=kwargs,
         carried=record.options.get(CARRIED) or {},
-        function=attempt.function.coroutine,
+        function=function,
     )
 
 
@@ -292,22 +305,50 @@ async def wait_out(
 async def run_elsewhere(
     host: Host,
     attempt: Attempt,
+    context: Context,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Let a function run in a thread or a process; it may wait for its turn there."""
+    """Let a function run in a thread or a process; it may wait for its turn there.
+
+    The middleware stands around it here in the loop, and around its wait.
+    """
+    began = False
 
     def start() -> float | None:
-        if has_expired(attempt, now_ms()):
+        nonlocal began
+        if not began and has_expired(attempt, now_ms()):
             raise NotStarted(expired())
-        return starts(host, attempt)
+        timeout_s = starts(host, attempt, again=began)  # a middleware may proceed once more
+        began = True
+        return timeout_s
+
+    async def function(_ctx: Any, *args: Any, **kwargs: Any) -> Any:
+        return await host.executors.run(attempt, args, kwargs, start)
 
     this_task = current_task()
     host.job_tasks[attempt.claimed.job_id] = this_task
     try:
-        return await host.executors.run(attempt, args, kwargs, start)
+        if host.around is None:
+            return await host.executors.run(attempt, args, kwargs, start)
+        value = await host.around(job_call(attempt, context, args, kwargs, function))
     finally:
         forget_task(host, attempt, this_task)
+    take_writes(attempt, context)
+    return value
+
+
+def take_writes(attempt: Attempt, context: Context) -> None:
+    """Take what the middleware around a thread or a process has written by the job's context."""
+    written = context.unit()
+    assert attempt.task is not None
+    if attempt.task.runs_in == "thread":  # the function itself has written there
+        attempt.unit = written
+    elif written:
+        raise errors.UnitError(
+            "a middleware wrote by ctx.db around a function that runs in a process, which has a "
+            "unit of its own: let the function write",
+        )
 
 
 def forget_task(host: Host, attempt: Attempt, task: asyncio.Task[Any]) -> None:

@@ -103,7 +103,9 @@ class Middleware:
     async def execute(self, job: JobCall, proceed: Execute) -> Any:
         """Stand around one call of a job's function: within its time limit, behind its arguments.
 
-        Not around functions that run in threads or processes.
+        Around a function that runs in a thread or a process it stands in the event loop: it begins
+        before one is free, and the time limit holds for the function alone. `job.ctx` is the
+        function's own in a thread, and in a process another.
 
         What the function raises comes through here: also `Retry`, `Snooze` and `Cancel`, which are
         no failures, and `asyncio.CancelledError`, which must be let through.
