@@ -19,6 +19,7 @@ event             when
 `JobOverdue`      a job runs far beyond the usual time of its task
 `TasksLeft`       a job has ended, and asyncio tasks of its go on
 `ResourceLeft`    a socket or a connection was destroyed without being closed
+`PartEvent`       the base of events of your own, which a part emits
 ================  ===============================================================
 
 A callback is a plain function, called in the worker's loop: it should be quick, and hand
@@ -323,6 +324,21 @@ class TasksLeft:
     at_ms: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartEvent:
+    """The base of events of your own: a part emits them by ``worker.events.emit``.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class CacheFilled(PartEvent):
+        ...     entries: int
+        >>> worker.events.emit(CacheFilled(worker=worker.name, at_ms=now, entries=7))
+    """
+
+    worker: str
+    at_ms: int
+
+
 Event: TypeAlias = (
     WorkerStarted
     | WorkerStopped
@@ -337,6 +353,7 @@ Event: TypeAlias = (
     | JobOverdue
     | TasksLeft
     | ResourceLeft
+    | PartEvent
 )
 Subscriber: TypeAlias = "Callable[[Event], Any]"
 
@@ -442,6 +459,7 @@ __all__ = [
     "LeaseLost",
     "LoopBlocked",
     "LoopFreed",
+    "PartEvent",
     "ProcessVitals",
     "ResourceLeft",
     "Subscriber",

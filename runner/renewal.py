@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 from typing import TYPE_CHECKING
 
 from runner import broker
-from runner.cycle import TROUBLE
+from runner.connections import TROUBLE
 from runner.events import WorkerRecycled
 from runner.execution import now_ms
+from runner.letters import encode_error
 from runner.signals import Signalled
+from runner.types import AttemptError
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from runner.watch import Supervises, Watch
 
 logger = logging.getLogger("arq.worker")
+
+HARD_GRACE_S = 2.0
+"""How long jobs have to end, at most, when the hard limit of memory is reached."""
 
 
 class Renewed(Signalled):
@@ -34,9 +40,11 @@ class Renewed(Signalled):
     name: str
     events: Bus
     watch: Watch
-    cancel_grace_s: float
+    history: bool
     place: int = 0
     recycled: str = ""
+    _cancel_grace_s: float
+    _gives_back: bool = False
     _turns: Turns
     _giving_back: asyncio.Task[None]
 
@@ -50,6 +58,12 @@ class Renewed(Signalled):
         """
         self.place = place
         self.watch.supervisor = supervisor
+
+    @property
+    def cancel_grace_s(self) -> float:
+        """How long a job has to end once it is cancelled, in seconds; less beyond the hard limit."""
+        most = HARD_GRACE_S if self._gives_back else math.inf
+        return min(self._cancel_grace_s, most)
 
     @property
     def patience_s(self) -> float:
@@ -73,18 +87,34 @@ class Renewed(Signalled):
         """Hand back what runs, each job with a crash more, and end now."""
         self._tell_recycled(why, at_once=True)
         logger.error("the worker hands back what runs, and ends: %s", why)
-        if self.watch.supervisor is not None:
-            self.watch.supervisor.say("leaving", why=why)
-        self._giving_back = self.loop.create_task(self._give_back(), name="runner gives back")
+        self._gives_back = True
+        self._giving_back = self.loop.create_task(self._give_back(why), name="runner gives back")
 
-    async def _give_back(self) -> None:
+    async def _give_back(self, why: str) -> None:
         # One of them is to blame, and nobody knows which: who is there each time ends as a dead
         # letter, as if the kernel had killed the process.
         try:
-            await broker.count_crashes(self.pool, [one.claimed for one in self.running()])
+            running = [(one.claimed, self._crash_of(one, why)) for one in self.running()]
+            await broker.count_crashes(self.pool, running)
         except TROUBLE as exc:
             logger.warning("could not count a crash of what runs: %s", exc)
         self.handle_sig(signal.SIGUSR1)
+
+    def _crash_of(self, attempt: Attempt, why: str) -> bytes:
+        """Return what the history of a job says of its end here."""
+        if not self.history:
+            return b""
+        return encode_error(
+            AttemptError(
+                attempt=attempt.number,
+                outcome="crashed",
+                error=f"its process gave it up: {why}",
+                started_ms=attempt.started_ms,
+                ended_ms=now_ms(),
+                worker=self.name,
+                enqueued_ms=attempt.record.enqueued_ms,
+            )
+        )
 
     def _tell_recycled(self, why: str, *, at_once: bool) -> None:
         self.recycled = why
