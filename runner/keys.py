@@ -64,8 +64,8 @@ runner:flow:<flow>:jobs         HASH     number → payload
 runner:flow:<flow>:waits        HASH     number → parents that have not ended
 runner:flow:<flow>:states       HASH     number → what became of it
 runner:flow:<flow>:results      HASH     number → encoded result, where others need it
-runner:flows:<queue>            ZSET     flows that were started there → when, in ms; the last 10,000,
-                                         30 days
+runner:flows:<queue>            ZSET     flows that were started there → when, in ms; the last
+                                         10,000, 30 days
 runner:limits                   HASH     limit → what was set at run time, JSON; lasting
 runner:limits:declared          HASH     limit → what the code declares, JSON; a day behind the last
                                          worker that had it, 30 days at most

@@ -31,7 +31,7 @@ class Group(click.Group):
         except RunnerError as exc:
             raise click.ClickException(str(exc)) from exc
         except RedisError as exc:
-            raise click.ClickException(f"Redis: {exc or type(exc).__name__}") from exc
+            raise click.ClickException(f"Redis: {str(exc) or type(exc).__name__}") from exc
 
 
 @click.group(cls=Group)

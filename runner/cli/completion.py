@@ -26,7 +26,7 @@ def completion(ctx: click.Context, shell: str | None) -> None:
     fish:  runner completion fish > ~/.config/fish/completions/runner.fish
 
     Without SHELL it is that of the environment variable SHELL.
-    """
+    """  # noqa: D301  the mark by which click leaves lines as they are
     shell = shell or Path(os.environ.get("SHELL", "")).name
     kind = get_completion_class(shell) if shell in SHELLS else None
     if kind is None:

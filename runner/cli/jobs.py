@@ -8,8 +8,8 @@ import click
 
 from runner.cli import ended
 from runner.cli import where as options
-from runner.cli.enqueue import enqueue
 from runner.cli.ended import shown
+from runner.cli.enqueue import enqueue
 from runner.cli.tables import ago, as_json, confirm, table
 from runner.cli.tables import show as show_lines
 from runner.cli.where import Place

@@ -214,7 +214,7 @@ def make_context(host: Host, attempt: Attempt) -> Context:
         functools.partial(host.commits_of, attempt),
         run,
         functools.partial(job_flow, host, attempt),
-        host.progress,
+        board=host.progress,
     )
     context["job_id"] = attempt.claimed.job_id
     context["job_try"] = attempt.number

@@ -1,8 +1,8 @@
 """What a worker tells Prometheus, in its names and its text format.
 
 Counts and times are the worker's own since it started: summed up over workers they are the
-fleet's. Queues, limits and the writer are read from Redis when somebody asks: any worker's figure will
-do.
+fleet's. Queues, limits and the writer are read from Redis when somebody asks: any worker's figure
+will do.
 """
 
 from __future__ import annotations

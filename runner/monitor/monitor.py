@@ -116,7 +116,7 @@ class Monitor:
         self._task = asyncio.create_task(self._run(), name="runner monitor")
 
     async def _listen(self, port: int) -> None:
-        """Answer over HTTP; each worker of a fleet, and the one that takes its place, has a port."""
+        """Answer over HTTP; each place of a fleet has a port of its own."""
         self.probes = Probes(
             {"/live": self._live, "/ready": self._ready}
             | {"/lag": self._lag_of, "/metrics": self._metrics}

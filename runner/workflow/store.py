@@ -46,7 +46,7 @@ from runner.workflow.stored import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from redis.asyncio import Redis
 
@@ -190,7 +190,7 @@ class FlowStore:
         return facts
 
     async def recent(
-        self, *, queue: str | None = None, limit: int = 50, states: Container[FlowState] = ()
+        self, *, queue: str | None = None, limit: int = 50, states: Collection[FlowState] = ()
     ) -> list[FlowStatus]:
         """Return the flows that were started last, the newest first.
 

@@ -1,8 +1,8 @@
 """What monitoring costs: CPU of the worker for each no-op job, and of Redis, on against off.
 
 ``python -m tests.benchmarks.monitoring [rounds] [jobs]``: each round drains the same number of jobs
-in a fresh process, once for each variant, in turn. Before it counts, the process drains a few jobs of
-another queue: what is imported and loaded once is no cost of a job.
+in a fresh process, once for each variant, in turn. Before it counts, the process drains a few jobs
+of another queue: what is imported and loaded once is no cost of a job.
 """
 
 from __future__ import annotations
