@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from runner import codec
-from runner.events import JobEnded, JobStarted, JobStuck, LeaseLost
+from runner.events import (
+    JobEnded,
+    JobStarted,
+    JobStuck,
+    LeaseLost,
+    UnitRefused,
+    WorkerStarted,
+    WorkerStopped,
+)
 from runner.execution.limits import shown
 from runner.execution.records import AGAIN, NO_LETTER, Attempt, Ending, Host, now_ms
 from runner.types import Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from runner.broker import Settlement
+    from runner.errors import WriteRejected
     from runner.execution.records import Frames
+    from runner.writer.entries import Unit
 
 logger = logging.getLogger("arq.worker")
+
+
+class Serves(Host, Protocol):
+    """What the events of a worker say of it."""
+
+    max_jobs: int
+    burst: bool
 
 
 def started(host: Host, attempt: Attempt) -> JobStarted:
@@ -100,4 +119,39 @@ def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | No
         error=described["message"],
         exception=exception,
         limit=ending.limit,
+    )
+
+
+def worker_started(worker: Serves, queues: Sequence[str]) -> WorkerStarted:
+    """Return the event of a worker that claims from these queues from now on."""
+    return WorkerStarted(
+        worker=worker.name,
+        at_ms=now_ms(),
+        queues=tuple(queues),
+        functions=tuple(worker.functions),
+        max_jobs=worker.max_jobs,
+        burst=worker.burst,
+    )
+
+
+def worker_stopped(worker: Serves) -> WorkerStopped:
+    """Return the event of a worker that has closed."""
+    return WorkerStopped(
+        worker=worker.name,
+        at_ms=now_ms(),
+        jobs_complete=worker.jobs_complete,
+        jobs_failed=worker.jobs_failed,
+        jobs_retried=worker.jobs_retried,
+    )
+
+
+def refused(worker: str, unit: Unit, why: WriteRejected) -> UnitRefused:
+    """Return the event of a unit that the worker's writer did not apply."""
+    whose = unit.job or unit.commit
+    return UnitRefused(
+        worker=worker,
+        at_ms=now_ms(),
+        entry=unit.entry,
+        job_id=whose.job_id if whose else "",
+        error=why,
     )
