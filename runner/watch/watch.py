@@ -203,7 +203,7 @@ class Watch:
             if now > self._ends_at:
                 # The loop does not turn, or something refuses to end: their leases run out.
                 logger.critical(
-                    "the jobs could not be handed back: the process ends now; the loop is here:\n%s",
+                    "the jobs could not be handed back: the process ends now, its loop is at\n%s",
                     sight(self._loops_thread, worker.loop).stack,
                 )
                 os._exit(RECYCLED)
