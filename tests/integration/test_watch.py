@@ -162,7 +162,7 @@ async def test_job_that_blocks_the_loop_is_named_while_it_does(
     assert (event.job_id, event.task, event.attempt) == (job.job_id, blocking.name, 1)
     assert 0.2 <= event.blocked_s < 1.0
     assert [line in event.stack for line in lines] == [True] * len(lines)
-    assert "execution/attempt.py" not in event.stack
+    assert "runner/execution/" not in event.stack
     (freed,) = of(LoopFreed, [event for event, _ in heard])
     assert freed.blocked_s > event.blocked_s
 
