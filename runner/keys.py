@@ -64,6 +64,8 @@ runner:flow:<flow>:jobs         HASH     number → payload
 runner:flow:<flow>:waits        HASH     number → parents that have not ended
 runner:flow:<flow>:states       HASH     number → what became of it
 runner:flow:<flow>:results      HASH     number → encoded result, where others need it
+runner:flows:<queue>            ZSET     the last 1,000 flows that stand in this queue → when they
+                                         were started, in ms; 30 days behind the last
 runner:limits                   HASH     limit → what was set at run time, JSON; lasting
 runner:limits:declared          HASH     limit → what the code declares, JSON; a day behind the last
                                          worker that had it, 30 days at most
@@ -215,6 +217,11 @@ def commits(job_id: str) -> str:
 def flow(flow_id: str) -> str:
     """HASH: one flow; with `:plan` and the like behind it, the parts of it."""
     return FLOW + flow_id
+
+
+def flows(queue: str) -> str:
+    """ZSET: the flows of this queue that were started last."""
+    return f"runner:flows:{queue}"
 
 
 def replaced(job_id: str) -> str:

@@ -4,6 +4,7 @@ from runner.inspect.history import FinishedJob, History, LogLine, Period, job_lo
 from runner.inspect.jobs import Cancelled, JobFilter, JobInfo, JobPage, JobState, QueuedJobs
 from runner.inspect.latency import Latency
 from runner.inspect.queues import QueueLoad, queue_loads
+from runner.inspect.story import JobStory
 from runner.inspect.workers import RunningJob, WorkerInfo, Workers
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "JobInfo",
     "JobPage",
     "JobState",
+    "JobStory",
     "Latency",
     "LogLine",
     "Period",

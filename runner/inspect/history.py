@@ -192,6 +192,7 @@ class History:
         limit: int = 100,
         task: str | None = None,
         outcomes: Iterable[str] = (),
+        skip: int = 0,
     ) -> list[FinishedJob]:
         """Return the jobs that ended last, the newest first; workers keep ``history_jobs``.
 
@@ -199,10 +200,11 @@ class History:
             limit: how many at most.
             task: those of this task alone.
             outcomes: those that ended so, by the values of `Outcome`; none: all.
+            skip: how many of those to leave out.
         """
         wanted, found = frozenset(outcomes), list[FinishedJob]()
         start = 0
-        while len(found) < limit:
+        while len(found) < skip + limit:
             listed = self._redis.lrange(keys.finished(self.queue), start, start + PAGE - 1)
             page = await cast(Any, listed)
             jobs = (msgspec.msgpack.decode(blob, type=FinishedJob) for blob in page)
@@ -214,7 +216,23 @@ class History:
             if len(page) < PAGE:
                 break
             start += PAGE
-        return found[:limit]
+        return found[skip : skip + limit]
+
+    async def find(self, job_id: str) -> FinishedJob | None:
+        """Return how a job ended, None where that is not remembered."""
+        needle = job_id.encode(errors="backslashreplace")
+        start = 0
+        while True:
+            listed = self._redis.lrange(keys.finished(self.queue), start, start + PAGE - 1)
+            page = await cast(Any, listed)
+            for blob in page:
+                if needle in blob:
+                    job = msgspec.msgpack.decode(blob, type=FinishedJob)
+                    if job.job_id == needle.decode():
+                        return job
+            if len(page) < PAGE:
+                return None
+            start += PAGE
 
     async def _read(self, key: Any, count: int) -> list[tuple[int, dict[bytes, bytes]]]:
         if not 1 <= count <= MOST_MINUTES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +16,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from runner import codec as codecs
 from runner import keys
 from runner.errors import (
+    ArgumentsError,
     DecodeError,
     FlowError,
     FlowNotFound,
@@ -64,6 +66,19 @@ LEFTOVER_MS = 10 * 60 * 1000
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
+
+
+@dataclass(frozen=True, slots=True)
+class FlowPage:
+    """Some flows, those that were started last first.
+
+    Attributes:
+        flows: how far each is.
+        after: where the next page begins; "" when there is none.
+    """
+
+    flows: list[FlowStatus]
+    after: str
 
 
 class FlowStore:
@@ -163,7 +178,7 @@ class FlowStore:
             plan.roots,
             *facts,
         ]
-        started = await self.call("flow_start", flow_id, args, plan.home)
+        started = await self.call("flow_start", flow_id, args, plan.home, keys.flows(plan.home))
         if started < 0:
             raise FlowError(
                 f"flow {flow_id} was not started: to store it took longer than "
@@ -186,6 +201,49 @@ class FlowStore:
                 flow_id=flow_id,
             )
         return facts
+
+    async def newest(
+        self, queue: str | None = None, *, limit: int = 50, after: str = ""
+    ) -> FlowPage:
+        """Return the flows of a queue that were started last, the newest first.
+
+        Of each queue the last thousand are listed, as long as they are kept.
+
+        Args:
+            queue: the queue in which they stand; None: that of the client.
+            limit: how many at most.
+            after: the `after` of the page before.
+
+        Raises:
+            ArgumentsError: `after` is none.
+        """
+        key = keys.flows(queue or self.queue)
+        begin, seen = _place(after)
+        listed = await self.redis.zrevrangebyscore(
+            key, begin, "-inf", start=seen, num=limit, withscores=True
+        )
+        found = await self._statuses([raw.decode() for raw, _ in listed])
+        gone = [raw for (raw, _), status in zip(listed, found, strict=True) if status is None]
+        if gone:
+            await self.redis.zrem(key, *gone)
+        flows = [status for status in found if status is not None]
+        if len(listed) < limit:
+            return FlowPage(flows, "")
+        last = listed[-1][1]
+        kept = sum(score == last for raw, score in listed if raw not in gone)
+        return FlowPage(flows, f"{last:.0f} {kept + (seen if f'{last:.0f}' == begin else 0)}")
+
+    async def _statuses(self, flow_ids: Sequence[str]) -> list[FlowStatus | None]:
+        names = [*FACTS, *COUNTS]
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for flow_id in flow_ids:
+                pipe.hmget(keys.flow(flow_id), names)
+            rows = await pipe.execute()
+        found: list[FlowStatus | None] = []
+        for flow_id, values in zip(flow_ids, rows, strict=True):
+            facts = {n: v.decode() for n, v in zip(names, values, strict=True) if v is not None}
+            found.append(status_of(flow_id, facts) if "state" in facts else None)
+        return found
 
     async def home(self, flow_id: str) -> str:
         """Return the queue in which a flow stands while it runs; raise `FlowNotFound`."""
@@ -342,6 +400,16 @@ class FlowStore:
         return codecs.encode_job(self.codec, fresh)
 
 
+def _place(after: str) -> tuple[str, int]:
+    """Read the place behind which a page begins: a time, and how many of it were seen."""
+    if not after:
+        return "+inf", 0
+    time_ms, _, seen = after.partition(" ")
+    if not (time_ms.isdigit() and seen.isdigit()):
+        raise ArgumentsError(f"after is {after!r}, and not the `after` of a page")
+    return time_ms, int(seen)
+
+
 async def read_results(
     redis: Redis, codec: Codec, flow_id: str, numbers: Sequence[int]
 ) -> dict[int, ResultRecord]:
@@ -381,4 +449,4 @@ def _parts(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         yield part
 
 
-__all__ = ["FlowStore", "read_results"]
+__all__ = ["FlowPage", "FlowStore", "read_results"]
