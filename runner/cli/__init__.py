@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from runner.cli import cron, dead, dev, jobs, limits, watch, worker, writer
+from runner.cli import cron, dashboard, dead, dev, jobs, limits, watch, worker, writer
 from runner.errors import RunnerError
 
 
@@ -38,6 +38,7 @@ main.add_command(jobs.purge)
 main.add_command(limits.limits)
 for _command in (limits.pause, limits.resume, limits.paused):
     main.add_command(_command)
+main.add_command(dashboard.dashboard)
 main.add_command(watch.top)
 main.add_command(watch.workers)
 main.add_command(watch.queues)

@@ -121,6 +121,7 @@ class Context(dict[Any, Any]):
         word = checked(done, total, message, self.attempt)
         if self._board is not None:
             await self._board.say(self.job_id, word)
+
     @property
     def cancelled(self) -> bool:
         """Whether this job is to end, or has ended already: for functions that run in a thread.

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 MINUTE_MS = 60_000
+BAD = (
+    *("failed", "timed_out", "too_many_tries", "too_many_crashes"),
+    *("expired", "unknown_task", "undecodable"),
+)
+"""The outcomes that say that something is wrong."""
 MOST_MINUTES = 24 * 60
 PAGE = 1_000
 WAIT, RUN = "w", "r"
@@ -99,6 +104,11 @@ class Period:
         return sum(self.outcomes.values())
 
     @property
+    def failed(self) -> int:
+        """Those that went wrong for good."""
+        return sum(self.outcomes.get(outcome, 0) for outcome in BAD)
+
+    @property
     def per_second(self) -> float:
         """The same, by the second."""
         return self.ended / self.seconds if self.seconds else 0.0
@@ -136,13 +146,17 @@ class History:
         ...     print(job.task, job.outcome, job.ended_ms - job.started_ms)
     """
 
-    def __init__(self, redis: Redis, queue: str) -> None:
+    def __init__(self, redis: Redis, queue: str, *others: str) -> None:
         self._redis = redis
         self.queue = queue
+        self._queues = (queue, *others)
 
-    def of(self, queue: str) -> History:
-        """Return the history of another queue."""
-        return History(self._redis, queue)
+    def of(self, queue: str, *others: str) -> History:
+        """Return the history of another queue, or the counts and times of several together.
+
+        Of jobs that ended only those of the first are listed.
+        """
+        return History(self._redis, queue, *others)
 
     async def minutes(self, count: int = 60) -> list[Period]:
         """Return the last minutes, the oldest first; the last one is not over.
@@ -153,7 +167,7 @@ class History:
         periods = []
         for minute, fields in await self._read(keys.minute, count):
             sums = _Sums()
-            for name, value in fields.items():
+            for name, value in fields:
                 sums.add(name.decode(), int(value))
             periods.append(sums.period(minute * MINUTE_MS, 60))
         return periods
@@ -167,7 +181,7 @@ class History:
         sums = _Sums()
         read = await self._read(keys.minute, minutes)
         for _, fields in read:
-            for name, value in fields.items():
+            for name, value in fields:
                 sums.add(name.decode(), int(value))
         return sums.period(read[0][0] * MINUTE_MS, _seconds_of(minutes))
 
@@ -180,7 +194,7 @@ class History:
         by_task: dict[str, _Sums] = {}
         read = await self._read(keys.minute_tasks, minutes)
         for _, fields in read:
-            for name, value in fields.items():
+            for name, value in fields:
                 kind, _, task = name.decode(errors="surrogateescape").partition(" ")
                 by_task.setdefault(task, _Sums()).add(kind, int(value))
         start_ms, seconds = read[0][0] * MINUTE_MS, _seconds_of(minutes)
@@ -234,15 +248,20 @@ class History:
                 return None
             start += PAGE
 
-    async def _read(self, key: Any, count: int) -> list[tuple[int, dict[bytes, bytes]]]:
+    async def _read(self, key: Any, count: int) -> list[tuple[int, list[tuple[bytes, bytes]]]]:
         if not 1 <= count <= MOST_MINUTES:
             raise ArgumentsError(f"minutes is {count}, but must be 1 to {MOST_MINUTES}")
         seconds, _ = await self._redis.time()
         minutes = range(seconds // 60 - count + 1, seconds // 60 + 1)
         async with self._redis.pipeline(transaction=False) as pipe:
             for minute in minutes:
-                pipe.hgetall(key(self.queue, minute))
-            return list(zip(minutes, await pipe.execute(), strict=True))
+                for queue in self._queues:
+                    pipe.hgetall(key(queue, minute))
+            read = iter(await pipe.execute())
+        return [
+            (minute, [field for _ in self._queues for field in next(read).items()])
+            for minute in minutes
+        ]
 
 
 def _seconds_of(minutes: int) -> int:

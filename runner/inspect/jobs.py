@@ -59,6 +59,7 @@ _FAR_OFF = frozenset({JobState.COMMITTING, JobState.PARKED})
 _AHEAD = frozenset({JobState.DEFERRED, JobState.RETRYING, JobState.RUNNING})
 """What stands in a queue behind the present: leases end there, too."""
 
+
 @dataclass(slots=True)
 class _Looks:
     """How many calls a search may still make, and where it stopped.
@@ -247,8 +248,8 @@ class QueuedJobs:
             limit: how many at most.
             after: the `after` of the page before. Jobs that were claimed or moved meanwhile may
                 come twice or not at all.
-            most_looks: how many calls to Redis at most, each of which looks at 500 jobs; a page that
-                is `cut` says where to go on. None: until the page is full.
+            most_looks: how many calls to Redis at most, each of which looks at 500 jobs; a page
+                that is `cut` says where to go on. None: until the page is full.
         """
         jobs: list[JobInfo] = []
         if limit < 1:

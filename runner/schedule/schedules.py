@@ -9,7 +9,7 @@ from runner.schedule.book import Book, Offer, ScheduleInfo, first_due, run_id
 from runner.schedule.ticker import conflict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from runner.schedule.schedule import Schedule
 
@@ -132,7 +132,7 @@ class Schedules:
         """Return all schedules, those that are due next first."""
         return await self._book.infos(await self._book.names())
 
-    async def page(self, *, start: int = 0, limit: int = 100) -> tuple[list[ScheduleInfo], int]:
+    async def page(self, *, start: int = 0, limit: int = 100) -> tuple[Sequence[ScheduleInfo], int]:
         """Return some of the schedules, those that are due next first, and how many there are."""
         if limit < 1:
             raise ScheduleError(f"limit is {limit}, but must be 1 or more")

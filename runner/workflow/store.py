@@ -262,6 +262,9 @@ class FlowStore:
                 job_id=job_id_of(flow_id, stored.numbers[name]),
                 after=node.after,
                 error=errors.get(name, ""),
+                is_gate=node.is_gate,
+                fallback_of=node.fallback_of,
+                when=node.when,
             )
             for name, node in stored.graph.nodes.items()
         ]
