@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 import redis as redis_sync
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.exceptions import RedisError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+TROUBLE = (RedisError, OSError, TimeoutError)
+"""What a call to Redis raises when Redis is away, restarting, out of memory or slow."""
 
 UNBOUNDED = 2**31
 """What redis-py takes for `max_connections` where none are given."""

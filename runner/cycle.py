@@ -16,9 +16,8 @@ import secrets
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from redis.exceptions import RedisError
-
 from runner import broker
+from runner.connections import TROUBLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,9 +33,6 @@ CYCLE_TIMEOUT_S = 10.0
 """A call that takes longer has an unknown outcome; it is sent again, and the fence decides."""
 
 RETRY_DELAYS_S = (0.05, 0.1, 0.2, 0.5, 1.0)
-
-TROUBLE = (RedisError, OSError, TimeoutError)
-"""What a call to Redis raises when Redis is away, restarting, out of memory or slow."""
 
 
 class Settling(asyncio.Future[int | str]):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 if TYPE_CHECKING:
+    from asyncio.subprocess import Process
     from collections.abc import Awaitable, Callable, Coroutine
+    from pathlib import Path
 
-__all__ = ["run_apart", "wait_until"]
+__all__ = ["run_apart", "start_python", "wait_until"]
 
 T = TypeVar("T")
 POLL_S = 0.01
@@ -56,3 +59,13 @@ def run_apart(work: Coroutine[None, None, T]) -> T:
     """Run a coroutine in an event loop and thread of its own, for synchronous fixtures."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
+
+
+async def start_python(folder: Path, environment: dict[str, str], *words: str) -> Process:
+    """Start this Python with these arguments; what it prints can be read."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, *words),
+        cwd=folder,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from runner import Context, Worker, task
 from tests.timing_jobs import IN_PROCESSES
 
 FOREVER_S = 3600.0
+
+threading.settrace(None)  # see conftest
 
 
 @task

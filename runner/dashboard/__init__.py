@@ -1,7 +1,7 @@
 """The dashboard: what the fleet does, on pages that anybody can read, and buttons that act.
 
-An ASGI app, alone by ``runner dashboard`` or mounted into another. It reads by the same calls of the
-client as the command line does; nothing is decided here but how things look.
+An ASGI app, alone by ``runner dashboard`` or mounted into another. It reads by the same calls of
+the client as the command line does; nothing is decided here but how things look.
 
     app       routes, headers, errors; the factory `dashboard`
     access    who may look and who may act: passwords, sessions, forged posts

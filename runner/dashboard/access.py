@@ -1,9 +1,9 @@
 """Who may look, and who may act.
 
-A password is asked for once: whoever knows it gets a cookie that is signed, says until when it holds,
-and cannot be read by scripts. A callable of the application decides by the request instead. With
-neither, only this machine is let in, under a name of its own: a page elsewhere that gets its name
-resolved to 127.0.0.1 is not.
+A password is asked for once: whoever knows it gets a cookie that is signed, says until when it
+holds, and cannot be read by scripts. A callable of the application decides by the request instead.
+With neither, only this machine is let in, under a name of its own: a page elsewhere that gets its
+name resolved to 127.0.0.1 is not.
 
 What changes something is a POST that must come from a page of ours: its ``Origin`` is compared with
 the host that it was sent to, and it holds a token that is bound to two cookies.

@@ -205,8 +205,7 @@ class Dashboard:
                 return self._turned_away(request)
             asked = _asked(request, await _body(request), may_act=access is Access.ACT)
             self._guard.check_post(request, asked.text("csrf"))
-            if access is not Access.ACT:
-                raise Refused("This dashboard is read-only. Nothing was done.")
+            _check_may_act(access)
         except (Refused, RunnerError) as exc:
             return self._wrong(request, exc, access)
         said = await self._done(action, asked)
@@ -355,6 +354,11 @@ def _asked(
     path = request.scope["path"].removeprefix(root) or "/"
     fields = {**fields_of(request.scope["query_string"]), **fields_of(form)} if is_read else {}
     return Asked(root, path, fields, may_act)
+
+
+def _check_may_act(access: Access) -> None:
+    if access is not Access.ACT:
+        raise Refused("This dashboard is read-only. Nothing was done.")
 
 
 async def _body(request: Request) -> bytes:

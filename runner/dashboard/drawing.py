@@ -28,6 +28,7 @@ BOX_WIDTH, BOX_HEIGHT = 176, 46
 GATE = 14
 GAP_X, GAP_Y, EDGE = 56, 14, 8
 MOST_NAME = 23
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 @dataclass(slots=True)
@@ -212,7 +213,9 @@ def _words(box: Box) -> tuple[str, str]:
     if len(box.nodes) == 1:
         before = f"on {node.when}: " if node.when else "instead: " if node.fallback_of else ""
         return node.name, f"{before}{node.state.value}"
-    return f"{node.task} ×{number(len(box.nodes))}", _counts(node.state.value for node in box.nodes)
+    return f"{node.task} {TIMES}{number(len(box.nodes))}", _counts(
+        node.state.value for node in box.nodes
+    )
 
 
 def _counts(states: Iterable[str]) -> str:

@@ -49,7 +49,7 @@ def badge(state: str) -> Markup:
 def moment(ms: float, now_ms: float) -> Markup:
     """Return a time as how long ago it is, with the whole of it as a tooltip."""
     if not ms:
-        return Markup('<span class="none">–</span>')
+        return Markup('<span class="none">{}</span>').format(texts.NOTHING)
     stamp = texts.stamp(ms)
     return Markup('<time title="{}">{}</time>').format(stamp, texts.away(ms, now_ms))
 

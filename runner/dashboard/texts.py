@@ -12,7 +12,7 @@ MOST_CELL = 120
 MOST_TOLD = 20_000
 MOST_ITEMS = 200
 MOST_DEPTH = 8
-NOTHING = "–"
+NOTHING = "\N{EN DASH}"
 
 _LENGTHS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000))
 _BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))

@@ -43,23 +43,20 @@ def moments(story: JobStory) -> list[Moment]:
 
 
 def _last(story: JobStory) -> list[Moment]:
-    match story.state:
-        case "running":
-            by = f"on {story.worker}" if story.worker else ""
-            return [Moment(story.started_ms, f"attempt {story.attempt} runs", "running", by)]
-        case "queued":
-            return [Moment(story.due_ms, "due: the next free worker takes it", "queued")]
-        case "deferred":
-            return [Moment(story.due_ms, "due", "deferred")]
-        case "retrying":
-            return [Moment(story.due_ms, f"attempt {story.attempt} is due", "retrying")]
-        case "parked":
-            return [Moment(0, "held back by a limit or a pause", "parked")]
-        case "committing":
-            return [Moment(0, "ended; its writes wait for the writer", "committing")]
-        case "succeeded":
-            ran = _ran(story.started_ms, story.ended_ms, story.worker)
-            return [Moment(story.ended_ms, f"attempt {story.attempt} succeeded", "succeeded", ran)]
+    """Return what goes on, comes next, or came last."""
+    attempt, ran = story.attempt, _ran(story.started_ms, story.ended_ms, story.worker)
+    by = f"on {story.worker}" if story.worker else ""
+    known = {
+        "running": Moment(story.started_ms, f"attempt {attempt} runs", "running", by),
+        "queued": Moment(story.due_ms, "due: the next free worker takes it", "queued"),
+        "deferred": Moment(story.due_ms, "due", "deferred"),
+        "retrying": Moment(story.due_ms, f"attempt {attempt} is due", "retrying"),
+        "parked": Moment(0, "held back by a limit or a pause", "parked"),
+        "committing": Moment(0, "ended; its writes wait for the writer", "committing"),
+        "succeeded": Moment(story.ended_ms, f"attempt {attempt} succeeded", "succeeded", ran),
+    }
+    if story.state in known:
+        return [known[story.state]]
     if story.errors or not story.has_ended:
         return []
     return [Moment(story.ended_ms, story.state.replace("_", " "), story.state)]

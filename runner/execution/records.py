@@ -112,7 +112,11 @@ class Host(Protocol):
     jobs_failed: int
     jobs_retried: int
     job_counter: int
-    cancel_grace_s: float
+
+    @property
+    def cancel_grace_s(self) -> float:
+        """How long a function has to end once it is cancelled, in seconds."""
+        ...
 
     @property
     def gate(self) -> Gate:

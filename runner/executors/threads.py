@@ -26,6 +26,7 @@ import logging
 import queue
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from runner.errors import SoftTimeLimit, TaskError
@@ -74,6 +75,8 @@ class Call:
         # without. `list.pop` is one step.
         self._right_to_raise = [True]
         self._was_raised = threading.Event()
+        self._has_struck = False
+        self._is_softened = False
 
     def perform(self) -> None:
         """Call the function, in this thread."""
@@ -100,20 +103,47 @@ class Call:
         """Raise `SoftTimeLimit` in the thread, unless the function is over; False: not begun."""
         if not self._thread_id:
             return False
-        with contextlib.suppress(IndexError):
-            self._right_to_raise.pop()
-            _raise_in_thread(self._thread_id, SoftTimeLimit)
-            self._was_raised.set()
-            self._cancel_awaited()  # the thread would hear of it only then
-        return True
-
-    def _refuse_soft_limit(self) -> None:
-        """Return when nothing can be raised in this thread any more."""
         try:
             self._right_to_raise.pop()
         except IndexError:
-            self._was_raised.wait()
-            _raise_in_thread(self._thread_id, None)
+            return True  # it is over
+        awaits = self._awaits  # the thread sets it to None when it likes
+        self._is_softened = True
+        if awaits is not None and awaits.cancel():
+            # `run` raises it: a thread that waits would hear of the other only afterwards.
+            self._has_struck = True
+        else:
+            _raise_in_thread(self._thread_id, self._strike())
+        self._was_raised.set()
+        return True
+
+    def _refuse_soft_limit(self) -> None:
+        """Return when nothing can be raised in this thread any more.
+
+        What is on its way is waited for. To take it back (``PyThreadState_SetAsyncExc`` with NULL)
+        would leave CPython 3.11 and 3.12 looking for it for ever, and under a tracer in a loop.
+        """
+        try:
+            self._right_to_raise.pop()
+        except IndexError:
+            try:
+                self._was_raised.wait()
+                while not self._has_struck:
+                    time.sleep(0)
+            except SoftTimeLimit:  # here it is; `suppress` itself could be struck
+                pass
+
+    def _strike(self) -> type[SoftTimeLimit]:
+        """Return the class of the one `SoftTimeLimit` that is raised here: it notes when it is."""
+
+        class Strike(SoftTimeLimit):
+            def __init__(strike, *args: object) -> None:  # noqa: N805  the call is `self`
+                super().__init__(*args)
+                self._has_struck = True
+
+        for name in ("__name__", "__qualname__", "__module__"):
+            setattr(Strike, name, getattr(SoftTimeLimit, name))
+        return Strike
 
     def cancel(self) -> None:
         """Tell the function that its job is to end; what it awaits is cancelled."""
@@ -140,6 +170,8 @@ class Call:
                 awaits.cancel()
             return awaits.result()
         except concurrent.futures.CancelledError:
+            if self._is_softened and not self.cancelled:
+                raise SoftTimeLimit from None
             raise asyncio.CancelledError from None
         finally:
             self._awaits = None
@@ -316,10 +348,9 @@ def _uncancel() -> None:
     task.uncancel()
 
 
-def _raise_in_thread(thread_id: int, kind: type[BaseException] | None) -> None:
-    """Let a thread raise an exception at its next line of Python, or nothing more."""
-    raised = None if kind is None else ctypes.py_object(kind)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), raised)
+def _raise_in_thread(thread_id: int, kind: type[BaseException]) -> None:
+    """Let a thread raise an exception at its next line of Python."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(kind))
 
 
 __all__ = ["Threads"]

@@ -1,13 +1,14 @@
 -- Start a flow whose nodes are all stored: the one step that makes it effective.
--- KEYS: flow queue flows
+-- KEYS: flow queue
 -- ARGV: id total:int deadline_ms:int life_ms:int roots facts...
 -- Uses: clock tell wake flow
 -- Returns: 1 (started), 0 (it was started before), -1 (nodes of it are gone: store them again)
 --
 -- `roots` are the nodes without parents, packed as first, last, ...; `facts` are fields and values;
--- `deadline_ms` counts from now, 0 for none. `flows` lists the flows of the queue that were started last.
+-- `deadline_ms` counts from now, 0 for none.
 
-local LISTED, LISTED_MS = 1000, 2592000000
+-- How many flows are listed, and for how long.
+local LISTED, LISTED_MS = 10000, 30 * 24 * 3600 * 1000
 
 if redis.call('HEXISTS', flow, 'state') == 1 then
   return 0
@@ -28,9 +29,11 @@ for _, part in ipairs({':waits', ':states', ':results'}) do
   redis.call('HSET', flow .. part, '-', '')
 end
 redis.call('ZADD', queue, score, 'flow:' .. id)
-redis.call('ZADD', flows, now, id)
-redis.call('ZREMRANGEBYRANK', flows, 0, -LISTED - 1)
-redis.call('PEXPIRE', flows, LISTED_MS)
+local listed = 'runner:flows:' .. queue
+redis.call('ZADD', listed, now, id)
+redis.call('ZREMRANGEBYSCORE', listed, '-inf', now - LISTED_MS)
+redis.call('ZREMRANGEBYRANK', listed, 0, -LISTED - 1)
+redis.call('PEXPIRE', listed, LISTED_MS)
 flow_expire(flow, life_ms)
 local ready, ranges = {}, cmsgpack.unpack(roots)
 for index = 1, #ranges, 2 do

@@ -9,6 +9,7 @@ from runner.middleware.base import (
     Middleware,
     around_enqueue,
     around_execute,
+    carriers,
     check,
 )
 from runner.middleware.errors import Sentry
@@ -28,5 +29,6 @@ __all__ = [
     "Timing",
     "around_enqueue",
     "around_execute",
+    "carriers",
     "check",
 ]

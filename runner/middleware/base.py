@@ -100,10 +100,23 @@ class Middleware:
         """
         return await proceed(call)
 
+    def carry(self, task: str, carried: dict[str, Any]) -> None:
+        """Add to what travels with a job: plain data, for `JobCall.carried`.
+
+        Called for each job that is enqueued, and for each node of a flow, which does not come
+        through `enqueue`; in the context of who enqueues it.
+
+        Args:
+            task: the name of the task.
+            carried: what other middleware has added.
+        """
+
     async def execute(self, job: JobCall, proceed: Execute) -> Any:
         """Stand around one call of a job's function: within its time limit, behind its arguments.
 
-        Not around functions that run in threads or processes.
+        Around a function that runs in a thread or a process it stands in the event loop: it begins
+        before one is free, and the time limit holds for the function alone. `job.ctx` is the
+        function's own in a thread, and in a process another.
 
         What the function raises comes through here: also `Retry`, `Snooze` and `Cancel`, which are
         no failures, and `asyncio.CancelledError`, which must be let through.
@@ -115,6 +128,11 @@ def around_enqueue(middleware: Iterable[Middleware], last: Enqueue) -> Enqueue |
     """Put the layers around enqueueing together, around `last`; None when there are none."""
     layers = [one.enqueue for one in middleware if _overrides(one, "enqueue")]
     return _composed(layers, last) if layers else None
+
+
+def carriers(middleware: Iterable[Middleware]) -> tuple[Callable[[str, dict[str, Any]], None], ...]:
+    """Return what adds to what travels with each job."""
+    return tuple(one.carry for one in middleware if _overrides(one, "carry"))
 
 
 def around_execute(middleware: Iterable[Middleware]) -> Execute | None:

@@ -15,9 +15,8 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
-
 from runner import broker
+from runner.connections import TROUBLE
 from runner.errors import ScheduleConflict
 from runner.schedule.book import FLEET_MS, Book, DueSchedule, Look, Offer
 from runner.schedule.missed import Runs, runs_of
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("runner.schedule")
 
-TROUBLE = (RedisError, OSError, TimeoutError)
 LOOK_TIMEOUT_S = 10.0
 LEAVE_TIMEOUT_S = 1.0
 MOST_WAIT_S = 1.0

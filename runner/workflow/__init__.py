@@ -14,7 +14,7 @@ from runner.workflow.inside import JobFlow, WaitForFlow, filled_arguments
 from runner.workflow.plan import JOB_PREFIX, REFERENCES, RETRIES, TIMEOUT, WITHIN, plain_encoder
 from runner.workflow.run import Progress, Run
 from runner.workflow.starting import StartsFlows
-from runner.workflow.store import FlowPage, FlowStore
+from runner.workflow.store import FlowStore
 from runner.workflow.stored import FlowStatus, NodeInfo
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "Added",
     "Batch",
     "Flow",
-    "FlowPage",
     "FlowState",
     "FlowStatus",
     "FlowStore",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,7 +15,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from runner import codec as codecs
 from runner import keys
 from runner.errors import (
-    ArgumentsError,
     DecodeError,
     FlowError,
     FlowNotFound,
@@ -48,7 +46,7 @@ from runner.workflow.stored import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from redis.asyncio import Redis
 
@@ -60,25 +58,14 @@ PAGE = 500
 """Nodes stored or read in one call: about 5 ms of the server's time."""
 
 PAGE_BYTES = 4_000_000
+LISTED = 200
+"""Flows read in one call when they are listed."""
 LEFTOVER_MS = 10 * 60 * 1000
 """How long nodes are kept of a flow that is not started."""
 
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
-
-
-@dataclass(frozen=True, slots=True)
-class FlowPage:
-    """Some flows, those that were started last first.
-
-    Attributes:
-        flows: how far each is.
-        after: where the next page begins; "" when there is none.
-    """
-
-    flows: list[FlowStatus]
-    after: str
 
 
 class FlowStore:
@@ -178,7 +165,7 @@ class FlowStore:
             plan.roots,
             *facts,
         ]
-        started = await self.call("flow_start", flow_id, args, plan.home, keys.flows(plan.home))
+        started = await self.call("flow_start", flow_id, args, plan.home)
         if started < 0:
             raise FlowError(
                 f"flow {flow_id} was not started: to store it took longer than "
@@ -193,7 +180,7 @@ class FlowStore:
     async def _facts(self, flow_id: str) -> dict[str, str]:
         names = (*FACTS, *COUNTS)
         values = await self.redis.hmget(keys.flow(flow_id), list(names))
-        facts = {n: v.decode() for n, v in zip(names, values, strict=True) if v is not None}
+        facts = _facts_of(names, values)
         if "state" not in facts:
             raise FlowNotFound(
                 f"there is no flow {flow_id!r}: it was never started, or it is kept no more "
@@ -202,48 +189,40 @@ class FlowStore:
             )
         return facts
 
-    async def newest(
-        self, queue: str | None = None, *, limit: int = 50, after: str = ""
-    ) -> FlowPage:
-        """Return the flows of a queue that were started last, the newest first.
-
-        Of each queue the last thousand are listed, as long as they are kept.
+    async def recent(
+        self,
+        *,
+        queue: str | None = None,
+        limit: int = 50,
+        states: Collection[FlowState] = (),
+        skip: int = 0,
+    ) -> list[FlowStatus]:
+        """Return the flows that were started last, the newest first.
 
         Args:
-            queue: the queue in which they stand; None: that of the client.
-            limit: how many at most.
-            after: the `after` of the page before.
-
-        Raises:
-            ArgumentsError: `after` is none.
+            queue: that of their first nodes; None: this client's.
+            limit: how many at most; the last 10,000 of a queue are known.
+            states: those that have come to one of these; none: all.
+            skip: how many of those to leave out.
         """
-        key = keys.flows(queue or self.queue)
-        begin, seen = _place(after)
-        listed = await self.redis.zrevrangebyscore(
-            key, begin, "-inf", start=seen, num=limit, withscores=True
-        )
-        found = await self._statuses([raw.decode() for raw, _ in listed])
-        gone = [raw for (raw, _), status in zip(listed, found, strict=True) if status is None]
-        if gone:
-            await self.redis.zrem(key, *gone)
-        flows = [status for status in found if status is not None]
-        if len(listed) < limit:
-            return FlowPage(flows, "")
-        last = listed[-1][1]
-        kept = sum(score == last for raw, score in listed if raw not in gone)
-        return FlowPage(flows, f"{last:.0f} {kept + (seen if f'{last:.0f}' == begin else 0)}")
-
-    async def _statuses(self, flow_ids: Sequence[str]) -> list[FlowStatus | None]:
-        names = [*FACTS, *COUNTS]
-        async with self.redis.pipeline(transaction=False) as pipe:
-            for flow_id in flow_ids:
-                pipe.hmget(keys.flow(flow_id), names)
-            rows = await pipe.execute()
-        found: list[FlowStatus | None] = []
-        for flow_id, values in zip(flow_ids, rows, strict=True):
-            facts = {n: v.decode() for n, v in zip(names, values, strict=True) if v is not None}
-            found.append(status_of(flow_id, facts) if "state" in facts else None)
-        return found
+        found: list[FlowStatus] = []
+        key, start = keys.flows(queue or self.queue), 0
+        names = (*FACTS, *COUNTS)
+        while len(found) < skip + limit:
+            flow_ids = await self.redis.zrevrange(key, start, start + LISTED - 1)
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for flow_id in flow_ids:
+                    pipe.hmget(keys.FLOW.encode() + flow_id, names)
+                pages = await pipe.execute()
+            for flow_id, values in zip(flow_ids, pages, strict=True):
+                facts = _facts_of(names, values)
+                # Of what is kept no more its place in the list is left.
+                if "state" in facts and (not states or FlowState(facts["state"]) in states):
+                    found.append(status_of(flow_id.decode(), facts))
+            if len(flow_ids) < LISTED:
+                break
+            start += LISTED
+        return found[skip : skip + limit]
 
     async def home(self, flow_id: str) -> str:
         """Return the queue in which a flow stands while it runs; raise `FlowNotFound`."""
@@ -403,16 +382,6 @@ class FlowStore:
         return codecs.encode_job(self.codec, fresh)
 
 
-def _place(after: str) -> tuple[str, int]:
-    """Read the place behind which a page begins: a time, and how many of it were seen."""
-    if not after:
-        return "+inf", 0
-    time_ms, _, seen = after.partition(" ")
-    if not (time_ms.isdigit() and seen.isdigit()):
-        raise ArgumentsError(f"after is {after!r}, and not the `after` of a page")
-    return time_ms, int(seen)
-
-
 async def read_results(
     redis: Redis, codec: Codec, flow_id: str, numbers: Sequence[int]
 ) -> dict[int, ResultRecord]:
@@ -427,6 +396,10 @@ async def read_results(
             if blob is not None:
                 records[number] = _record(codec, flow_id, blob)
     return records
+
+
+def _facts_of(names: Sequence[str], values: Sequence[bytes | None]) -> dict[str, str]:
+    return {n: v.decode() for n, v in zip(names, values, strict=True) if v is not None}
 
 
 def _record(codec: Codec, flow_id: str, blob: bytes) -> ResultRecord:
@@ -452,4 +425,4 @@ def _parts(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         yield part
 
 
-__all__ = ["FlowPage", "FlowStore", "read_results"]
+__all__ = ["FlowStore", "read_results"]

@@ -22,10 +22,10 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
-from redis.exceptions import RedisError
 
 from runner import connections, keys
 from runner.batch import Gathered
+from runner.connections import TROUBLE
 from runner.errors import (
     CommitTimeout,
     DecodeError,
@@ -59,7 +59,6 @@ ASK_TIMEOUT_S = 10.0
 ASKED_AT_ONCE = 500
 REMEMBERED = 256
 DEAF_AFTER = 3
-_TROUBLE = (RedisError, OSError, TimeoutError)
 _AT = attrgetter("at")
 
 
@@ -215,12 +214,12 @@ class Answers:
             pubsub = redis.pubsub()
             try:
                 await self._read(pubsub)
-            except (*_TROUBLE, ValueError) as exc:
+            except (*TROUBLE, ValueError) as exc:
                 logger.warning("lost the announcements of commits: %s; subscribing again", exc)
                 await asyncio.sleep(AGAIN_S)
             finally:
                 self._is_following = False
-                with contextlib.suppress(*_TROUBLE):
+                with contextlib.suppress(*TROUBLE):
                     await pubsub.aclose()  # type: ignore[no-untyped-call]
                     await redis.aclose()
 
@@ -318,7 +317,7 @@ class Answers:
                 answered, *statuses = await self._call(
                     int(verify), [waiter.entry for waiter in waiters]
                 )
-            except _TROUBLE as exc:
+            except TROUBLE as exc:
                 logger.debug("could not ask for units: %s; the next round will", exc)
                 self._again += part
             else:

@@ -21,14 +21,13 @@ import secrets
 import socket
 from typing import TYPE_CHECKING
 
-import asyncpg
 from redis.exceptions import RedisError
 
 from runner.errors import StoreWentBack, WriterUnavailable
 from runner.types import Retention
 from runner.writer.backlog import Bounds
 from runner.writer.election import Election, NotElected
-from runner.writer.failures import Fenced
+from runner.writer.failures import SESSION_ENDED, Fenced
 from runner.writer.office import check_eviction, check_pair, take_office
 from runner.writer.pulse import Pulse
 from runner.writer.queries import migrate
@@ -53,11 +52,7 @@ LATEST_BACKOFF_S = 5.0
 STOP_TIMEOUT_S = 5.0
 
 # What servers and networks do; the next term goes on where this one ended.
-# asyncpg calls a statement on a session that the server has just ended its own internal error.
-_SERVERS = (
-    *(OSError, TimeoutError, RedisError),
-    *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
-)
+_SERVERS = (*SESSION_ENDED, RedisError)
 
 
 class Candidate:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-from redis.exceptions import RedisError
 
 from runner import keys
 from runner.broker import raw_id
+from runner.connections import TROUBLE
 from runner.errors import LeaseLost, StoreWentBack, UnitChanged
 from runner.scripts import load
 from runner.writer.answers import Answers
@@ -35,7 +35,6 @@ logger = logging.getLogger("runner.writer")
 
 CALL_TIMEOUT_S = 10.0
 AGAIN_AFTER_S = 0.1
-_TROUBLE = (RedisError, OSError, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ class Commits:
             try:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
                     return await call(*args)
-            except _TROUBLE as exc:
+            except TROUBLE as exc:
                 if not trouble:
                     logger.warning("Redis does not take a commit (%s); trying again", exc)
                 trouble = True

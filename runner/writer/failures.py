@@ -15,6 +15,7 @@ __all__ = [
     "MISSING",
     "PASSED",
     "READ_ONLY",
+    "SESSION_ENDED",
     "UNPREPARED",
     "BadValue",
     "Fenced",
@@ -32,6 +33,15 @@ READ_ONLY = "25006"
 LOCKED = "55P03"
 UNPREPARED = "26000"
 OUT_OF_MEMORY = "53200"  # of shared memory, too: more locks than there is room for
+
+SESSION_ENDED = (
+    *(OSError, TimeoutError),
+    *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+)
+"""What a call on a session raises when the server or the network has ended it.
+
+asyncpg calls a statement on a session that the server has just ended its own internal error.
+"""
 
 _STALE = frozenset(
     {"0A000", "XX000", "22000", UNPREPARED, "42P01", "42703", "42704", "42804", "42883"}

@@ -14,6 +14,7 @@ import asyncpg
 
 from runner.errors import WriterUnavailable
 from runner.writer.apply import PLANNER_SETTINGS
+from runner.writer.failures import SESSION_ENDED
 from runner.writer.hosts import first_of
 from runner.writer.queries import query
 
@@ -82,7 +83,7 @@ async def close(connection: Connection[Record]) -> None:
     """Close the session, which gives its lock back; never raises."""
     try:
         await connection.close(timeout=CLOSE_TIMEOUT_S)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+    except SESSION_ENDED:
         connection.terminate()
 
 

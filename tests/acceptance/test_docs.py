@@ -10,14 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from asyncio.subprocess import Process
+from tests.support import start_python
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -38,15 +35,6 @@ def programs(page: Path) -> list[tuple[str, str, str]]:
     return found
 
 
-async def start(folder: Path, environment: dict[str, str], *words: str) -> Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, *words),
-        cwd=folder,
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-    )
-
-
 @pytest.mark.lasting_keys("runner:*")
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 async def test_a_page_does_what_it_says(
@@ -60,19 +48,20 @@ async def test_a_page_does_what_it_says(
     for name, lines, _ in files:
         (tmp_path / name).write_text(lines, "utf-8")
     environment = {
-        **os.environ,
+        # Not measured: see `threading.settrace` in conftest.
+        **{name: value for name, value in os.environ.items() if "COVERAGE" not in name},
         "PYTHONPATH": str(tmp_path),
         "REDIS_URL": redis_url,
         "DATABASE_URL": database_url,
     }
     worker = None
     if (tmp_path / "tasks.py").exists():
-        worker = await start(tmp_path, environment, "-m", "arq", "tasks.WorkerSettings")
+        worker = await start_python(tmp_path, environment, "-m", "arq", "tasks.WorkerSettings")
     try:
         for name, _, printed in files:
             if name == "tasks.py":
                 continue
-            program = await start(tmp_path, environment, name)
+            program = await start_python(tmp_path, environment, name)
             said, _ = await asyncio.wait_for(program.communicate(), ENOUGH_S)
             assert (said.decode(), program.returncode) == (printed, 0)
     finally:

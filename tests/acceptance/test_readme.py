@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 
+from tests.support import start_python
+
 if TYPE_CHECKING:
-    from asyncio.subprocess import Process
     from collections.abc import Iterator
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -30,15 +30,6 @@ def as_program(lines: str) -> str:
     rest = [line for line in lines.splitlines() if line not in imports]
     body = "\n".join(f"    {line}" for line in rest)
     return "\n".join(["import asyncio", *imports, "async def main():", body, "asyncio.run(main())"])
-
-
-async def start(folder: Path, environment: dict[str, str], *words: str) -> Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, *words),
-        cwd=folder,
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-    )
 
 
 @pytest.mark.lasting_keys("runner:units", "runner:writer")
@@ -66,11 +57,11 @@ async def test_orders_are_placed_by_the_fifteen_lines_and_by_a_service_alone(
             "REDIS_URL": redis_url,
             "DATABASE_URL": database_url,
         }
-        worker = await start(tmp_path, environment, "-m", "arq", "tasks.WorkerSettings")
+        worker = await start_python(tmp_path, environment, "-m", "arq", "tasks.WorkerSettings")
         try:
-            service_run = await start(tmp_path, environment, "service.py")
+            service_run = await start_python(tmp_path, environment, "service.py")
             said, _ = await asyncio.wait_for(service_run.communicate(), ENOUGH_S)
-            direct_run = await start(tmp_path, environment, "writes.py")
+            direct_run = await start_python(tmp_path, environment, "writes.py")
             await asyncio.wait_for(direct_run.communicate(), ENOUGH_S)
         finally:
             worker.terminate()

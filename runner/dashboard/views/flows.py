@@ -1,4 +1,4 @@
-"""Workflows: those that were started last; each drawn as a graph; cancel it, run its failed part."""
+"""Workflows: those that were started last; each drawn as a graph; cancel, run again."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ FIRST = ("failed", "queued", "committing", "waiting", "cancelled", "skipped", "s
 async def load(desk: Desk, asked: Asked) -> Shown:
     """Read a page of flows, the newest first."""
     queue = await desk.queue(asked)
-    page = await (await desk.client()).flows.newest(queue, limit=ROWS, after=asked.text("after"))
+    start = asked.number("start", most=10_000)
+    flows = (await desk.client()).flows
+    found = await flows.recent(queue=queue, limit=ROWS + 1, skip=start)
     return {
         "queue": queue,
         "queues": await desk.queues(),
-        "flows": page.flows,
-        "after": page.after,
+        "flows": found[:ROWS],
+        "start": start,
+        "next": start + ROWS if len(found) > ROWS else 0,
     }
 
 
