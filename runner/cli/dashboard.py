@@ -9,7 +9,7 @@ import click
 
 from runner import logs
 from runner.cli.load import codec_by, load_settings, tasks_by
-from runner.cli.watch import queues_of
+from runner.cli.queues import queues_of
 from runner.dashboard import require
 
 if TYPE_CHECKING:

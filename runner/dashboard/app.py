@@ -57,6 +57,7 @@ FLASH, FLASH_S, MOST_FLASH = "runner_said", 30, 600
 TOKEN_S = 30 * 24 * 3600
 LOADS_S = 15.0
 ACTS_S = 60.0
+NO_TEXT = "That is no text, and nothing here has such a name."
 MISSING = (*(NotThere, JobNotFound, LetterNotFound, FlowNotFound, ScheduleNotFound, LimitNotFound),)
 
 HEADERS = {
@@ -175,7 +176,7 @@ class Dashboard:
                 return self._stream(page, asked)
             async with asyncio.timeout(LOADS_S):
                 values = await page.load(self._desk, asked)
-        except (*TROUBLE, RunnerError, *MISSING) as exc:
+        except (*TROUBLE, RunnerError, UnicodeError, *MISSING) as exc:
             return self._wrong(request, exc, access)
         values |= self._common(request, asked, is_in=True) | {"page": page}
         return self._answer(request, page.template, values)
@@ -223,6 +224,8 @@ class Dashboard:
         except TROUBLE as exc:
             logger.warning("%s failed: %s", action.path, exc)
             return f"! Redis does not answer ({type(exc).__name__}); look whether it was done."
+        except UnicodeError:
+            return f"! {NO_TEXT}"
         except (RunnerError, NotThere) as exc:
             return f"! {exc}"
 
@@ -284,7 +287,8 @@ class Dashboard:
                 else "You may not see this page."
             )
             return self._said(request, why, 403, Access.NONE)
-        if request.method == "GET" and "text/html" in request.headers.get("accept", "text/html"):
+        is_stream = "text/event-stream" in request.headers.get("accept", "")
+        if request.method == "GET" and not is_stream:
             return RedirectResponse(f"{root}/sign-in", 303)
         return Response("sign in first\n", 401)
 
@@ -294,6 +298,8 @@ class Dashboard:
             return self._said(request, str(exc), exc.status, access)
         if isinstance(exc, MISSING):
             return self._said(request, str(exc), 404, access)
+        if isinstance(exc, UnicodeError):  # a name that Redis could not be asked for
+            return self._said(request, NO_TEXT, 400, access)
         if isinstance(exc, RunnerError):
             return self._said(request, str(exc), 400, access)
         logger.warning("%s failed: Redis does not answer: %r", request.scope["path"], exc)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from runner.inspect import FinishedJob, JobStory
+    from runner.inspect import FinishedJob
 
 STATIC = ("style.css", "live.js")
 
@@ -77,11 +77,6 @@ def ran(job: FinishedJob) -> str:
     return texts.length(max(job.ended_ms - job.started_ms, 0))
 
 
-def arguments(story: JobStory) -> dict[Any, Any]:
-    """Return the arguments of a job by place and by name."""
-    return {**dict(enumerate(story.args)), **story.kwargs}
-
-
 def shown(value: object) -> Markup:
     """Return text that may be anything, with what cannot be seen made visible."""
     return escape(texts.visible(str(value)))
@@ -131,11 +126,10 @@ class Renderer:
             "call": texts.call,
             "waited": waited,
             "ran": ran,
-            "arguments": arguments,
         }
         self._env.filters |= {
             "number": texts.number,
-            "length": texts.length,
+            "span": texts.length,
             "size": texts.size,
             "cut": texts.cut,
             "shown": shown,

@@ -36,7 +36,7 @@ async def load(desk: Desk, asked: Asked) -> Shown:
         "lines": lines,
         "writes": writes,
         "flow_id": flow_id,
-        "signature": desk.tasks.get(story.task),
+        "given": _given(desk, story),
     }
 
 
@@ -62,6 +62,15 @@ async def _beside(client: Client, story: JobStory) -> tuple[Any, Any, Any]:
         )
     except ArgumentsError:
         return None, [], []
+
+
+def _given(desk: Desk, story: JobStory) -> dict[Any, Any]:
+    """Return the arguments by the names of the parameters, as far as they are known."""
+    task = desk.tasks.get(story.task)
+    names = task.signature.names if task is not None else []
+    known = dict(zip(names, story.args, strict=False))
+    rest = {place: story.args[place] for place in range(len(known), len(story.args))}
+    return {**known, **rest, **story.kwargs}
 
 
 def _flow_of(job_id: str) -> str:
