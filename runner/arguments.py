@@ -75,6 +75,10 @@ class Signature:
         """The names of the parameters behind the context."""
         return [parameter.name for parameter in self._parameters]
 
+    def __str__(self) -> str:
+        """Return the parameters behind the context as they are declared."""
+        return str(self._signature)
+
     @property
     def takes_others(self) -> bool:
         """Whether it takes keywords of any name."""

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from runner.progress import Following
     from runner.types import DeadLetter, QueueStats, WriterStatus
+    from runner.writer import JobWrites
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -386,6 +387,17 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
     async def writer_status(self) -> WriterStatus:
         """Read the writer's position, backlog and counts."""
         return await writer_status(self)
+
+    async def writes(self, job_id: str, *, ended_ms: int = 0) -> list[JobWrites]:
+        """Return what a job gave the writer to write, as far as the stream still has it.
+
+        Args:
+            job_id: the job.
+            ended_ms: when it ended, Unix time in milliseconds; 0: it has not.
+        """
+        from runner.writer import writes_of  # noqa: PLC0415  services need not read units
+
+        return await writes_of(self, job_id, ended_ms=ended_ms)
 
     @property
     def dead(self) -> DeadLetters:

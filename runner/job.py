@@ -311,6 +311,10 @@ class Job(arq.jobs.Job, Generic[R]):
             return False
         return False
 
+    async def ask_to_abort(self) -> bool:
+        """Ask for the job to be aborted, and wait for nothing; False when it has ended."""
+        return await broker.abort(self._redis, self._queue_name, self.job_id)
+
     def _unwrap(self, record: ResultRecord) -> R:
         if record.success:
             try:

@@ -8,6 +8,7 @@ from redis.exceptions import RedisError
 from runner.cli import (
     completion,
     cron,
+    dashboard,
     dead,
     dev,
     flows,
@@ -60,5 +61,6 @@ main.add_command(flows.flows)
 main.add_command(limits.limits)
 for _command in (limits.pause, limits.resume, limits.paused):
     main.add_command(_command)
+main.add_command(dashboard.dashboard)
 main.add_command(watch.health)
 main.add_command(completion.completion)

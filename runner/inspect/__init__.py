@@ -1,12 +1,14 @@
 """Look at jobs, queues, workers and what has happened; change what becomes of jobs and workers."""
 
-from runner.inspect.history import FinishedJob, History, LogLine, Period, job_log
+from runner.inspect.history import BAD, FinishedJob, History, LogLine, Period, job_log
 from runner.inspect.jobs import Cancelled, JobFilter, JobInfo, JobPage, JobState, QueuedJobs
 from runner.inspect.latency import Latency
 from runner.inspect.queues import QueueLoad, queue_loads
+from runner.inspect.story import JobStory
 from runner.inspect.workers import RunningJob, WorkerInfo, Workers
 
 __all__ = [
+    "BAD",
     "Cancelled",
     "FinishedJob",
     "History",
@@ -14,6 +16,7 @@ __all__ = [
     "JobInfo",
     "JobPage",
     "JobState",
+    "JobStory",
     "Latency",
     "LogLine",
     "Period",

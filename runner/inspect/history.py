@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 MINUTE_MS = 60_000
+BAD = (
+    *("failed", "timed_out", "too_many_tries", "too_many_crashes"),
+    *("expired", "unknown_task", "undecodable"),
+)
+"""The outcomes that say that something is wrong."""
 MOST_MINUTES = 24 * 60
 PIECES = 100
 """How many pieces of the list of jobs that ended are read in one call."""
@@ -74,6 +79,11 @@ class Period:
         return sum(self.outcomes.values())
 
     @property
+    def failed(self) -> int:
+        """Those that went wrong for good."""
+        return sum(self.outcomes.get(outcome, 0) for outcome in BAD)
+
+    @property
     def per_second(self) -> float:
         """The same, by the second."""
         return self.ended / self.seconds if self.seconds else 0.0
@@ -111,13 +121,17 @@ class History:
         ...     print(job.task, job.outcome, job.ended_ms - job.started_ms)
     """
 
-    def __init__(self, redis: Redis, queue: str) -> None:
+    def __init__(self, redis: Redis, queue: str, *others: str) -> None:
         self._redis = redis
         self.queue = queue
+        self._queues = (queue, *others)
 
-    def of(self, queue: str) -> History:
-        """Return the history of another queue."""
-        return History(self._redis, queue)
+    def of(self, queue: str, *others: str) -> History:
+        """Return the history of another queue, or the counts and times of several together.
+
+        Of jobs that ended only those of the first are listed.
+        """
+        return History(self._redis, queue, *others)
 
     async def minutes(self, count: int = 60) -> list[Period]:
         """Return the last minutes, the oldest first; the last one is not over.
@@ -128,7 +142,7 @@ class History:
         periods = []
         for minute, fields in await self._read(keys.minute, count):
             sums = _Sums()
-            for name, value in fields.items():
+            for name, value in fields:
                 sums.add(name.decode(), int(value))
             periods.append(sums.period(minute * MINUTE_MS, 60))
         return periods
@@ -142,7 +156,7 @@ class History:
         sums = _Sums()
         read = await self._read(keys.minute, minutes)
         for _, fields in read:
-            for name, value in fields.items():
+            for name, value in fields:
                 sums.add(name.decode(), int(value))
         return sums.period(read[0][0] * MINUTE_MS, _seconds_of(minutes))
 
@@ -155,7 +169,7 @@ class History:
         by_task: dict[str, _Sums] = {}
         read = await self._read(keys.minute_tasks, minutes)
         for _, fields in read:
-            for name, value in fields.items():
+            for name, value in fields:
                 kind, _, task = name.decode(errors="surrogateescape").partition(" ")
                 by_task.setdefault(task, _Sums()).add(kind, int(value))
         start_ms, seconds = read[0][0] * MINUTE_MS, _seconds_of(minutes)
@@ -167,6 +181,7 @@ class History:
         limit: int = 100,
         task: str | None = None,
         outcomes: Iterable[str] = (),
+        skip: int = 0,
     ) -> list[FinishedJob]:
         """Return the jobs that ended last, the newest first; workers keep ``history_jobs``.
 
@@ -174,10 +189,11 @@ class History:
             limit: how many at most.
             task: those of this task alone.
             outcomes: those that ended so, by the values of `Outcome`; none: all.
+            skip: how many of those to leave out.
         """
         wanted, found = frozenset(outcomes), list[FinishedJob]()
         start = 0
-        while len(found) < limit:
+        while len(found) < skip + limit:
             listed = self._redis.lrange(keys.finished(self.queue), start, start + PIECES - 1)
             pieces = await cast(Any, listed)
             found += (
@@ -189,17 +205,42 @@ class History:
             if len(pieces) < PIECES:
                 break
             start += PIECES
-        return found[:limit]
+        return found[skip : skip + limit]
 
-    async def _read(self, key: Any, count: int) -> list[tuple[int, dict[bytes, bytes]]]:
+    async def find(self, job_id: str) -> FinishedJob | None:
+        """Return how a job ended, None where that is not remembered."""
+        needle = job_id.encode(errors="backslashreplace")
+        start = 0
+        while True:
+            listed = self._redis.lrange(keys.finished(self.queue), start, start + PIECES - 1)
+            pieces = await cast(Any, listed)
+            jobs = (
+                job
+                for piece in pieces
+                if needle in piece
+                for job in unpacked(piece.partition(b":")[2])
+            )
+            for job in jobs:
+                if job.job_id == needle.decode():
+                    return job
+            if len(pieces) < PIECES:
+                return None
+            start += PIECES
+
+    async def _read(self, key: Any, count: int) -> list[tuple[int, list[tuple[bytes, bytes]]]]:
         if not 1 <= count <= MOST_MINUTES:
             raise ArgumentsError(f"minutes is {count}, but must be 1 to {MOST_MINUTES}")
         seconds, _ = await self._redis.time()
         minutes = range(seconds // 60 - count + 1, seconds // 60 + 1)
         async with self._redis.pipeline(transaction=False) as pipe:
             for minute in minutes:
-                pipe.hgetall(key(self.queue, minute))
-            return list(zip(minutes, await pipe.execute(), strict=True))
+                for queue in self._queues:
+                    pipe.hgetall(key(queue, minute))
+            read = iter(await pipe.execute())
+        return [
+            (minute, [field for _ in self._queues for field in next(read).items()])
+            for minute in minutes
+        ]
 
 
 def _seconds_of(minutes: int) -> int:

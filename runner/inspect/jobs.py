@@ -14,6 +14,8 @@ from runner import keys
 from runner.broker import raw_id
 from runner.codec import JobRecord, MsgpackCodec, PickleCodec, ResultRecord
 from runner.errors import ArgumentsError, DecodeError, EnqueueError, JobCancelled, JobNotFound
+from runner.inspect.history import History
+from runner.inspect.story import JobStory, of_ended, of_queued, traces_of
 from runner.letters import decode_errors
 from runner.letters.filters import Arguments, fit_arguments, name_of, task_of
 from runner.scripts import load
@@ -51,6 +53,35 @@ class JobState(enum.Enum):
     """It has ended, and its writes wait for the writer."""
     PARKED = "parked"
     """A limit holds it back until somebody makes room."""
+
+
+_FAR_OFF = frozenset({JobState.COMMITTING, JobState.PARKED})
+_AHEAD = frozenset({JobState.DEFERRED, JobState.RETRYING, JobState.RUNNING})
+"""What stands in a queue behind the present: leases end there, too."""
+
+
+@dataclass(slots=True)
+class _Looks:
+    """How many calls a search may still make, and where it stopped.
+
+    Attributes:
+        left: None for any number.
+        stopped_at: the `after` of the page, "" while it goes on.
+    """
+
+    left: int | None
+    stopped_at: str = ""
+
+    def may_look(self, start: str | bytes, behind: bytes) -> bool:
+        """Count one call; note the place when there may be none."""
+        if self.left is None:
+            return True
+        if self.left > 0:
+            self.left -= 1
+            return True
+        score = start.decode() if isinstance(start, bytes) else start
+        self.stopped_at = f"{score} {behind.hex()}"
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,10 +187,12 @@ class JobPage:
     Attributes:
         jobs: the jobs.
         after: where the next page begins, for `list`; "" when there is none.
+        cut: the search stopped where it had looked long enough; it goes on at `after`.
     """
 
     jobs: list[JobInfo]
     after: str
+    cut: bool = False
 
 
 @dataclass(slots=True)
@@ -201,7 +234,12 @@ class QueuedJobs:
         return QueuedJobs(self._redis, self._codec, queue)
 
     async def list(
-        self, where: JobFilter | None = None, *, limit: int = 100, after: str = ""
+        self,
+        where: JobFilter | None = None,
+        *,
+        limit: int = 100,
+        after: str = "",
+        most_looks: int | None = None,
     ) -> JobPage:
         """Return the jobs that fit, those that are due first.
 
@@ -210,16 +248,20 @@ class QueuedJobs:
             limit: how many at most.
             after: the `after` of the page before. Jobs that were claimed or moved meanwhile may
                 come twice or not at all.
+            most_looks: how many calls to Redis at most, each of which looks at 500 jobs; a page
+                that is `cut` says where to go on. None: until the page is full.
         """
         jobs: list[JobInfo] = []
         if limit < 1:
             return JobPage(jobs, after)
-        async with aclosing(self._look(where or JobFilter(), after, most=limit)) as look:
+        looks = _Looks(most_looks)
+        found = self._look(where or JobFilter(), after, most=limit, looks=looks)
+        async with aclosing(found) as look:
             async for job, place in look:
                 jobs.append(job)
                 if len(jobs) == limit:
                     return JobPage(jobs, place)
-        return JobPage(jobs, "")
+        return JobPage(jobs, looks.stopped_at, cut=bool(looks.stopped_at))
 
     async def find(self, where: JobFilter | None = None) -> AsyncGenerator[JobInfo, None]:
         """Go through all jobs that fit, those that are due first."""
@@ -234,6 +276,23 @@ class QueuedJobs:
         for job in await self._named([job_id], decode_errors(blobs)):
             return job
         raise JobNotFound(f"queue {self.queue!r} has no job {job_id!r}", job_id=job_id)
+
+    async def story(self, job_id: str) -> JobStory:
+        """Return all that is known of one job, whatever became of it; raise `JobNotFound`.
+
+        Example:
+            >>> (await client.jobs.story(job_id)).state
+            'failed'
+        """
+        try:
+            return of_queued(await self.show(job_id))
+        except JobNotFound:
+            traces = await traces_of(self._redis, job_id)
+            finished = await History(self._redis, self.queue).find(job_id)
+            told = of_ended(job_id, self.queue, self._codec, traces, finished)
+            if told is None:
+                raise
+            return told
 
     async def cancel(
         self,
@@ -352,17 +411,27 @@ class QueuedJobs:
         return [self._info(values, errors) for values in found]
 
     async def _look(
-        self, where: JobFilter, after: str = "", *, most: int = FOUND, ids_alone: bool = False
+        self,
+        where: JobFilter,
+        after: str = "",
+        *,
+        most: int = FOUND,
+        ids_alone: bool = False,
+        looks: _Looks | None = None,
     ) -> AsyncGenerator[tuple[JobInfo, str], None]:
         """Give each job that fits, with the place behind it."""
         start: Any
         start, behind = _place(after)
+        if not after and looks is not None:
+            start = await self._first_score(where)
         wants = "ids" if ids_alone and not where.needs_payload else "jobs"
         needles = []
         name = name_of(where.task)
         if name and _shows_text(self._codec):
             needles.append(name.encode(errors="surrogatepass"))
         while start != b"":
+            if looks is not None and not looks.may_look(start, behind):
+                return
             now_ms, start, behind, found = await load("jobs_look").call(
                 self._redis,
                 keys=[self.queue, keys.held(self.queue)],
@@ -372,6 +441,16 @@ class QueuedJobs:
                 job = self._info(values)
                 if where.fits(job, now_ms):
                     yield job, f"{values[1].decode()} {values[0].hex()}"
+
+    async def _first_score(self, where: JobFilter) -> str:
+        """Return the score in front of which no job is in one of the wanted states."""
+        states = frozenset(where.states)
+        if states and states <= _FAR_OFF:
+            return str(keys.FAR_OFF_MS)
+        if states and states <= _AHEAD | _FAR_OFF:
+            second, micros = await self._redis.time()
+            return str(second * 1000 + micros // 1000)
+        return "-inf"
 
     def _info(self, values: Sequence[Any], errors: tuple[AttemptError, ...] = ()) -> JobInfo:
         raw, score, payload, state, tries, crashes, worker = values

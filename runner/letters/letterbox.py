@@ -62,10 +62,12 @@ class LetterPage:
     Attributes:
         letters: their `errors` are empty; `DeadLetters.show` reads them.
         after: where the next page begins, for `list`; "" when there is none.
+        cut: the search stopped where it had looked long enough; it goes on at `after`.
     """
 
     letters: list[DeadLetter]
     after: str
+    cut: bool = False
 
 
 @dataclass(slots=True)
@@ -92,6 +94,29 @@ class Requeued:
         self.error = self.error or error
         if len(self.refused) < ANSWERED:
             self.refused[job_id] = str(error)
+
+
+@dataclass(slots=True)
+class _Looks:
+    """How many calls a search may still make, and where it stopped.
+
+    Attributes:
+        left: None for any number.
+        stopped_at: the `after` of the page, "" while it goes on.
+    """
+
+    left: int | None
+    stopped_at: str = ""
+
+    def may_look(self, died: Any, behind: bytes) -> bool:
+        """Count one call; note the place when there may be none."""
+        if self.left is None:
+            return True
+        if self.left > 0:
+            self.left -= 1
+            return True
+        self.stopped_at = f"{died.decode()} {behind.hex()}"
+        return False
 
 
 class _Found(NamedTuple):
@@ -155,7 +180,12 @@ class DeadLetters:
         return int(await self._redis.zcard(keys.dead(self.queue)))
 
     async def list(
-        self, where: LetterFilter = ALL, *, limit: int = 100, after: str = ""
+        self,
+        where: LetterFilter = ALL,
+        *,
+        limit: int = 100,
+        after: str = "",
+        most_looks: int | None = None,
     ) -> LetterPage:
         """Return the newest letters that fit, the newest first.
 
@@ -163,18 +193,21 @@ class DeadLetters:
             where: which letters are meant.
             limit: how many at most.
             after: the `after` of the page before.
+            most_looks: how many calls to Redis at most, each of which looks at 1,000 letters; a
+                page that is `cut` says where to go on. None: until the page is full.
         """
         letters: list[DeadLetter] = []
         if limit < 1:
             return LetterPage(letters, after)
-        async with aclosing(self._look(where, after, most=limit)) as look:
+        looks = _Looks(most_looks)
+        async with aclosing(self._look(where, after, most=limit, looks=looks)) as look:
             async for found, place in look:
                 letter = self._read(found)
                 if where.fits(letter):
                     letters.append(letter)
                     if len(letters) == limit:
                         return LetterPage(letters, place)
-        return LetterPage(letters, "")
+        return LetterPage(letters, looks.stopped_at, cut=bool(looks.stopped_at))
 
     async def find(self, where: LetterFilter = ALL) -> AsyncGenerator[DeadLetter, None]:
         """Go through all letters that fit, the newest first, without those that come meanwhile."""
@@ -309,6 +342,7 @@ class DeadLetters:
         *,
         ids_alone: bool = False,
         most: int = FOUND,
+        looks: _Looks | None = None,
     ) -> AsyncGenerator[tuple[_Found, str], None]:
         """Give each letter that may fit, the newest first, and the place behind it."""
         newest: Any
@@ -324,6 +358,8 @@ class DeadLetters:
         wants = "ids" if ids_alone else "letters"
         needles = where.needles()
         while newest != b"":
+            if looks is not None and not looks.may_look(newest, behind):
+                return
             newest, behind, _, answers = await load("dead_look").call(
                 self._redis,
                 keys=[keys.dead(self.queue)],

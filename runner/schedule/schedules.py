@@ -9,7 +9,7 @@ from runner.schedule.book import Book, Offer, ScheduleInfo, first_due, run_id
 from runner.schedule.ticker import conflict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from runner.schedule.schedule import Schedule
 
@@ -124,9 +124,20 @@ class Schedules:
         if status == -1:
             raise await self._not_found(name)
 
+    def of(self, queue: str) -> Schedules:
+        """Return the schedules of another queue."""
+        return Schedules(self._book.of(queue))
+
     async def list(self) -> list[ScheduleInfo]:
         """Return all schedules, those that are due next first."""
         return await self._book.infos(await self._book.names())
+
+    async def page(self, *, start: int = 0, limit: int = 100) -> tuple[Sequence[ScheduleInfo], int]:
+        """Return some of the schedules, those that are due next first, and how many there are."""
+        if limit < 1:
+            raise ScheduleError(f"limit is {limit}, but must be 1 or more")
+        names = await self._book.names(max(start, 0), max(start, 0) + limit - 1)
+        return await self._book.infos(names), await self._book.count()
 
     async def get(self, name: str) -> ScheduleInfo:
         """Return one schedule and its state; raise `ScheduleNotFound`."""

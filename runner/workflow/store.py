@@ -191,7 +191,12 @@ class FlowStore:
         return facts
 
     async def recent(
-        self, *, queue: str | None = None, limit: int = 50, states: Collection[FlowState] = ()
+        self,
+        *,
+        queue: str | None = None,
+        limit: int = 50,
+        states: Collection[FlowState] = (),
+        skip: int = 0,
     ) -> list[FlowStatus]:
         """Return the flows that were started last, the newest first.
 
@@ -199,11 +204,12 @@ class FlowStore:
             queue: that of their first nodes; None: this client's.
             limit: how many at most; the last 10,000 of a queue are known.
             states: those that have come to one of these; none: all.
+            skip: how many of those to leave out.
         """
         found: list[FlowStatus] = []
         key, start = keys.flows(queue or self.queue), 0
         names = (*FACTS, *COUNTS)
-        while len(found) < limit:
+        while len(found) < skip + limit:
             flow_ids = await self.redis.zrevrange(key, start, start + LISTED - 1)
             async with self.redis.pipeline(transaction=False) as pipe:
                 for flow_id in flow_ids:
@@ -217,7 +223,7 @@ class FlowStore:
             if len(flow_ids) < LISTED:
                 break
             start += LISTED
-        return found[:limit]
+        return found[skip : skip + limit]
 
     async def home(self, flow_id: str) -> str:
         """Return the queue in which a flow stands while it runs; raise `FlowNotFound`."""
@@ -236,6 +242,9 @@ class FlowStore:
                 job_id=job_id_of(flow_id, stored.numbers[name]),
                 after=node.after,
                 error=errors.get(name, ""),
+                is_gate=node.is_gate,
+                fallback_of=node.fallback_of,
+                when=node.when,
             )
             for name, node in stored.graph.nodes.items()
         ]

@@ -70,6 +70,9 @@ class NodeInfo:
         job_id: the id of its job.
         after: the names of the nodes that it waits for.
         error: why it failed, as far as that is kept.
+        is_gate: it is a join, without a job.
+        fallback_of: the node in whose place it runs, when that has failed; "" for most.
+        when: of a callback, at which end of the flow it runs; "" for nodes.
     """
 
     name: str
@@ -78,6 +81,9 @@ class NodeInfo:
     job_id: str
     after: tuple[str, ...]
     error: str = ""
+    is_gate: bool = False
+    fallback_of: str = ""
+    when: str = ""
 
 
 @dataclass(frozen=True, slots=True)

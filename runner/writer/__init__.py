@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from runner.writer.office import adopt
     from runner.writer.status import writer_status
     from runner.writer.units import UnitBuilder
+    from runner.writer.written import JobWrites, writes_of
 
 __all__ = [
     "BOUND_ENTRIES",
@@ -32,11 +33,13 @@ __all__ = [
     "Commits",
     "JobCommits",
     "JobDatabase",
+    "JobWrites",
     "ReadPool",
     "UnitBuilder",
     "adopt",
     "adopt_database",
     "writer_status",
+    "writes_of",
 ]
 
 _MODULES = {
@@ -46,12 +49,14 @@ _MODULES = {
     "Commits": "commits",
     "JobCommits": "commits",
     "JobDatabase": "database",
+    "JobWrites": "written",
     "ReadPool": "database",
     "STATEMENT_TIMEOUT_S": "guards",
     "UnitBuilder": "units",
     "adopt": "office",
     "adopt_database": "adoption",
     "writer_status": "status",
+    "writes_of": "written",
 }
 
 

@@ -1,0 +1,111 @@
+// Keeps the part of a page that changes up to date, by server-sent events. Everything else works
+// without it.
+"use strict";
+
+(() => {
+  const live = document.querySelector("[data-live]");
+  const pulse = document.querySelector("[data-pulse]");
+  const trouble = document.querySelector("[data-trouble]");
+
+  const keyOf = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.getAttribute("data-key") : null);
+
+  // Is a person in the middle of something in there that must not be taken away?
+  const isHeld = (node) =>
+    node === document.activeElement && /^(INPUT|SELECT|TEXTAREA)$/.test(node.nodeName);
+
+  const syncAttributes = (old, fresh) => {
+    for (const { name } of [...old.attributes]) {
+      // What a person has opened stays open.
+      if (!fresh.hasAttribute(name) && name !== "open") old.removeAttribute(name);
+    }
+    for (const { name, value } of fresh.attributes) {
+      if (name === "open" && old.nodeName === "DETAILS") continue;
+      if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+    }
+  };
+
+  const morphChildren = (old, fresh) => {
+    const keyed = new Map();
+    for (const child of old.childNodes) if (keyOf(child)) keyed.set(keyOf(child), child);
+    let place = old.firstChild;
+    for (const wanted of [...fresh.childNodes]) {
+      const key = keyOf(wanted);
+      let found = key ? keyed.get(key) : null;
+      if (!found && !key && place && !keyOf(place)) found = place;
+      if (!found || found.nodeName !== wanted.nodeName) {
+        old.insertBefore(wanted, place);
+        continue;
+      }
+      if (key) keyed.delete(key);
+      if (found !== place) old.insertBefore(found, place);
+      else place = place.nextSibling;
+      morph(found, wanted);
+    }
+    while (place) {
+      const next = place.nextSibling;
+      place.remove();
+      place = next;
+    }
+  };
+
+  const morph = (old, fresh) => {
+    if (old.nodeType !== Node.ELEMENT_NODE) {
+      if (old.nodeValue !== fresh.nodeValue) old.nodeValue = fresh.nodeValue;
+      return;
+    }
+    if (isHeld(old) || old.isEqualNode(fresh)) return;
+    syncAttributes(old, fresh);
+    morphChildren(old, fresh);
+  };
+
+  const isSelecting = () => {
+    const selection = document.getSelection();
+    return selection && !selection.isCollapsed && live.contains(selection.anchorNode);
+  };
+
+  let source = null;
+
+  const open = () => {
+    if (!live || source || document.hidden) return;
+    source = new EventSource(location.href);
+    source.addEventListener("page", (event) => {
+      if (trouble) trouble.hidden = true;
+      pulse.hidden = false;
+      pulse.classList.remove("off");
+      if (isSelecting()) return;
+      const fresh = document.createElement("div");
+      fresh.innerHTML = event.data;  // made by our templates, which escape everything
+      morphChildren(live, fresh);
+    });
+    source.addEventListener("trouble", (event) => {
+      pulse.classList.add("off");
+      trouble.textContent = event.data;
+      trouble.hidden = false;
+    });
+    source.onerror = () => pulse.classList.add("off");
+  };
+
+  const close = () => {
+    if (source) source.close();
+    source = null;
+  };
+
+  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
+  window.addEventListener("pagehide", close);
+  window.addEventListener("pageshow", open);
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button[data-confirm]");
+    if (button && !window.confirm(button.dataset.confirm)) event.preventDefault();
+  });
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("[data-submits]") && event.target.form.method === "get") event.target.form.submit();
+  });
+  document.addEventListener("keydown", (event) => {
+    const isTyping = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.nodeName);
+    if (event.key === "/" && !isTyping && !event.ctrlKey && !event.metaKey) {
+      const field = document.querySelector('.find input, .filters input[type="search"]');
+      if (field) { event.preventDefault(); field.focus(); }
+    }
+  });
+})();

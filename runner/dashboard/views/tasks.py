@@ -1,0 +1,153 @@
+"""Tasks: how each one does; pause it, enqueue it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+from runner.dashboard.pages import Action, NotThere, Page
+from runner.errors import ArgumentsError
+from runner.inspect import JobFilter
+
+if TYPE_CHECKING:
+    from runner.dashboard.asked import Asked
+    from runner.dashboard.desk import Desk
+    from runner.dashboard.pages import Shown
+    from runner.inspect import Period
+    from runner.tasks import Task
+
+LAST = 5
+ROWS = 100
+QUEUED, ENDED, LOOKS = 10, 20, 4
+
+
+async def load(desk: Desk, asked: Asked) -> Shown:
+    """Read the list of tasks: those that did most first."""
+    client, queues = await desk.client(), await desk.queues()
+    periods = await client.history.of(*queues).tasks(minutes=LAST)
+    paused = set((await desk.paused()).tasks)
+    names = sorted({*await desk.names_of_tasks(), *periods, *paused})
+    wanted = asked.text("q").lower()
+    found = [name for name in names if wanted in name.lower()]
+    found.sort(key=lambda name: -periods[name].ended if name in periods else 0)
+    start = asked.number("start")
+    return {
+        "rows": [(name, periods.get(name)) for name in found[start : start + ROWS]],
+        "paused": paused,
+        "minutes": LAST,
+        "count": len(found),
+        "start": start,
+        "next": start + ROWS if start + ROWS < len(found) else 0,
+    }
+
+
+async def load_one(desk: Desk, asked: Asked) -> Shown:
+    """Read one task."""
+    name = asked.raw("name")
+    client, queues = await desk.client(), await desk.queues()
+    queue = await desk.queue(asked)
+    workers = [worker for worker in await desk.workers() if name in worker.tasks]
+    paused = (await desk.paused()).tasks
+    periods, queued, ended = await asyncio.gather(
+        client.history.of(*queues).tasks(minutes=LAST),
+        client.jobs.of(queue).list(JobFilter(task=name), limit=QUEUED, most_looks=LOOKS),
+        client.history.of(queue).finished(limit=ENDED, task=name),
+    )
+    period: Period | None = periods.get(name)
+    is_known = workers or period or queued.jobs or ended or name in desk.tasks or name in paused
+    if not is_known:
+        raise NotThere(f"Nobody here knows a task {name!r}.")
+    return {
+        "name": name,
+        "period": period,
+        "minutes": LAST,
+        "queue": queue,
+        "queues": queues,
+        "queued": queued,
+        "ended": ended,
+        "workers": workers,
+        "is_paused": name in paused,
+        "signature": _signature(desk.tasks.get(name)),
+    }
+
+
+async def pause(desk: Desk, asked: Asked) -> str:
+    """Pause a task."""
+    name = asked.id("name")
+    client = await desk.client()
+    return f"{name} is paused." if await client.pause(task=name) else f"{name} was paused already."
+
+
+async def resume(desk: Desk, asked: Asked) -> str:
+    """Let a task go on."""
+    name = asked.id("name")
+    client = await desk.client()
+    return f"{name} goes on." if await client.resume(task=name) else f"{name} was not paused."
+
+
+async def pause_queue(desk: Desk, asked: Asked) -> str:
+    """Pause a queue."""
+    queue = await desk.queue(asked)
+    client = await desk.client()
+    done = await client.pause(queue=queue)
+    return f"Queue {queue} is paused." if done else f"Queue {queue} was paused already."
+
+
+async def resume_queue(desk: Desk, asked: Asked) -> str:
+    """Let a queue go on."""
+    queue = await desk.queue(asked)
+    client = await desk.client()
+    done = await client.resume(queue=queue)
+    return f"Queue {queue} goes on." if done else f"Queue {queue} was not paused."
+
+
+async def enqueue(desk: Desk, asked: Asked) -> str:
+    """Enqueue a job by name, with arguments as JSON: an array, an object, or both as one array."""
+    name, queue = asked.id("name"), await desk.queue(asked)
+    args, kwargs = arguments(asked.fields.get("arguments", ""))
+    client = await desk.client()
+    task = desk.tasks.get(name)
+    if task is not None:
+        job = await client.enqueue(task.options(queue=queue), *args, **kwargs)
+    else:
+        made = await client.enqueue_job(name, *args, _queue_name=queue, **kwargs)
+        assert made is not None  # its id is new
+        job = made
+    return f"Enqueued {name}: job {job.job_id}."
+
+
+def arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
+    """Read the arguments of a call: a JSON array, by place; or an object, by name.
+
+    Raises:
+        ArgumentsError: it is neither.
+    """
+    try:
+        given = json.loads(text) if text.strip() else []
+    except ValueError as exc:
+        raise ArgumentsError(f"The arguments are no JSON: {exc}") from None
+    if isinstance(given, list):
+        return given, {}
+    if isinstance(given, dict):
+        if any(name.startswith("_") for name in given):
+            raise ArgumentsError("The names of arguments do not begin with _ here.")
+        return [], given
+    raise ArgumentsError("The arguments must be a JSON array, or an object with their names.")
+
+
+def _signature(task: Task[..., Any] | None) -> str:
+    return "" if task is None else f"{task.name}{task.signature}"
+
+
+PAGES = (
+    Page("/tasks", "Tasks", "tasks.html", load),
+    Page("/task", "Task", "task.html", load_one, area="/tasks"),
+)
+ACTIONS = (
+    Action("/tasks/pause", pause),
+    Action("/tasks/resume", resume),
+    Action("/tasks/enqueue", enqueue),
+    Action("/queues/pause", pause_queue),
+    Action("/queues/resume", resume_queue),
+)
