@@ -279,11 +279,6 @@ class Book:
         answers = await load("schedule_remove").call(self.redis, keys=[self._schedules], args=args)
         return [a if isinstance(a, int) else a.decode() for a in answers]
 
-<<<<<<< HEAD
-    async def names(self) -> list[str]:
-        """Return the names of all schedules, those that are due next first."""
-        return [_text(raw) for raw in await self.redis.zrange(self._schedules, 0, -1)]
-=======
     async def names(self, first: int = 0, last: int = -1) -> list[str]:
         """Return the names of all schedules, or of some, those that are due next first."""
         return [_text(raw) for raw in await self.redis.zrange(self._schedules, first, last)]
@@ -291,7 +286,6 @@ class Book:
     async def count(self) -> int:
         """Return how many schedules there are."""
         return int(await self.redis.zcard(self._schedules))
->>>>>>> dash
 
     async def infos(self, names: Sequence[str]) -> list[ScheduleInfo]:
         """Return the schedules of these names that exist, in their order."""
