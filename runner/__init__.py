@@ -15,6 +15,7 @@ from runner.client import Client
 from runner.composition import chain, chord, group, node
 from runner.connection import connect
 from runner.database import Answer, Database, DirectUnit, database
+from runner.dependencies import Depends
 from runner.errors import (
     Cancel,
     DuplicateJob,
@@ -34,6 +35,16 @@ from runner.job import Job
 from runner.letters import LetterFilter
 from runner.limits import LimitInfo, RateLimit, RunningLimit
 from runner.many import ManyContext
+from runner.middleware import (
+    EnqueueCall,
+    JobCall,
+    JobTiming,
+    Middleware,
+    Propagation,
+    Sentry,
+    Timing,
+)
+from runner.parts import Part
 from runner.retry import Backoff, RetryPolicy, Rule, give_up, on
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
@@ -59,24 +70,31 @@ __all__ = [
     "Database",
     "DeadLetter",
     "Debounce",
+    "Depends",
     "DirectUnit",
     "DuplicateJob",
+    "EnqueueCall",
     "Flow",
     "FlowState",
     "FlowStatus",
     "Job",
+    "JobCall",
     "JobFilter",
     "JobInfo",
     "JobReplaced",
     "JobState",
     "JobStatus",
+    "JobTiming",
     "LetterFilter",
     "LimitInfo",
     "ManyContext",
+    "Middleware",
     "NodeInfo",
     "NodeState",
     "Outcome",
+    "Part",
     "ProcessDied",
+    "Propagation",
     "QueueStats",
     "RateLimit",
     "RedisSettings",
@@ -90,12 +108,14 @@ __all__ = [
     "RunningLimit",
     "Schedule",
     "ScheduleInfo",
+    "Sentry",
     "SignedCodec",
     "Snooze",
     "SoftTimeLimit",
     "SyncTask",
     "Task",
     "Throttle",
+    "Timing",
     "Unique",
     "UnitChanged",
     "Worker",

@@ -12,7 +12,7 @@ from runner.shapes import ANYTHING, Shape, shape_of
 from runner.types import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
 
 _PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -40,15 +40,18 @@ class _Shapes:
 
 
 class Signature:
-    """A task's parameters behind the context, and what it returns.
+    """A task's parameters behind the context, but for those provided, and what it returns.
 
     How many arguments it takes is known at once. The annotations are resolved when they are
     first needed, so that they may name what is defined further down in the module.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], provided: Container[str] = frozenset()
+    ) -> None:
         signature = inspect.signature(function)
-        parameters = list(signature.parameters.values())[1:]
+        behind_context = list(signature.parameters.values())[1:]
+        parameters = [p for p in behind_context if p.name not in provided]
         self._function = function
         self._signature = signature.replace(parameters=parameters)
         self._parameters = parameters

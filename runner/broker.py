@@ -25,7 +25,7 @@ from runner.types import QueueStats, Retention
 from runner.unique import NO_PLACE, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from redis.asyncio import Redis
 
@@ -87,8 +87,8 @@ class Settlement:
         operations: the encoded unit.
         header: the job header that the writer needs to settle the job.
         had_errors: attempts before this one may have left records of their errors.
+        end: what is told to those who listen once Redis has settled it, or refused its lease.
         slots: the slots of limits that the attempt gives up, packed, or nothing.
-        confirmed: called with the status once Redis has settled it, or refused its lease.
     """
 
     claimed: Claimed
@@ -103,7 +103,7 @@ class Settlement:
     header: bytes = b""
     had_errors: bool = False
     slots: bytes = b""
-    confirmed: Callable[[int], None] | None = None
+    end: Any = None
 
     @property
     def size(self) -> int:
@@ -485,6 +485,18 @@ async def abort(redis: Redis, queue: str, job_id: str) -> bool:
         return True
     await redis.zrem(keys.ABORT, raw_id(job_id))
     return False
+
+
+async def count_crashes(redis: Redis, running: Iterable[Claimed]) -> int:
+    """Count a crash of each of these jobs that is still held so; return how many are."""
+    by_queue: dict[str, list[Any]] = {}
+    for claimed in running:
+        args = by_queue.setdefault(claimed.queue, [])
+        args += (raw_id(claimed.job_id), claimed.token, claimed.attempt)
+    counted = 0
+    for queue, args in by_queue.items():
+        counted += await load("crash").call(redis, keys=[queue, keys.held(queue)], args=args)
+    return counted
 
 
 async def queue_stats(redis: Redis, queue: str) -> QueueStats:

@@ -7,7 +7,7 @@ import copy
 import math
 import os
 import time
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 from uuid import uuid4
 
 from arq.connections import ArqRedis
@@ -24,10 +24,12 @@ from runner.errors import (
     PayloadTooLarge,
     RedisUnavailable,
 )
-from runner.inspect import QueuedJobs
+from runner.inspect import History, LogLine, QueuedJobs, QueueLoad, Workers, job_log, queue_loads
 from runner.job import Job, Results
 from runner.letters import DeadLetters
 from runner.limits import Limits, Paused, Pauses
+from runner.middleware import CARRIED, EnqueueCall, Middleware, around_enqueue
+from runner.middleware.batch import Batch
 from runner.outbox import Outbox, Until
 from runner.pipe import Pipe
 from runner.schedule import Book, Schedules
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime, timedelta
 
+    from runner.progress import Following
     from runner.types import DeadLetter, QueueStats, WriterStatus
 
 P = ParamSpec("P")
@@ -73,6 +76,18 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         self._results: Results | None = None
         self._pipe = Pipe(self)
         self._outbox = Outbox(self._pipe)
+        self._middleware: tuple[Middleware, ...] = ()
+        self._around: Any = None
+
+    @property
+    def middleware(self) -> tuple[Middleware, ...]:
+        """What stands around each call that enqueues, the outermost first."""
+        return self._middleware
+
+    @middleware.setter
+    def middleware(self, middleware: tuple[Middleware, ...]) -> None:
+        self._middleware = middleware
+        self._around = around_enqueue(middleware, self._enqueue_call)
 
     @property
     def codec(self) -> Codec:
@@ -133,11 +148,34 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
             raise ArgumentsError(
                 f"enqueue takes a task or a task's name, not {task!r}; is @task missing?",
             )
+        if self._around is not None:
+            call = EnqueueCall(
+                task=name, args=args, kwargs=kwargs, options=options, declared=declared
+            )
+            return cast("Job[Any]", await self._around(call))
+        return await self._enqueue(name, args, kwargs, options, declared)
+
+    async def _enqueue_call(self, call: EnqueueCall) -> Job[Any]:
+        """Enqueue what came through the middleware."""
+        return await self._enqueue(
+            call.task, call.args, call.kwargs, call.options, call.declared, carried=call.carried
+        )
+
+    async def _enqueue(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: EnqueueOptions,
+        declared: Task[..., Any] | None,
+        *,
+        carried: dict[str, Any] | None = None,
+    ) -> Job[Any]:
         returns = ANYTHING
         if declared is not None:
             declared.signature.check(name, args, kwargs)
             returns = declared.signature.returns
-        entry, queue = self._entry(name, args, kwargs, options, declared)
+        entry, queue = self._entry(name, args, kwargs, options, declared, carried=carried)
         until = self._until(entry, options) if entry.max_length else None
         try:
             outcome = await self._outbox.send(queue, entry, until)
@@ -163,11 +201,18 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
             RedisUnavailable: Redis went away; what became of the jobs that were under way is
                 unknown where its ``may_have_run`` says so.
         """
-        jobs: list[Job[R]] = []
+        if self._around is not None:
+            return await Batch(self._middleware, self._enqueue_all).enqueue(calls)
+        return await self._enqueue_all([(call, None) for call in calls])
+
+    async def _enqueue_all(
+        self, calls: Sequence[tuple[Call[Any], dict[str, Any] | None]]
+    ) -> list[Job[Any]]:
+        jobs: list[Job[Any]] = []
         parts: dict[tuple[str, Until], list[tuple[int, EnqueueEntry]]] = {}
         now = asyncio.get_running_loop().time()
-        for index, call in enumerate(calls):
-            entry, queue = self._entry_of(call)
+        for index, (call, carried) in enumerate(calls):
+            entry, queue = self._entry_of(call, carried)
             until = self._until(entry, call.options, now)
             parts.setdefault((queue, until), []).append((index, entry))
             jobs.append(self._job(entry.job_id, queue, returns=call.task.signature.returns))
@@ -209,8 +254,6 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
             QueueFull: this client's bound leaves no room; arq knows no bounds.
             RedisError: redis-py's own errors, as from arq.
         """
-        queue = _name_of_queue(_queue_name or self.default_queue_name)
-        job_id = checked_id(_job_id) if _job_id else _new_id()
         if _defer_until and _defer_by:
             raise RuntimeError("use either 'defer_until' or 'defer_by' or neither, not both")
         now_ms = _now_ms()
@@ -219,22 +262,55 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
             run_at = to_unix_ms(_defer_until)
         elif _defer_by:
             run_at = now_ms + to_ms(_defer_by)
-        lifetime = to_ms(_expires) or int((run_at or now_ms) - now_ms) + self.expires_extra_ms
-        payload = self._encode(
-            function,
-            job_id,
-            args,
-            kwargs,
-            now_ms=now_ms,
-            extra={},
-            attempt=_job_try,
+        call = EnqueueCall(
+            task=function,
+            args=args,
+            kwargs=kwargs,
+            options=EnqueueOptions(
+                key=checked_id(_job_id) if _job_id else None,
+                queue=_name_of_queue(_queue_name or self.default_queue_name),
+            ),
         )
+
+        async def put(call: EnqueueCall) -> Job[Any] | None:
+            return await self._enqueue_for_arq(
+                call,
+                now_ms=now_ms,
+                run_at=run_at,
+                expires_ms=to_ms(_expires),
+                attempt=_job_try,
+            )
+
+        around = around_enqueue(self._middleware, put)
+        return await (put if around is None else around)(call)
+
+    async def _enqueue_for_arq(
+        self,
+        call: EnqueueCall,
+        *,
+        now_ms: int,
+        run_at: float | None,
+        expires_ms: int | None,
+        attempt: int | None,
+    ) -> Job[Any] | None:
+        queue, key = call.options.queue or self.default_queue_name, call.options.key
+        job_id = key or _new_id()
+        payload = self._encode(
+            call.task,
+            job_id,
+            call.args,
+            call.kwargs,
+            now_ms=now_ms,
+            extra={CARRIED: call.carried} if call.carried else {},
+            attempt=attempt,
+        )
+        lifetime = expires_ms or int((run_at or now_ms) - now_ms) + self.expires_extra_ms
         entry = EnqueueEntry(
             job_id,
             payload,
             run_at,
             max(lifetime, 1),
-            _job_id is not None,
+            key is not None,
             self.bound.max_length or 0,
         )
         try:
@@ -282,6 +358,28 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
     async def queue_stats(self, queue: str | None = None) -> QueueStats:
         """Read one queue's counts."""
         return await broker.queue_stats(self, queue or self.default_queue_name)
+
+    async def queue_loads(self, *queues: str) -> list[QueueLoad]:
+        """Read what waits in some queues and for how long; none named: this client's."""
+        return await queue_loads(self, queues or (self.default_queue_name,))
+
+    @property
+    def history(self) -> History:
+        """What has happened in this client's queue: counts, times, jobs that ended."""
+        return History(self, self.default_queue_name)
+
+    @property
+    def workers(self) -> Workers:
+        """The workers that live: list, ping, drain, resume, set their concurrency."""
+        return Workers(self)
+
+    def progress(self, job_id: str, queue: str | None = None) -> Following:
+        """Return how far a job is: await it, or follow it; see `Job.progress`."""
+        return self.job(job_id, queue).progress()
+
+    async def job_log(self, job_id: str) -> list[LogLine]:
+        """Return the last lines that a job has logged, the oldest first; kept for a day."""
+        return await job_log(self, checked_id(job_id))
 
     async def writer_status(self) -> WriterStatus:
         """Read the writer's position, backlog and counts."""
@@ -346,13 +444,16 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
             self._results = Results(self, self._reply_to, self._pipe)
         return self._results
 
-    def _entry_of(self, call: Call[Any]) -> tuple[EnqueueEntry, str]:
+    def _entry_of(
+        self, call: Call[Any], carried: dict[str, Any] | None
+    ) -> tuple[EnqueueEntry, str]:
         return self._entry(
             call.task.name,
             call.args,
             call.kwargs,
             call.options,
             call.task,
+            carried=carried,
         )
 
     def _entry(
@@ -362,6 +463,8 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         kwargs: dict[str, Any],
         options: EnqueueOptions,
         task: Task[..., Any] | None,
+        *,
+        carried: dict[str, Any] | None = None,
     ) -> tuple[EnqueueEntry, str]:
         declared = task.task_options if task else None
         now_ms = _now_ms()
@@ -377,7 +480,9 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         if rule and rule.until == "debounce":
             due_ms = now_ms + rule.ms
         expires = options.expires or (declared.expires if declared else None)
-        extra = {"exp": int(due_ms + expires * 1000)} if expires else {}
+        extra: dict[str, Any] = {"exp": int(due_ms + expires * 1000)} if expires else {}
+        if carried:
+            extra[CARRIED] = carried
         job_id = options.key or _new_id()
         payload = self._encode(
             name,

@@ -10,16 +10,18 @@ from arq.connections import create_pool as arq_create_pool
 from runner import connections, keys
 from runner.client import MAX_PAYLOAD_BYTES, Client
 from runner.errors import SettingsError
+from runner.middleware import check
 from runner.packing import pack_in_c
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import EnqueueOptions, WhenFull, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator, Sequence
     from datetime import timedelta
     from types import TracebackType
 
     from runner.codec import Codec
+    from runner.middleware import Middleware
 
 
 class Connecting:
@@ -56,6 +58,7 @@ def connect(
     when_full: WhenFull = "raise",
     full_timeout: float | timedelta | None = None,
     max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+    middleware: Sequence[Middleware] = (),
 ) -> Connecting:
     """Connect to Redis and return a client.
 
@@ -71,6 +74,7 @@ def connect(
             "wait" for room.
         full_timeout: seconds that it waits before it raises `QueueFull`; None: without end.
         max_payload_bytes: how large an encoded job may be.
+        middleware: what stands around each call that enqueues, the first outermost.
 
     Example:
         >>> async with runner.connect("redis://localhost") as client:
@@ -93,8 +97,10 @@ def connect(
         full_timeout=seconds(full_timeout),
     )
 
+    layers = check(middleware)
+
     async def make() -> Client:
-        client = await open_client(settings, codec=chosen, queue=queue)
+        client = await open_client(settings, codec=chosen, queue=queue, middleware=layers)
         client.bound = bound
         client.max_payload_bytes = max_payload_bytes
         return client
@@ -121,6 +127,7 @@ async def open_client(
     codec: Codec,
     queue: str,
     expires_extra_ms: int = keys.KEEP_MS,
+    middleware: Sequence[Middleware] = (),
 ) -> Client:
     """Make a client by arq's own pool factory, so that every one of its settings counts."""
     pool = await arq_create_pool(settings)
@@ -136,6 +143,7 @@ async def open_client(
     connections.let_callers_wait(client)
     client.default_queue_name = queue
     client.expires_extra_ms = expires_extra_ms
+    client.middleware = tuple(middleware)
     return client
 
 

@@ -168,6 +168,10 @@ class Cycles:
         if self.claims and not self._active:
             self._begin([], 0)
 
+    def resize(self, capacity: int) -> None:
+        """Share so many slots among the lanes from now on."""
+        self._share = -(-capacity // len(self.lanes))
+
     def cancel(self) -> None:
         """Give up what is still to be settled: the leases run out, and others take over."""
         self.claims = False

@@ -4,6 +4,7 @@
     ├── SettingsError             a setting is unknown, mistyped or contradicts another
     │   └── LimitError            what is said of a limit makes no sense
     │       └── LimitNotFound     there is no limit of that name
+    ├── PartFailed                a part of the worker did not start in time
     ├── TaskError
     │   ├── TaskNotFound          no task of that name in this worker
     │   └── ArgumentsError        the arguments do not fit the task
@@ -91,6 +92,7 @@ __all__ = [
     "LimitError",
     "LimitNotFound",
     "LimitUnavailable",
+    "PartFailed",
     "PayloadTooLarge",
     "ProcessDied",
     "QueueFull",
@@ -127,6 +129,10 @@ class RunnerError(Exception):
 
 class SettingsError(RunnerError):
     """Raised when a setting is unknown, has the wrong type, or contradicts another."""
+
+
+class PartFailed(RunnerError):
+    """Raised when a part of the worker did not start in time; what had started is stopped."""
 
 
 class TaskError(RunnerError):

@@ -12,11 +12,22 @@ event             when
 `JobStuck`        a job ended without its function, which goes on: it did not heed its
                   cancellation, or runs in a thread, which nobody can stop
 `WorkerStopped`   a worker has closed, its last jobs are settled
+`WorkerRecycled`  a limit of its process is reached: it is to be replaced
+`ProcessVitals`   every `vitals_interval`: what the process holds
+`LoopBlocked`     the event loop stands still, and why; while it does
+`LoopFreed`       it turns again
+`JobOverdue`      a job runs far beyond the usual time of its task
+`TasksLeft`       a job has ended, and asyncio tasks of its go on
+`ResourceLeft`    a socket or a connection was destroyed without being closed
 ================  ===============================================================
 
 A callback is a plain function, called in the worker's loop: it should be quick, and hand
-longer work to a task or a thread of its own. An exception in it is logged, and harms nothing.
-Where nobody subscribes, an event costs one look at a flag and is not made.
+longer work to a task or a thread of its own. `LoopBlocked` alone comes from another thread,
+because the loop stands; `ResourceLeft` from wherever the thing was destroyed. An exception in a
+callback is logged, and harms nothing.
+Where nobody subscribes, an event costs one look at a flag and is not made. Making events costs
+a busy worker much of its time, so what counts every job is given each end as the worker has it
+(`Bus.watch`), and makes no event.
 
 A job that was claimed ends with exactly one `JobEnded`, unless the process dies or a second
 signal gives it up: then the job's next claim tells, by its `crashes`.
@@ -37,7 +48,7 @@ from __future__ import annotations
 import inspect
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from runner.errors import SettingsError
 
@@ -184,8 +195,166 @@ class JobStuck:
     at_ms: int
 
 
-Event: TypeAlias = WorkerStarted | WorkerStopped | JobStarted | JobEnded | JobStuck | LeaseLost
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceLeft:
+    """A socket or a connection was destroyed without being closed.
+
+    Attributes:
+        job_id: the job in whose context it was; "" where that is not known: the garbage collector
+            found it, or the traceback of a failed job had held it.
+        task: the name of its task, or "".
+        attempt: the number of its try, or 0.
+        what: what Python says of it.
+    """
+
+    worker: str
+    job_id: str
+    task: str
+    attempt: int
+    what: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecycled:
+    """A limit of this process is reached, and a new one is to take its place.
+
+    Attributes:
+        why: which limit, in words.
+        at_once: its jobs were handed back: the hard limit of memory.
+    """
+
+    worker: str
+    at_ms: int
+    why: str
+    at_once: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessVitals:
+    """What a worker's process holds; what grows from one to the next is a leak.
+
+    Attributes:
+        rss: resident memory in bytes; where there is no /proc, the most it ever was.
+        threads: those of Python, and those of libraries.
+        files: open file descriptors: files, sockets, pipes.
+        tasks: the asyncio tasks of the loop, the worker's own among them.
+        jobs: attempts that have ended.
+        age_s: seconds since the worker began.
+    """
+
+    worker: str
+    at_ms: int
+    rss: int
+    threads: int
+    files: int
+    tasks: int
+    jobs: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopBlocked:
+    """Something keeps the event loop from turning, at this moment. From another thread.
+
+    Attributes:
+        job_id: the job whose code does; "" when it is no job's.
+        task: the name of its task, or "".
+        attempt: the number of its try, or 0.
+        blocked_s: for how long by now.
+        stack: what runs, as in a traceback: the innermost call last.
+    """
+
+    worker: str
+    job_id: str
+    task: str
+    attempt: int
+    blocked_s: float
+    stack: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopFreed:
+    """The event loop turns again, after so many seconds; follows each `LoopBlocked`."""
+
+    worker: str
+    blocked_s: float
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOverdue:
+    """A job runs far beyond the usual time of its task; once for each attempt.
+
+    Attributes:
+        running_s: for how long by now.
+        usual_s: what 95 of the last 100 of this task did not exceed in this process.
+    """
+
+    worker: str
+    queue: str
+    job_id: str
+    task: str
+    attempt: int
+    running_s: float
+    usual_s: float
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TasksLeft:
+    """A job has ended, and asyncio tasks that it made go on.
+
+    Attributes:
+        count: how many.
+        tasks: the first ten: name, coroutine, and the line at which it waits.
+        cancelled: they were cancelled.
+    """
+
+    worker: str
+    queue: str
+    job_id: str
+    task: str
+    attempt: int
+    count: int
+    tasks: tuple[str, ...]
+    cancelled: bool
+    at_ms: int
+
+
+Event: TypeAlias = (
+    WorkerStarted
+    | WorkerStopped
+    | JobStarted
+    | JobEnded
+    | JobStuck
+    | LeaseLost
+    | WorkerRecycled
+    | ProcessVitals
+    | LoopBlocked
+    | LoopFreed
+    | JobOverdue
+    | TasksLeft
+    | ResourceLeft
+)
 Subscriber: TypeAlias = "Callable[[Event], Any]"
+
+
+class Watcher(Protocol):
+    """Counts every attempt of a worker, at a fraction of what events cost.
+
+    It may not raise, nor keep what it is given. It hears of an end when the function has ended
+    and before Redis has confirmed it; the rare ends that Redis does not take are told by `lost`.
+    """
+
+    def ended(self, attempt: Any, ending: Any, /) -> None:
+        """Hear how an attempt (`runner.execution`) ended."""
+        ...
+
+    def lost(self, queue: str, job_id: str, /) -> None:
+        """Hear that an end that was told did not count: somebody else has the job."""
+        ...
 
 
 class Bus:
@@ -199,6 +368,9 @@ class Bus:
         self._subscribers: tuple[Subscriber, ...] = ()
         self.wanted = False
         """Whether anybody subscribes: look here before an event is made."""
+        self.watchers: tuple[Watcher, ...] = ()
+        self.watched = False
+        """Whether anybody wants to know how attempts end, as events or not."""
         for subscriber in subscribers:
             self.subscribe(subscriber)
 
@@ -210,7 +382,7 @@ class Bus:
                 f"longer work to a task of its own",
             )
         self._subscribers = (*self._subscribers, subscriber)
-        self.wanted = True
+        self.wanted = self.watched = True
 
         def unsubscribe() -> None:
             left = list(self._subscribers)
@@ -218,8 +390,20 @@ class Bus:
                 left.remove(subscriber)
             self._subscribers = tuple(left)
             self.wanted = bool(left)
+            self.watched = self.wanted or bool(self.watchers)
 
         return unsubscribe
+
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """Tell `watcher` of each end; return what ends that."""
+        self.watchers = (*self.watchers, watcher)
+        self.watched = True
+
+        def unwatch() -> None:
+            self.watchers = tuple(other for other in self.watchers if other != watcher)
+            self.watched = self.wanted or bool(self.watchers)
+
+        return unwatch
 
     def emit(self, event: Event) -> None:
         """Hand out one event; what a subscriber raises is logged."""
@@ -241,10 +425,18 @@ __all__ = [
     "Bus",
     "Event",
     "JobEnded",
+    "JobOverdue",
     "JobStarted",
     "JobStuck",
     "LeaseLost",
+    "LoopBlocked",
+    "LoopFreed",
+    "ProcessVitals",
+    "ResourceLeft",
     "Subscriber",
+    "TasksLeft",
+    "Watcher",
+    "WorkerRecycled",
     "WorkerStarted",
     "WorkerStopped",
     "is_subscriber",

@@ -16,6 +16,7 @@ from runner import broker, codec, connections, keys
 from runner.batch import Gathered
 from runner.codec import ResultRecord, reader_of
 from runner.errors import DecodeError, JobFailed, JobReplaced, RedisUnavailable
+from runner.progress import Following
 from runner.shapes import ANYTHING, Shape
 
 if TYPE_CHECKING:
@@ -261,6 +262,27 @@ class Job(arq.jobs.Job, Generic[R]):
         return self._unwrap(
             codec.decode_result(reader_of(self._deserializer), blob, job_id=self.job_id)
         )
+
+    def progress(self) -> Following:
+        """Return how far the job is: await it, or follow it until the job has ended.
+
+        Awaited it is one look, None where the job has said nothing, or not for an hour. Followed
+        it gives each word that is new (of those that come in quick succession the last one),
+        and ends with the job, whether that ends well or not.
+
+        Example:
+            >>> async for word in job.progress():
+            ...     print(f"{word.done} of {word.total} {word.message}")
+            >>> result = await job.result()
+        """
+        return Following(self._redis, self.job_id, self._ended)
+
+    async def _ended(self) -> None:
+        if self._results is None:
+            with contextlib.suppress(Exception):
+                await super().result()
+            return
+        await self._results.wait(self.job_id, self._queue_name, timeout_s=None)
 
     async def abort(
         self,

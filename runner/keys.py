@@ -44,6 +44,15 @@ runner:commits:<id>             HASH     commits of a job that goes on: number â
 runner:moved:<entry>            STRING   the entry that took its place, after Redis lost data; 1 h
 runner:unit:<id>                STRING   of a unit whose id its caller chose: its entry and a digest
                                          of its contents; 10 min
+runner:minute:<queue>:<minute>  HASH     attempts by outcome, and times by bucket; a day
+runner:minute-tasks:<queue>:<minute>  HASH  the same by task; three hours
+runner:finished:<queue>         LIST     the jobs that ended last, the newest first; 7 days
+runner:log:<id>                 LIST     the last lines that a job logged; a day
+runner:progress:<id>            STRING   how far a job is; an hour
+runner:workers                  ZSET     live workers â†’ when they count as gone, in ms; seconds
+runner:worker:<name>            STRING   what a worker is and does; seconds
+runner:control:<worker>         LIST     orders to a worker; 15 s
+runner:answers:<reply>          LIST     what workers answered to an order; a minute
 runner:sent:<client>            STRING   a client's last submission, so that it can be repeated;
                                          a minute
 runner:flow:<flow>              HASH     a flow: name, state, counts, deadline; while it makes
@@ -113,6 +122,11 @@ COMMITS = "runner:commits:"
 FLOW = "runner:flow:"
 HELD = "runner:held:"
 REPLACED = "runner:replaced:"
+PROGRESS = "runner:progress:"
+JOB_LOG = "runner:log:"
+MINUTE = "runner:minute:"
+MINUTE_TASKS = "runner:minute-tasks:"
+WORKER = "runner:worker:"
 IDLE = "runner:idle:"
 WAKE = "runner:wake:"
 LIMIT_BUCKETS = "runner:limit-buckets:"
@@ -127,6 +141,7 @@ PARKED_TASK = "runner:parked-task:"
 UNITS = "runner:units"
 WRITER = "runner:writer"
 LEADER = "runner:writer:leader"
+WORKERS = "runner:workers"
 
 LIMITS = "runner:limits"
 LIMITS_DECLARED = "runner:limits:declared"
@@ -285,6 +300,46 @@ def paused(queue: str) -> str:
 def health(queue: str) -> str:
     """STRING: the health of a worker of this queue, as arq writes it."""
     return queue + health_check_key_suffix
+
+
+def minute(queue: str, minute: int) -> str:
+    """HASH: what happened in a queue in one minute, counted since 1970."""
+    return f"{MINUTE}{queue}:{minute}"
+
+
+def minute_tasks(queue: str, minute: int) -> str:
+    """HASH: the same by task."""
+    return f"{MINUTE_TASKS}{queue}:{minute}"
+
+
+def finished(queue: str) -> str:
+    """LIST: the jobs of this queue that ended last."""
+    return f"runner:finished:{queue}"
+
+
+def job_log(job_id: str) -> bytes:
+    """LIST: the last lines that a job logged."""
+    return (JOB_LOG + job_id).encode(errors="surrogateescape")
+
+
+def progress(job_id: str) -> bytes:
+    """STRING: how far a job is."""
+    return (PROGRESS + job_id).encode(errors="surrogateescape")
+
+
+def worker(name: str) -> str:
+    """STRING: what a worker is and does."""
+    return WORKER + name
+
+
+def control(name: str) -> str:
+    """LIST: orders to a worker."""
+    return f"runner:control:{name}"
+
+
+def answers(reply: str) -> str:
+    """LIST: what workers answered to an order."""
+    return f"runner:answers:{reply}"
 
 
 def sent(client_id: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, TextIO
 
 from runner.errors import SettingsError, did_you_mean
@@ -22,6 +23,10 @@ FORMATS = ("plain", "console", "json")
 VARIABLE = "RUNNER_LOG"
 ARQ_HANDLER = "arq.standard"
 
+speaker: ContextVar[tuple[str, int]] = ContextVar("runner_speaker")
+"""The job that speaks and its attempt, where lines are kept with jobs."""
+
+_kept = 0  # how many workers of this process keep the lines of their jobs
 _unconfigured = False  # structlog, which nobody had imported yet when `configure` was called
 
 
@@ -76,6 +81,8 @@ def bind(job_id: str, task: str, attempt: int) -> None:
     Plain lines need no structlog. While nobody has imported it, nobody reads what is bound.
     """
     global _unconfigured  # noqa: PLW0603  as above
+    if _kept:
+        speaker.set((job_id, attempt))
     structlog = sys.modules.get("structlog")
     if structlog is None:
         return
@@ -83,6 +90,12 @@ def bind(job_id: str, task: str, attempt: int) -> None:
         _unconfigured = False
         _configure_structlog()
     structlog.contextvars.bind_contextvars(job_id=job_id, task=task, attempt=attempt)
+
+
+def keep_lines(*, keeps: bool) -> None:
+    """Note who speaks from now on, for one worker more; or for one less."""
+    global _kept  # noqa: PLW0603  as above
+    _kept += 1 if keeps else -1
 
 
 def _configure_structlog() -> None:

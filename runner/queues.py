@@ -253,6 +253,11 @@ class Queues:
         line.wake()
         return True
 
+    def resize(self, capacity: int) -> None:
+        """Hear that so many jobs may run at once from now on."""
+        for line in self._lines:
+            line.resize(capacity)
+
     def hand_in(self, settlement: Settlement) -> Settling:
         """Let the next cycle of the job's queue settle an attempt whose slot is free again."""
         line = self._lines[self._rank[settlement.claimed.queue]]
@@ -270,6 +275,11 @@ class Queues:
     def lanes(self) -> list[str]:
         """Where Redis remembers what was settled last."""
         return [lane for line in self._lines for lane in line.lanes]
+
+    @property
+    def reserved(self) -> int:
+        """How many slots are promised to claims that are under way."""
+        return sum(line.reserved for line in self._lines)
 
     def open(self, *, claims: bool, idle_ms: int) -> None:
         """Take settlements (again).
@@ -314,7 +324,7 @@ class Queues:
 
     def _room(self, rank: int) -> int:
         """Return how many jobs this queue may claim now."""
-        room = self._free() - sum(line.reserved for line in self._lines)
+        room = self._free() - self.reserved
         if len(self._lines) == 1:
             return room
         return self._policy.room(rank, room, self._lines)

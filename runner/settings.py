@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import math
+import sys
 from datetime import timedelta, tzinfo
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import arq.worker
@@ -18,10 +21,13 @@ from runner.codec import Codec, codec_named
 from runner.errors import SettingsError, did_you_mean
 from runner.events import Subscriber, is_subscriber
 from runner.executors import MAX_THREADS
+from runner.middleware import Middleware
+from runner.parts import Part
 from runner.queues import named
 from runner.schedule import Schedule, check_names
 from runner.signing import KeyRing, SigningKeys
 from runner.tasks import KEPT_RULE, MOST_KEPT_S, Task, seconds
+from runner.watch import LEFT_RESOURCES, LEFT_TASKS, RECYCLED
 from runner.worker import CANCEL_GRACE_S, KEEP_LETTERS_S, MOST_LETTERS, Worker
 from runner.writer import BOUND_ENTRIES
 
@@ -40,6 +46,12 @@ class SettingsWorker(Worker):
         """Format the logs as the environment asks, then do as every worker does."""
         logs.configure()
         await super().main()
+
+    def run(self) -> None:
+        """Run until told to stop; exit with status 75 when a limit of the process was reached."""
+        super().run()
+        if self.recycled:
+            sys.exit(RECYCLED)
 
 
 class WorkerSettings:
@@ -95,6 +107,22 @@ class WorkerSettings:
     cancel_grace: ClassVar[float | timedelta] = CANCEL_GRACE_S
     dead_letters_keep: ClassVar[float | timedelta] = KEEP_LETTERS_S
     dead_letters_max: ClassVar[int] = MOST_LETTERS
+    middleware: ClassVar[Sequence[Middleware]] = ()
+    max_jobs_per_process: ClassVar[int | None] = None
+    max_memory_mb: ClassVar[float | None] = None
+    max_memory_hard_mb: ClassVar[float | None] = None
+    max_age: ClassVar[float | timedelta | None] = None
+    blocked_after: ClassVar[float | timedelta | None] = 1.0
+    overdue_factor: ClassVar[float | None] = None
+    left_tasks: ClassVar[str] = "ignore"
+    left_resources: ClassVar[str] = "ignore"
+    vitals_interval: ClassVar[float | timedelta | None] = 10.0
+    parts: ClassVar[Sequence[Part]] = ()
+    monitor: ClassVar[bool] = True
+    history_jobs: ClassVar[int] = 1_000
+    job_log_lines: ClassVar[int] = 100
+    health_port: ClassVar[int | None] = None
+    health_host: ClassVar[str] = "127.0.0.1"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -118,6 +146,33 @@ def install() -> None:
     ``--watch`` run ours. It is the only place where this package changes another.
     """
     arq.worker.Worker = SettingsWorker  # type: ignore[misc]
+
+
+def load_settings(path: str) -> type[WorkerSettings]:
+    """Import ``module.Class``, looking in the current folder too.
+
+    Raises:
+        SettingsError: there is no such module or class, or it is no `WorkerSettings`.
+    """
+    module_name, _, class_name = path.rpartition(".")
+    if not module_name:
+        raise SettingsError(f"{path!r} must name a class, as in settings.WorkerSettings")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as exc:
+        if exc.name != module_name:
+            raise
+        raise SettingsError(f"there is no module {module_name!r} in {folder}") from exc
+    found = getattr(module, class_name, None)
+    if found is None:
+        hint = did_you_mean(class_name, vars(module))
+        raise SettingsError(f"{module_name} has no {class_name!r}{hint}")
+    if not (isinstance(found, type) and issubclass(found, WorkerSettings)):
+        raise SettingsError(f"{path} must be a subclass of runner.WorkerSettings")
+    return found
 
 
 def _parameters() -> Mapping[str, inspect.Parameter]:
@@ -199,6 +254,18 @@ def _subscribers(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(map(is_subscriber, value))
 
 
+def _middleware(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, Middleware) for one in value)
+
+
+def _parts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, Part) for one in value)
+
+
+def _above_zero(value: Any) -> bool:
+    return value is None or (_number(value) and seconds(value) > 0)
+
+
 def _codec(value: Any) -> bool:
     if value is None or isinstance(value, str):
         return True
@@ -231,6 +298,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "writer_backlog_entries",
             "max_threads",
             "dead_letters_max",
+            "history_jobs",
+            "job_log_lines",
         ),
         (_whole, "a whole number"),
     ),
@@ -245,6 +314,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "allow_abort_jobs",
             "handle_signals",
             "log_results",
+            "monitor",
         ),
         (_flag, "True or False"),
     ),
@@ -294,7 +364,35 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or isinstance(value, ArqRedis),
         "a client that runner.connect or arq's create_pool made, or None",
     ),
+    **dict.fromkeys(
+        ("max_age", "blocked_after", "vitals_interval"),
+        (_above_zero, "a number of seconds, more than 0, a timedelta, or None"),
+    ),
+    **dict.fromkeys(
+        ("max_memory_mb", "max_memory_hard_mb"),
+        (
+            lambda value: _above_zero(value) and not isinstance(value, timedelta),
+            "a number of megabytes, more than 0, or None",
+        ),
+    ),
+    "max_jobs_per_process": (
+        lambda value: value is None or (_whole(value) and value > 0),
+        "a whole number, more than 0, or None",
+    ),
+    "overdue_factor": (
+        lambda value: value is None or (_number(value) and seconds(value) >= 1),
+        "a number, 1 or more, or None",
+    ),
+    "left_resources": (lambda value: value in LEFT_RESOURCES, f"one of {LEFT_RESOURCES}"),
+    "left_tasks": (lambda value: value in LEFT_TASKS, f"one of {LEFT_TASKS}"),
+    "parts": (_parts, "a list or tuple of objects of subclasses of runner.Part"),
+    "middleware": (_middleware, "a list or tuple of objects of subclasses of runner.Middleware"),
     "queue_name": (_text, "a name"),
+    "health_host": (_text, "an address such as 127.0.0.1"),
+    "health_port": (
+        lambda value: value is None or (_whole(value) and 0 <= value < 65_536),  # noqa: PLR2004
+        "a port, 0 for any that is free, or None",
+    ),
     "subscribers": (_subscribers, "a list or tuple of plain functions of one event"),
     "queues": (
         _queues,
@@ -326,6 +424,8 @@ _LEAST = {
     "writer_backlog_entries": 1,
     "expires_extra_ms": 0,
     "dead_letters_max": 1,
+    "history_jobs": 1,
+    "job_log_lines": 0,
 }
 _LEAST_LEASE_S = 1.0
 
@@ -377,4 +477,4 @@ def _check_together(cls: type[WorkerSettings]) -> None:
         logging.getLogger(__name__).debug("%s names no functions yet", cls.__name__)
 
 
-__all__ = ["SettingsWorker", "WorkerSettings", "install"]
+__all__ = ["SettingsWorker", "WorkerSettings", "install", "load_settings"]

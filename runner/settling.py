@@ -57,23 +57,31 @@ class Settler:
             1, or 0 when somebody else has the job by now.
         """
         self.release(attempt)
-        if self._host.events.wanted:
-            self._watch(settlement, attempt, ending)
+        events = self._host.events
+        if events.watched:
+            for watcher in events.watchers:
+                watcher.ended(attempt, ending)
+            if events.wanted:
+                settlement.end = (attempt, ending)
         status = await self._hand_in(settlement)
         while isinstance(status, str):
             _log_refused(settlement, status)
             await asyncio.sleep(SETTLE_AGAIN_S)
             status = await self._hand_in(settlement)
         if status == 0:
-            _log_lost(settlement)
+            self._lost(settlement)
         return status
 
     def pass_in(self, settlement: Settlement, attempt: Attempt, ending: Ending) -> None:
         """Do the same where nothing follows, so that nobody waits for it."""
         self.release(attempt)
         attempt.passed_in = True
-        if self._host.events.wanted:
-            self._watch(settlement, attempt, ending)
+        events = self._host.events
+        if events.watched:
+            for watcher in events.watchers:
+                watcher.ended(attempt, ending)
+            if events.wanted:
+                settlement.end = (attempt, ending)
         self.cycles.pass_in(settlement)
 
     def settled(self, settlement: Settlement, status: int | str | None) -> None:
@@ -90,15 +98,21 @@ class Settler:
             return
         self._leases.remove(claimed.token, claimed.job_id)
         if status == 0:
-            _log_lost(settlement)
-        if settlement.confirmed is not None and status is not None:
-            settlement.confirmed(status)
+            self._lost(settlement)
+        if settlement.end is not None and status is not None:
+            self._tell(settlement, status)
         self._over()
 
     def report(self, attempt: Attempt, ending: Ending, settled: Settlement | None) -> None:
         """Tell subscribers how an attempt ended. The only place that does."""
-        if self._host.events.wanted:
-            self._host.events.emit(report.ended(self._host, attempt, ending, settled))
+        for watcher in self._host.events.watchers:
+            watcher.ended(attempt, ending)
+        self._emit(attempt, ending, settled)
+
+    def _emit(self, attempt: Attempt, ending: Ending, settled: Settlement | None) -> None:
+        events = self._host.events
+        if events.wanted:
+            events.emit(report.ended(self._host, attempt, ending, settled))
 
     async def drain(self) -> bool:
         """Wait until all is settled that was handed in; tell whether something came meanwhile."""
@@ -108,46 +122,37 @@ class Settler:
 
     def _hand_in(self, settlement: Settlement) -> Settling:
         settling = self.cycles.hand_in(settlement)
-        if settlement.confirmed is not None:
+        if settlement.end is not None:
             # By the future, and not behind an await: whoever awaits it may be cancelled.
-            settling.add_done_callback(functools.partial(_tell_status, settlement))
+            settling.add_done_callback(functools.partial(self._tell_status, settlement))
         return settling
 
-    def _watch(self, settlement: Settlement, attempt: Attempt, ending: Ending) -> None:
-        """Let subscribers hear what Redis says to the end of an attempt."""
-        settlement.confirmed = functools.partial(self._confirmed, settlement, attempt, ending)
+    def _lost(self, settlement: Settlement) -> None:
+        claimed = settlement.claimed
+        logger.warning(
+            "job %s: the lease was lost before the end was settled; it runs elsewhere",
+            claimed.job_id,
+        )
+        for watcher in self._host.events.watchers:
+            watcher.lost(claimed.queue, claimed.job_id)
 
-    def _confirmed(
-        self,
-        settlement: Settlement,
-        attempt: Attempt,
-        ending: Ending,
-        status: int,
-    ) -> None:
+    def _tell_status(self, settlement: Settlement, settling: asyncio.Future[int | str]) -> None:
+        """Tell whoever listens how Redis took a settlement, once it did."""
+        if settling.cancelled() or isinstance(status := settling.result(), str):
+            return  # given up: the job's next claim tells; or refused: it is handed in again
+        self._tell(settlement, status)
+
+    def _tell(self, settlement: Settlement, status: int) -> None:
+        attempt, ending = settlement.end
         if status:
-            self.report(attempt, ending, settlement)
+            self._emit(attempt, ending, settlement)
         else:
-            self.report(attempt, Ending(Outcome.LOST_LEASE, ending.result), None)
+            self._emit(attempt, Ending(Outcome.LOST_LEASE, ending.result), None)
 
     async def _settle_again(self, settlement: Settlement) -> None:
         await asyncio.sleep(SETTLE_AGAIN_S)
         self.cycles.pass_in(settlement)
 
 
-def _tell_status(settlement: Settlement, settling: asyncio.Future[int | str]) -> None:
-    """Tell whoever wants to hear how Redis took a settlement, once it did."""
-    if settling.cancelled() or isinstance(status := settling.result(), str):
-        return  # given up: the job's next claim tells; or refused: it is handed in again
-    assert settlement.confirmed is not None
-    settlement.confirmed(status)
-
-
 def _log_refused(settlement: Settlement, status: str) -> None:
     logger.error("Redis refused the end of job %s: %s", settlement.claimed.job_id, status)
-
-
-def _log_lost(settlement: Settlement) -> None:
-    logger.warning(
-        "job %s: the lease was lost before the end was settled; it runs elsewhere",
-        settlement.claimed.job_id,
-    )

@@ -22,14 +22,18 @@ class Signalled(arq.worker.Worker):
 
     Attributes:
         stopping: running jobs are handed back.
+        draining: nothing is claimed any more, what runs goes on to its end, and the loop ends then.
+        is_quiet: nothing is claimed until it is told to go on.
     """
 
     stopping: bool
+    draining: bool
+    is_quiet: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._early_handlers: dict[Signals, Callable[[Signals], None]] = {}
         self._told_to_stop = False
-        self.stopping = False
+        self.stopping = self.draining = self.is_quiet = False
         super().__init__(*args, **kwargs)
 
     def give_up(self) -> None:
@@ -51,6 +55,30 @@ class Signalled(arq.worker.Worker):
     def _stop_before_the_start(self, *_: object) -> None:
         self._told_to_stop = True
 
+    def nudge(self) -> None:
+        """Let the loop look at what has changed."""
+        raise NotImplementedError
+
+    def drain(self) -> None:
+        """Claim no more, let running jobs finish however long they take, and end the loop."""
+        self.draining = True
+        self.allow_pick_jobs = False
+        self.nudge()
+
+    def quiet(self) -> None:
+        """Claim no more, until `resume`; what runs goes on, what has not begun is handed back."""
+        if self.allow_pick_jobs:
+            self.is_quiet = True
+            self.allow_pick_jobs = False
+            self.nudge()
+
+    def resume(self) -> None:
+        """Claim again after `quiet`; a worker that ends does not."""
+        if self.is_quiet and not (self.stopping or self.draining):
+            self.allow_pick_jobs = True
+            self.nudge()
+        self.is_quiet = False
+
     def take_over_signals(self) -> None:
         """Let the loop handle signals from now on."""
         handlers, self._early_handlers = self._early_handlers, {}
@@ -70,7 +98,8 @@ class Signalled(arq.worker.Worker):
 
     def handle_sig_wait_for_completion(self, signum: Signals) -> None:
         """Let running jobs finish for `job_completion_wait`; stop now when told again."""
-        if self.allow_pick_jobs:
+        if self.allow_pick_jobs or self.draining or self.is_quiet:
+            self.draining = self.is_quiet = False
             super().handle_sig_wait_for_completion(signum)
         else:
             self.handle_sig(signum)

@@ -22,6 +22,8 @@ from typing import (
 )
 
 from runner.arguments import Signature
+from runner.dependencies import call as call_with
+from runner.dependencies import dependencies_of
 from runner.errors import ArgumentsError, SettingsError
 from runner.limits import Limit
 from runner.limits import declared as declared_limits
@@ -200,7 +202,10 @@ class Task(Generic[P, R]):
         self.function = function
         self.task_options = options
         self.name = options.name
-        self.signature = Signature(function)
+        self.dependencies = dependencies_of(function)
+        self.signature = Signature(function, self.dependencies)
+        if self.dependencies:
+            self._check_provided()
         if options.unique is not None:
             self._check_rule(options.unique)
         update_wrapper(self, function)
@@ -212,7 +217,9 @@ class Task(Generic[P, R]):
         self.__annotations__ = function.__annotations__
 
     def __call__(self, ctx: Any, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-        """Call the function itself; nothing is enqueued."""
+        """Call the function itself; nothing is enqueued. What it is not given is provided."""
+        if self.dependencies:
+            return call_with(self.function, self.dependencies, ctx, args, kwargs)
         coroutine: Coroutine[Any, Any, R] = self.function(ctx, *args, **kwargs)
         return coroutine
 
@@ -339,6 +346,21 @@ class Task(Generic[P, R]):
                 unique=rule,
             ),
         )
+
+    def _check_provided(self) -> None:
+        """Refuse dependencies where nobody would provide them, and limits that look at them."""
+        if self.runs_in != "loop":
+            names = ", ".join(map(repr, self.dependencies))
+            raise SettingsError(
+                f"task {self.name!r} runs in a {self.runs_in}, where nothing provides {names}: "
+                "declare it as an async function that runs in the event loop, or leave Depends out"
+            )
+        for limit in self.task_options.limits:
+            if limit.key in self.dependencies:
+                raise SettingsError(
+                    f"task {self.name!r}: the key {limit.key!r} of the limit {limit.name!r} is "
+                    "provided, and no argument of its jobs"
+                )
 
     def _check_rule(self, rule: Rule) -> None:
         signature = self.signature

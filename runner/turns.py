@@ -79,6 +79,10 @@ class Turns:
         """Return the task and the attempt of a job that waits for something."""
         return self._waiting.get(claimed.token + claimed.job_id)
 
+    def attempts(self) -> list[Attempt]:
+        """Return the attempts that wait for something; safe to call from any thread."""
+        return [attempt for _, attempt in list(self._waiting.values())]
+
     def adopt_context(self) -> None:
         """Let jobs begin with the context variables of the caller."""
         self._context = contextvars.copy_context()

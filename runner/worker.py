@@ -1,7 +1,7 @@
 """The worker: arq's Worker, its loop driven by events in place of polling.
 
-Start order, each step undone in reverse by `close`: connection to Redis, start-up hook,
-lease thread, writer candidate, wake connection, loop.
+Start order, each step undone in reverse by `close`: connection to Redis, start-up hook, the parts
+(see `assembly`), loop.
 """
 
 from __future__ import annotations
@@ -19,33 +19,37 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 import uvloop
-from arq.connections import ArqRedis, create_pool, log_redis_info
+from arq.connections import ArqRedis, log_redis_info
 from arq.constants import default_queue_name, expires_extra_ms
 from arq.worker import Function
 
-from runner import broker, connections, execution, keys
+from runner import broker, execution, keys
 from runner import writer as writers
+from runner.assembly import Assembled
 from runner.broker import Broker, Settlement
 from runner.codec import Codec, codec_of
-from runner.connection import open_client
 from runner.connections import TROUBLE
 from runner.cycle import CYCLE_TIMEOUT_S
 from runner.errors import SettingsError
-from runner.events import Bus, Subscriber, WorkerStarted, WorkerStopped
-from runner.execution import Ending, report
+from runner.events import Bus, Subscriber
+from runner.execution import Ending
 from runner.executors import MAX_THREADS, Executors
 from runner.leases import Leases
 from runner.limits import Gate
-from runner.pipe import PlainPipe
+from runner.middleware import Middleware, around_execute
+from runner.middleware import check as checked_middleware
+from runner.monitor import MonitorOptions, monitor_of
+from runner.parts import JOBS, Part, Parts
+from runner.progress import ProgressBoard
 from runner.queues import Queues, named
-from runner.schedule import Book, Schedule, Tickers, check_for_worker, functions_of, split
+from runner.schedule import Schedule, Tickers, check_for_worker, functions_of, split
 from runner.settling import Settler
-from runner.signals import Signalled
 from runner.signing import SigningKeys, chosen_codec
 from runner.tasks import Task, seconds
 from runner.turns import Turns
 from runner.types import Outcome, Retention
 from runner.wake import Waker
+from runner.watch import Watch, watch_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
     from runner.broker import Claimed, CycleReply
     from runner.execution.records import Frames
     from runner.limits import Limit
+    from runner.pipe import PlainPipe
     from runner.scripts import Executes
 
 logger = logging.getLogger("arq.worker")
@@ -75,7 +80,7 @@ CANCEL_GRACE_S = 5.0
 LOOP_END_S = 1.0
 
 
-class Worker(Signalled):
+class Worker(Assembled):
     """Run jobs. Takes everything that arq's Worker takes, and what follows.
 
     Args:
@@ -110,6 +115,26 @@ class Worker(Signalled):
             abort or the worker's end: beyond them it is given up, and a process killed.
         dead_letters_keep: seconds for which a dead letter is kept.
         dead_letters_max: how many dead letters a queue has at most; the oldest go first.
+        middleware: what stands around the running of jobs, and the enqueueing by their client.
+        max_jobs_per_process: after how many jobs the process is replaced.
+        max_memory_mb: from how much resident memory on the process is replaced; what runs is
+            finished.
+        max_memory_hard_mb: from how much on it hands back what runs, and ends at once.
+        max_age: seconds after which the process is replaced.
+        blocked_after: seconds for which the event loop may stand still before the job that holds
+            it up is reported.
+        overdue_factor: how many times the usual time of its task a job may run before it is
+            reported.
+        left_tasks: "report" asyncio tasks that a job has left behind, "cancel" them, or "ignore".
+        left_resources: "report" sockets and connections that are destroyed unclosed, or "ignore".
+        vitals_interval: seconds between two events with what the process holds.
+        parts: what lives with the worker, beside its own parts.
+        monitor: write heartbeats, counts and times by the minute, the jobs that ended last and
+            the lines that jobs log to Redis, and take orders from `Client.workers`.
+        history_jobs: how many jobs that ended each queue remembers.
+        job_log_lines: how many lines of each job are kept; 0: none.
+        health_port: answer probes and metrics over HTTP on this port; 0: a free one; None: no.
+        health_host: the address to listen on for that.
 
     Every other parameter is arq's own; its documentation holds.
     """
@@ -168,6 +193,22 @@ class Worker(Signalled):
         cancel_grace: SecondsTimedelta = CANCEL_GRACE_S,
         dead_letters_keep: SecondsTimedelta = KEEP_LETTERS_S,
         dead_letters_max: int = MOST_LETTERS,
+        middleware: Sequence[Middleware] = (),
+        max_jobs_per_process: int | None = None,
+        max_memory_mb: float | None = None,
+        max_memory_hard_mb: float | None = None,
+        max_age: SecondsTimedelta | None = None,
+        blocked_after: SecondsTimedelta | None = None,
+        overdue_factor: float | None = None,
+        left_tasks: str = "ignore",
+        left_resources: str = "ignore",
+        vitals_interval: SecondsTimedelta | None = None,
+        parts: Sequence[Part] = (),
+        monitor: bool = False,
+        history_jobs: int = 1_000,
+        job_log_lines: int = 100,
+        health_port: int | None = None,
+        health_host: str = "127.0.0.1",
     ) -> None:
         self.events = Bus(subscribers)
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
@@ -268,13 +309,41 @@ class Worker(Signalled):
         self.cron_jobs, schedules = split(cron_jobs or (), self.timezone, keeps=history)
         check_for_worker(schedules, self.functions, aborts=allow_abort_jobs)
         self._tickers = Tickers(schedules, home=self.queue_name)
+        self.watch = Watch(
+            self,
+            watch_settings(
+                max_jobs=max_jobs_per_process,
+                max_memory_mb=max_memory_mb,
+                max_memory_hard_mb=max_memory_hard_mb,
+                max_age=seconds(max_age),
+                blocked_after=seconds(blocked_after),
+                overdue_factor=overdue_factor,
+                left_tasks=left_tasks,
+                left_resources=left_resources,
+                vitals_interval=seconds(vitals_interval),
+            ),
+        )
+        self.middleware = checked_middleware(middleware)
+        self.around = around_execute((*self.middleware, *self.watch.layers))
+        self.progress = ProgressBoard(lambda: self.pool)
+        self.monitor = monitor_of(
+            self,
+            MonitorOptions(
+                keeps=monitor,
+                jobs=history_jobs,
+                lines=job_log_lines,
+                port=health_port,
+                host=health_host,
+            ),
+        )
+        self.parts = Parts([*self._own_parts(), *parts])
 
     async def main(self) -> None:
         """Connect, start, and run the loop until it is cancelled or the burst is over."""
         self.take_over_signals()
         if self._told_to_stop:
             return
-        self.stopping = False
+        self.stopping = self.draining = self.is_quiet = False
         self.allow_pick_jobs = True
         await self._connect()
         logger.info(
@@ -290,26 +359,16 @@ class Worker(Signalled):
         if self.on_startup:
             await self.on_startup(self.ctx)
         self._turns.adopt_context()
-        await self.executors.start()
-        await self.gate.declare(self.pool)
-        self._leases.start(self.pool.connection_pool)
-        await self._start_candidate()
-        if self.history or self._tickers.schedules:
-            await self._tickers.start(
-                [self._book(name) for name in self.cycles.names],
-                tasks=self.functions,
-                aborts=self.allow_abort_jobs,
-                burst=self.burst,
-            )
-        idle_ms = 0
-        if not self.burst:
-            self._waker.start(self.pool)
-            idle_ms = int(max(self._wait_s() * 4, 2) * 1000)
+        await self.parts.start(self)
+        idle_ms = 0 if self.burst else int(max(self._wait_s() * 4, 2) * 1000)
         self.cycles.open(claims=self.max_burst_jobs < 0, idle_ms=idle_ms)
         self._closing = False
         self._loop_ended.clear()
+        if self.monitor is not None:
+            await self.monitor.start()
         if self.events.wanted:
-            self.events.emit(self._started())
+            self.events.emit(execution.report.worker_started(self, self.cycles.names))
+        self.watch.tell_ready()
         try:
             await self._loop()
             if not self.history:  # arq's bare Worker leaves no key of ours
@@ -318,39 +377,9 @@ class Worker(Signalled):
         finally:
             self.cycles.rest()
             try:
-                await self._tickers.stop()
-                await self._waker.stop()
+                await self.parts.stop(down_to=JOBS)
             finally:
                 self._loop_ended.set()
-
-    def _book(self, queue: str) -> Book:
-        return Book(
-            self.pool,
-            self.codec,
-            queue,
-            lifetime_ms=self.expires_extra_ms,
-            functions=self.functions,
-        )
-
-    async def _connect(self) -> None:
-        if self._pool is None and self._codec_given:
-            assert self.redis_settings is not None
-            self._pool = await open_client(
-                self.redis_settings,
-                codec=self.codec,
-                queue=self.queue_name,
-                expires_extra_ms=self.expires_extra_ms,
-            )
-            self._pipe = PlainPipe(self._pool, timeout_s=CYCLE_TIMEOUT_S)
-        elif self._pool is None:
-            self._pool = await create_pool(
-                self.redis_settings,
-                job_deserializer=self.job_deserializer,
-                job_serializer=self.job_serializer,
-                default_queue_name=self.queue_name,
-                expires_extra_ms=self.expires_extra_ms,
-            )
-            connections.let_callers_wait(self._pool)
 
     @property
     def orphans(self) -> int:
@@ -370,48 +399,17 @@ class Worker(Signalled):
         """See to it that all jobs end, now that they were cancelled."""
         self._turns.watch()
 
-    def _started(self) -> WorkerStarted:
-        return WorkerStarted(
-            worker=self.name,
-            at_ms=execution.now_ms(),
-            queues=tuple(self.cycles.names),
-            functions=tuple(self.functions),
-            max_jobs=self.max_jobs,
-            burst=self.burst,
-        )
-
-    def _stopped(self) -> WorkerStopped:
-        return WorkerStopped(
-            worker=self.name,
-            at_ms=execution.now_ms(),
-            jobs_complete=self.jobs_complete,
-            jobs_failed=self.jobs_failed,
-            jobs_retried=self.jobs_retried,
-        )
-
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Call `subscriber` with each event of `runner.events`; return what ends that."""
         return self.events.subscribe(subscriber)
-
-    async def _start_candidate(self) -> None:
-        if self._offers_writer and self.candidate is None:
-            assert self.database_url is not None
-            # Beside the pool: it reads and waits all the time.
-            self._candidates_redis = connections.another(self.pool.connection_pool)
-            self.candidate = writers.Candidate(
-                redis=self._candidates_redis,
-                database_url=self.database_url,
-                codec=self.codec,
-                bounds=self._bounds,
-                retention=self._retention,
-            )
-            await self.candidate.start()
 
     async def _loop(self) -> None:
         backoff_s = SOONEST_BACKOFF_S
         while not self._closing:
             # Before the claim: a token that arrives from here on is not overlooked.
             self._nudge.clear()
+            if self.draining and self._is_idle():
+                return
             try:
                 await self._poll_iteration()
                 if self.burst and await self._burst_is_over():
@@ -425,6 +423,14 @@ class Worker(Signalled):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._wait_s()):
                     await self._nudge.wait()
+
+    def _is_idle(self) -> bool:
+        """Say whether nothing runs, waits to run, is being claimed or settled."""
+        return not (self._turns.ready or self.tasks or len(self._leases) or self.cycles.reserved)
+
+    def nudge(self) -> None:
+        """Let the loop look at what has changed."""
+        self._nudge.set()
 
     def _wait_s(self) -> float:
         # Claims tell the time: after half a lease without one, leases are thought to have run
@@ -518,7 +524,7 @@ class Worker(Signalled):
         claimed: Claimed,
     ) -> tuple[execution.Attempt, Coroutine[Any, Any, None]]:
         attempt = execution.begin(claimed)
-        stops = self.stopping or not self.allow_pick_jobs
+        stops = self.stopping or not (self.allow_pick_jobs or self.draining)
         return attempt, self._hand_back(attempt) if stops else self._run(attempt)
 
     def commits_of(self, attempt: execution.Attempt) -> writers.JobCommits:
@@ -530,6 +536,16 @@ class Worker(Signalled):
     def limit_lease(self, attempt: execution.Attempt, timeout_s: float) -> None:
         """Renew the lease for as long as the job may run, and one lease more to end it."""
         attempt.claimed.until = time.monotonic() + timeout_s + self.lease_s
+
+    def is_live(self) -> bool:
+        """Say whether the loop runs, and goes on."""
+        return not self._closing and not self._loop_ended.is_set()
+
+    def resize(self, max_jobs: int) -> None:
+        """Run so many jobs at once from now on; none of those that run is given up."""
+        self.max_jobs = max_jobs
+        self.cycles.resize(max_jobs)
+        self._nudge.set()
 
     def leases_are_overdue(self) -> bool:
         """Say whether leases were not renewed in time, as after SIGSTOP."""
@@ -565,7 +581,7 @@ class Worker(Signalled):
         self._attempt_over()
 
     def _attempt_over(self) -> None:
-        if self.burst:
+        if self.burst or self.draining:
             self._nudge.set()
 
     async def _note_abort(self, job_id: str) -> None:
@@ -602,7 +618,7 @@ class Worker(Signalled):
         task.cancel()
         self._turns.watch((lease.job_id,))
         if self.events.wanted:
-            self.events.emit(report.lost(self, attempt))
+            self.events.emit(execution.report.lost(self, attempt))
 
     def give_up(self) -> None:
         """Leave what cannot be settled now to its lease."""
@@ -627,14 +643,6 @@ class Worker(Signalled):
             if not ran and not again:
                 return
 
-    async def _disconnect(self) -> None:
-        if self._pipe is not None:
-            await self._pipe.close()
-            self._pipe = None
-        await self.pool.aclose(close_connection_pool=True)
-        await connections.close_sentinels(self.pool.connection_pool)
-        self._pool = None
-
     async def close(self) -> None:
         """Hand back what runs, stop what was started in reverse order, disconnect. Idempotent."""
         if not self._handle_signals:
@@ -644,23 +652,7 @@ class Worker(Signalled):
             return
         self.cycles.rest()
         await self._end_loop()
-        await self._tickers.stop()
-        await self._waker.stop()
-        await self._end_jobs()
-        await self.executors.stop()
-        await self.gate.drain()
-        if self.candidate is not None:
-            await self.candidate.stop()
-            self.candidate = None
-        if self._candidates_redis is not None:
-            await self._candidates_redis.aclose()
-            self._candidates_redis = None
-        if self._commits is not None:
-            await self._commits.stop()
-            self._commits = None
-        self._leases.stop()
-        if self.reads is not None:
-            await self.reads.close()
+        await self.parts.stop()
         with contextlib.suppress(*TROUBLE):
             async with asyncio.timeout(CYCLE_TIMEOUT_S):
                 for name in self.cycles.names:
@@ -670,7 +662,7 @@ class Worker(Signalled):
             await self.on_shutdown(self.ctx)
         await self._disconnect()
         if self.events.wanted:
-            self.events.emit(self._stopped())
+            self.events.emit(execution.report.worker_stopped(self))
 
 
 def _lease(given: SecondsTimedelta) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from runner.cli import cron, dead, dev, jobs, limits, writer
+from runner.cli import cron, dead, dev, jobs, limits, watch, worker, writer
 from runner.errors import RunnerError
 
 
@@ -24,10 +24,11 @@ class Group(click.Group):
 def main() -> None:
     """Run and look after the parts of arq-runner.
 
-    Workers are started by arq's own command: arq settings.WorkerSettings
+    A single worker is also started by arq's own command: arq settings.WorkerSettings
     """
 
 
+main.add_command(worker.worker)
 main.add_command(writer.writer)
 main.add_command(dev.dev)
 main.add_command(cron.cron)
@@ -37,3 +38,7 @@ main.add_command(jobs.purge)
 main.add_command(limits.limits)
 for _command in (limits.pause, limits.resume, limits.paused):
     main.add_command(_command)
+main.add_command(watch.top)
+main.add_command(watch.workers)
+main.add_command(watch.queues)
+main.add_command(watch.health)

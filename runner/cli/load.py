@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvloop
 
 from runner.codec import Codec, codec_of
 from runner.connection import open_client
-from runner.errors import SettingsError, did_you_mean
-from runner.settings import WorkerSettings
+from runner.settings import load_settings
 from runner.signing import chosen_codec
 from runner.tasks import Task
 
@@ -20,35 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from runner.client import Client
+    from runner.settings import WorkerSettings
 
 T = TypeVar("T")
-
-
-def load_settings(path: str) -> type[WorkerSettings]:
-    """Import ``module.Class``, looking in the current folder too.
-
-    Raises:
-        SettingsError: there is no such module or class, or it is no `WorkerSettings`.
-    """
-    module_name, _, class_name = path.rpartition(".")
-    if not module_name:
-        raise SettingsError(f"{path!r} must name a class, as in settings.WorkerSettings")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as exc:
-        if exc.name != module_name:
-            raise
-        raise SettingsError(f"there is no module {module_name!r} in {folder}") from exc
-    found = getattr(module, class_name, None)
-    if found is None:
-        hint = did_you_mean(class_name, vars(module))
-        raise SettingsError(f"{module_name} has no {class_name!r}{hint}")
-    if not (isinstance(found, type) and issubclass(found, WorkerSettings)):
-        raise SettingsError(f"{path} must be a subclass of runner.WorkerSettings")
-    return found
 
 
 def codec_by(settings: type[WorkerSettings]) -> Codec:
@@ -84,3 +54,6 @@ def tasks_by(settings: type[WorkerSettings]) -> dict[str, Task[..., Any]]:
     """Return the declared tasks of the workers, by name."""
     declared = [function for function in settings.functions if isinstance(function, Task)]
     return {task.name: task for task in declared}
+
+
+__all__ = ["client_by", "codec_by", "do", "load_settings", "tasks_by"]

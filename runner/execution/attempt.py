@@ -47,6 +47,7 @@ from runner.execution.report import started
 from runner.execution.settlement import settlement
 from runner.execution.steps import as_coroutine, go_on
 from runner.keys import KEEP_MS
+from runner.middleware import CARRIED, JobCall
 from runner.retry import Decision, Verdict, decide
 from runner.schedule import CRON_OPTION, ScheduledRun
 from runner.tasks import Task
@@ -85,7 +86,7 @@ async def run(host: Host, attempt: Attempt, ending: Ending | None = None) -> Non
             ending = Ending(Outcome.FAILED, exc)
         if attempt.is_abandoned or attempt.is_left:
             return  # others have seen to it
-    if host.events.wanted:
+    if host.events.watched:
         attempt.ended_ms = now_ms()
     log(host, attempt, ending)
     if attempt.limited is not None and ending.outcome in LIMITED:
@@ -205,7 +206,12 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
         else:
             timeout_s = starts(host, attempt)
             assert attempt.function is not None
-            coroutine = as_coroutine(attempt.function.coroutine(context, *args, **kwargs))
+            call = (
+                attempt.function.coroutine(context, *args, **kwargs)
+                if host.around is None
+                else host.around(job_call(attempt, context, args, kwargs))
+            )
+            coroutine = as_coroutine(call)
             try:
                 waits_for = coroutine.send(None)
             except StopIteration as stop:  # it is over, and has never waited
@@ -236,6 +242,31 @@ def starts(host: Host, attempt: Attempt) -> float | None:
     if timeout_s is not None:
         host.limit_lease(attempt, timeout_s)
     return timeout_s
+
+
+def job_call(
+    attempt: Attempt,
+    context: Context,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> JobCall:
+    """Return what the middleware is given."""
+    assert attempt.function is not None
+    claimed, record = attempt.claimed, attempt.record
+    return JobCall(
+        ctx=context,
+        job_id=claimed.job_id,
+        queue=claimed.queue,
+        task=record.task,
+        attempt=attempt.number,
+        enqueued_ms=record.enqueued_ms,
+        due_ms=claimed.run_at_ms,
+        started_ms=attempt.started_ms,
+        args=args,
+        kwargs=kwargs,
+        carried=record.options.get(CARRIED) or {},
+        function=attempt.function.coroutine,
+    )
 
 
 async def wait_out(
@@ -301,6 +332,7 @@ def make_context(host: Host, attempt: Attempt) -> Context:
         functools.partial(host.commits_of, attempt),
         run,
         functools.partial(job_flow, host, attempt),
+        host.progress,
     )
     context["job_id"] = attempt.claimed.job_id
     context["job_try"] = attempt.number

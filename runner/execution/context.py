@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import runner.writer
 from runner.errors import FlowError, ScheduleError, TaskError, UnitError
+from runner.progress import checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from runner.client import Client
+    from runner.progress import ProgressBoard
     from runner.schedule import ScheduledRun
     from runner.workflow import JobFlow
     from runner.writer import JobCommits, JobDatabase, ReadPool
@@ -41,7 +43,7 @@ class Context(dict[Any, Any]):
         ...     ctx.db.update("orders", key={"id": order_id}, shipped=True)
     """
 
-    __slots__ = ("_bridge", "_commits", "_db", "_flow", "_make_flow", "_reads", "_run")
+    __slots__ = ("_board", "_bridge", "_commits", "_db", "_flow", "_make_flow", "_reads", "_run")
 
     def __init__(
         self,
@@ -50,8 +52,10 @@ class Context(dict[Any, Any]):
         commits: Callable[[], JobCommits] | None = None,
         run: ScheduledRun | None = None,
         flow: Callable[[], JobFlow] | None = None,
+        board: ProgressBoard | None = None,
     ) -> None:
         super().__init__(values)
+        self._board = board
         self._run = run
         self._reads = reads
         self._commits = commits
@@ -100,6 +104,23 @@ class Context(dict[Any, Any]):
         """When the schedule that made this job was due, None when none did."""
         return None if self._run is None else self._run.due
 
+    async def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Say how far this job is, as often as you like: what is said too often is gathered.
+
+        `Job.progress` reads it. It is a word to those who watch, and nothing rests on it: while
+        Redis is away it is lost.
+
+        Args:
+            done: how much is done, in a unit of your own.
+            total: of how much; None where nobody knows.
+            message: a short text, cut after 500 characters.
+
+        Raises:
+            ArgumentsError: a number makes no sense.
+        """
+        word = checked(done, total, message, self.attempt)
+        if self._board is not None:
+            await self._board.say(self.job_id, word)
     @property
     def cancelled(self) -> bool:
         """Whether this job is to end, or has ended already: for functions that run in a thread.

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from runner.execution.context import Context
     from runner.execution.limits import Limits
     from runner.limits import Gate, Limited
+    from runner.middleware import Execute
+    from runner.progress import ProgressBoard
     from runner.tasks import Task
     from runner.writer import JobCommits, ReadPool
 
@@ -90,6 +92,7 @@ class Host(Protocol):
     ctx: dict[Any, Any]
     codec: Codec
     reads: ReadPool | None
+    progress: ProgressBoard
     history: bool
     stopping: bool
     job_timeout_s: Any
@@ -101,6 +104,7 @@ class Host(Protocol):
     log_results: bool
     aborting_tasks: set[str]
     job_tasks: dict[str, asyncio.Task[Any]]
+    around: Execute | None
     on_job_start: Any
     on_job_end: Any
     after_job_end: Any

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from runner import codec
-from runner.events import JobEnded, JobStarted, JobStuck, LeaseLost
+from runner.events import JobEnded, JobStarted, JobStuck, LeaseLost, WorkerStarted, WorkerStopped
 from runner.execution.limits import shown
 from runner.execution.records import AGAIN, NO_LETTER, Attempt, Ending, Host, now_ms
 from runner.types import Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from runner.broker import Settlement
     from runner.execution.records import Frames
 
 logger = logging.getLogger("arq.worker")
+
+
+class Serves(Host, Protocol):
+    """What the events of a worker say of it."""
+
+    max_jobs: int
+    burst: bool
 
 
 def started(host: Host, attempt: Attempt) -> JobStarted:
@@ -100,4 +109,39 @@ def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | No
         error=described["message"],
         exception=exception,
         limit=ending.limit,
+    )
+
+
+def lost(host: Host, attempt: Attempt) -> LeaseLost:
+    """Return the event of a job that runs here and that somebody else has by now."""
+    return LeaseLost(
+        worker=host.name,
+        queue=attempt.claimed.queue,
+        job_id=attempt.claimed.job_id,
+        task=attempt.record.task,
+        attempt=attempt.number,
+        at_ms=now_ms(),
+    )
+
+
+def worker_started(worker: Serves, queues: Sequence[str]) -> WorkerStarted:
+    """Return the event of a worker that claims from these queues from now on."""
+    return WorkerStarted(
+        worker=worker.name,
+        at_ms=now_ms(),
+        queues=tuple(queues),
+        functions=tuple(worker.functions),
+        max_jobs=worker.max_jobs,
+        burst=worker.burst,
+    )
+
+
+def worker_stopped(worker: Serves) -> WorkerStopped:
+    """Return the event of a worker that has closed."""
+    return WorkerStopped(
+        worker=worker.name,
+        at_ms=now_ms(),
+        jobs_complete=worker.jobs_complete,
+        jobs_failed=worker.jobs_failed,
+        jobs_retried=worker.jobs_retried,
     )

@@ -1,5 +1,27 @@
-"""Look at the jobs of a queue while they wait and run, and change what becomes of them."""
+"""Look at jobs, queues, workers and what has happened; change what becomes of jobs and workers."""
 
+from runner.inspect.history import FinishedJob, History, LogLine, Period, job_log
 from runner.inspect.jobs import Cancelled, JobFilter, JobInfo, JobPage, JobState, QueuedJobs
+from runner.inspect.latency import Latency
+from runner.inspect.queues import QueueLoad, queue_loads
+from runner.inspect.workers import RunningJob, WorkerInfo, Workers
 
-__all__ = ["Cancelled", "JobFilter", "JobInfo", "JobPage", "JobState", "QueuedJobs"]
+__all__ = [
+    "Cancelled",
+    "FinishedJob",
+    "History",
+    "JobFilter",
+    "JobInfo",
+    "JobPage",
+    "JobState",
+    "Latency",
+    "LogLine",
+    "Period",
+    "QueueLoad",
+    "QueuedJobs",
+    "RunningJob",
+    "WorkerInfo",
+    "Workers",
+    "job_log",
+    "queue_loads",
+]

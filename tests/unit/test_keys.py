@@ -37,6 +37,11 @@ PREFIXES = {
     keys.FLOW,
     keys.HELD,
     keys.REPLACED,
+    keys.PROGRESS,
+    keys.JOB_LOG,
+    keys.MINUTE,
+    keys.MINUTE_TASKS,
+    keys.WORKER,
 }
 NAMES = PREFIXES | {
     keys.ABORT,
@@ -47,6 +52,7 @@ NAMES = PREFIXES | {
     keys.LIMITS_DECLARED,
     keys.PAUSED_TASKS,
     keys.PARKED_TASKS,
+    keys.WORKERS,
 }
 
 
@@ -135,11 +141,19 @@ def test_number_of_fields_of_an_entry_fits_the_script() -> None:
         (keys.schedule_book("q"), "runner:schedule:q:"),
         (keys.schedule_turn("q"), "runner:schedule-turn:q"),
         (keys.fleet("q"), "runner:fleet:q"),
+        (keys.minute("q", 7), "runner:minute:q:7"),
+        (keys.minute_tasks("q", 7), "runner:minute-tasks:q:7"),
+        (keys.finished("q"), "runner:finished:q"),
+        (keys.job_log("x"), b"runner:log:x"),
+        (keys.progress("x"), b"runner:progress:x"),
+        (keys.worker("w"), "runner:worker:w"),
+        (keys.control("w"), "runner:control:w"),
+        (keys.answers("r"), "runner:answers:r"),
         (keys.flow("f"), "runner:flow:f"),
         (keys.fleet_member("q", "d"), "runner:fleet:q:d"),
     ],
 )
-def test_key_is_named_as_documented(made: str, key: str) -> None:
+def test_key_is_named_as_documented(made: str | bytes, key: str | bytes) -> None:
     assert made == key
 
 
@@ -152,6 +166,10 @@ def test_every_key_is_documented() -> None:
         keys.dead(""),
         keys.places(""),
         keys.sent(""),
+        keys.finished(""),
+        keys.control(""),
+        keys.answers(""),
+        keys.WORKERS,
         keys.ABORT,
         keys.UNITS,
         keys.WRITER,

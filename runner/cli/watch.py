@@ -1,0 +1,334 @@
+"""``runner top``, ``workers``, ``queues`` and ``health``: what the fleet does, and orders to it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from runner.cli import where as options
+from runner.cli.load import do, load_settings
+from runner.cli.tables import as_json, escaped, table
+from runner.cli.where import Place
+from runner.queues import named
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from runner.client import Client
+    from runner.inspect import Period, QueueLoad, WorkerInfo
+    from runner.settings import WorkerSettings
+
+WORKER_HEADS = ("WORKER", "STATE", "JOBS", "MEMORY", "DELAY", "UP", "QUEUES", "RUNS")
+QUEUE_HEADS = ("QUEUE", "DUE", "LATER", "RUNNING", "LAG", "JOBS/S", "FAILED", "WAIT P95", "RUN P95")
+TASK_HEADS = ("TASK", "ENDED", "FAILED", "WAIT P50", "WAIT P95", "RUN P50", "RUN P95", "RUN P99")
+BAD = ("failed", "timed_out", "too_many_tries", "too_many_crashes", "cancelled", "expired")
+SPAN_MIN = 2
+MOST_TASKS = 15
+PROBE_TIMEOUT_S = 5.0
+MOST_REPLY = 1_000
+
+settings_option = click.option(
+    "--settings",
+    "path",
+    default="settings.WorkerSettings",
+    show_default=True,
+    help="The class that the workers use, for its redis_settings, queues and codec.",
+)
+
+
+@click.group(invoke_without_command=True)
+@options.at_settings
+@options.as_json_flag
+@click.pass_context
+def workers(ctx: click.Context, path: str, queue: str, *, as_json: bool) -> None:
+    """List the workers that live; ping, drain, resume them, set their concurrency."""
+    ctx.obj = Place(path, queue)
+    if ctx.invoked_subcommand is None:
+        list_workers(ctx.obj, as_json=as_json)
+
+
+def list_workers(place: Place, *, as_json: bool) -> None:
+    """Print the workers."""
+    found = place.do(lambda client, _: client.workers.list(place.queue or None))
+    if as_json:
+        click.echo(_json([msgspec.to_builtins(worker) for worker in found]))
+        return
+    _print(worker_lines(found))
+    click.echo(f"{len(found)} workers", err=True)
+
+
+@workers.command(name="list")
+@options.as_json_flag
+@click.pass_obj
+def list_(place: Place, *, as_json: bool) -> None:
+    """List the workers that live, and what they do."""
+    list_workers(place, as_json=as_json)
+
+
+@workers.command()
+@click.argument("names", nargs=-1)
+@options.as_json_flag
+@click.pass_obj
+def ping(place: Place, names: tuple[str, ...], *, as_json: bool) -> None:
+    """Ask workers NAMES, or all, whether they are there."""
+    _tell(place, names, lambda client, told: client.workers.ping(told), as_json=as_json)
+
+
+@workers.command()
+@click.argument("names", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All workers.")
+@options.as_json_flag
+@click.pass_obj
+def drain(place: Place, names: tuple[str, ...], *, everything: bool, as_json: bool) -> None:
+    """Let workers NAMES claim nothing more; what runs goes on."""
+    _need(names, everything=everything)
+    _tell(place, names, lambda client, told: client.workers.drain(told), as_json=as_json)
+
+
+@workers.command()
+@click.argument("names", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All workers.")
+@options.as_json_flag
+@click.pass_obj
+def resume(place: Place, names: tuple[str, ...], *, everything: bool, as_json: bool) -> None:
+    """Let drained workers NAMES claim again."""
+    _need(names, everything=everything)
+    _tell(place, names, lambda client, told: client.workers.resume(told), as_json=as_json)
+
+
+@workers.command()
+@click.argument("jobs", type=click.IntRange(1))
+@click.argument("names", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All workers.")
+@options.as_json_flag
+@click.pass_obj
+def concurrency(
+    place: Place, jobs: int, names: tuple[str, ...], *, everything: bool, as_json: bool
+) -> None:
+    """Let workers NAMES run JOBS at once from now on, until they end."""
+    _need(names, everything=everything)
+    _tell(
+        place,
+        names,
+        lambda client, told: client.workers.concurrency(jobs, told),
+        as_json=as_json,
+    )
+
+
+@click.command()
+@options.at_settings
+@options.as_json_flag
+def queues(path: str, queue: str, *, as_json: bool) -> None:
+    """Show what waits in each queue, for how long, and how it went in the last minutes."""
+    settings = load_settings(path)
+    names = [queue] if queue else queues_of(settings)
+    rows = do(settings, lambda client: queue_rows(client, names))
+    if as_json:
+        click.echo(_json([_queue_shown(load, period) for load, period in rows]))
+        return
+    _print(queue_lines(rows))
+
+
+@click.command()
+@options.at_settings
+@click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True)
+@click.option("--once", is_flag=True, help="Print it once, and end.")
+@options.as_json_flag
+def top(path: str, queue: str, *, every: float, once: bool, as_json: bool) -> None:
+    """Show queues, tasks and workers, live; Ctrl-C ends it. With --json one line each time."""
+    settings = load_settings(path)
+    names = [queue] if queue else queues_of(settings)
+
+    async def show(client: Client) -> None:
+        while True:
+            if as_json:
+                click.echo(msgspec.json.encode(await _all_shown(client, names)).decode())
+            else:
+                lines = await screen(client, names)
+                if not once:
+                    click.clear()
+                _print(lines)
+            if once:
+                return
+            await asyncio.sleep(every)
+
+    try:
+        do(settings, show)
+    except KeyboardInterrupt:
+        return
+
+
+@click.command()
+@click.option("--url", default="", help="Where the worker answers; default: by the settings.")
+@click.option("--live", is_flag=True, help="Ask whether it lives, not whether it is ready.")
+@settings_option
+@options.as_json_flag
+@click.pass_context
+def health(ctx: click.Context, url: str, path: str, *, live: bool, as_json: bool) -> None:
+    """Ask the worker of this machine whether it is ready: status 0, or 1 if it is not."""
+    if not url:
+        settings = load_settings(path)
+        if not settings.health_port:
+            raise click.ClickException(f"{path}.health_port is not set: nothing answers probes")
+        url = f"http://{settings.health_host}:{settings.health_port}"
+    if not url.startswith(("http://", "https://")):
+        raise click.BadParameter("give http://host:port", param_hint="--url")
+    is_well, said = _asked(f"{url.rstrip('/')}/{'live' if live else 'ready'}")
+    if as_json:
+        click.echo(_json({"ok": is_well, "said": said}))
+    else:
+        click.echo(escaped(said), err=not is_well)
+    ctx.exit(0 if is_well else 1)
+
+
+def _asked(address: str) -> tuple[bool, str]:
+    """Ask a worker; return whether all is well, and what it said."""
+    try:
+        with urllib.request.urlopen(address, timeout=PROBE_TIMEOUT_S) as reply:  # noqa: S310
+            return True, reply.read(MOST_REPLY).decode(errors="replace").strip()
+    except urllib.error.HTTPError as exc:
+        return False, exc.read(MOST_REPLY).decode(errors="replace").strip()
+    except OSError as exc:
+        return False, f"nobody answers at {address}: {exc}"
+
+
+def queues_of(settings: type[WorkerSettings]) -> list[str]:
+    """Return the queues that the workers read."""
+    names, _ = named(settings.queue_name, settings.queues, default=settings.queue_name)
+    return names
+
+
+async def queue_rows(client: Client, names: list[str]) -> list[tuple[QueueLoad, Period]]:
+    """Read what waits and what happened in some queues."""
+    loads = await client.queue_loads(*names)
+    return [(load, await client.history.of(load.queue).last(minutes=SPAN_MIN)) for load in loads]
+
+
+async def screen(client: Client, names: list[str]) -> list[str]:
+    """Return the lines of ``runner top``."""
+    rows = await queue_rows(client, names)
+    tasks: dict[str, Period] = {}
+    for name in names:
+        tasks |= await client.history.of(name).tasks(minutes=SPAN_MIN)
+    busy = sorted(tasks.items(), key=lambda item: -item[1].ended)[:MOST_TASKS]
+    found = await client.workers.list()
+    ended = sum(period.per_second for _, period in rows)
+    lines = [
+        (
+            f"{time.strftime('%H:%M:%S')}  {len(found)} workers, "
+            f"{sum(worker.running for worker in found)} running, "
+            f"{ended:.1f} jobs a second in the last {SPAN_MIN} minutes"
+        ),
+        "",
+    ]
+    lines += [*queue_lines(rows), "", *table(TASK_HEADS, [_task_row(*item) for item in busy])]
+    return [*lines, "", *worker_lines(found)]
+
+
+def worker_lines(found: list[WorkerInfo]) -> Iterable[str]:
+    """Return the table of workers."""
+    return table(WORKER_HEADS, [_worker_row(worker) for worker in found], flexible=7)
+
+
+def queue_lines(rows: list[tuple[QueueLoad, Period]]) -> Iterable[str]:
+    """Return the table of queues."""
+    return table(QUEUE_HEADS, [_queue_row(load, period) for load, period in rows])
+
+
+async def _all_shown(client: Client, names: list[str]) -> dict[str, Any]:
+    rows = await queue_rows(client, names)
+    return {
+        "queues": [_queue_shown(load, period) for load, period in rows],
+        "workers": [msgspec.to_builtins(worker) for worker in await client.workers.list()],
+    }
+
+
+def _worker_row(worker: WorkerInfo) -> list[str]:
+    by_task = Counter(job.task for job in worker.jobs)
+    up_s = max(worker.at_ms - worker.started_ms, 0) / 1000
+    return [
+        worker.name + (" (writer)" if worker.is_writer else ""),
+        worker.state,
+        f"{worker.running}/{worker.concurrency}",
+        f"{worker.rss_bytes / 1e6:.0f} MB",
+        _ms(worker.loop_delay_ms),
+        _ms(up_s * 1000),
+        ", ".join(worker.queues),
+        ", ".join(f"{task} ({count})" for task, count in by_task.most_common()),
+    ]
+
+
+def _queue_row(load: QueueLoad, period: Period) -> list[str]:
+    return [
+        load.queue,
+        str(load.due),
+        str(load.later),
+        str(load.running),
+        _ms(load.lag_s * 1000),
+        f"{period.per_second:.1f}",
+        str(_failed(period)),
+        _ms(period.wait.p95),
+        _ms(period.run.p95),
+    ]
+
+
+def _task_row(task: str, period: Period) -> list[str]:
+    times = (period.wait.p50, period.wait.p95, period.run.p50, period.run.p95, period.run.p99)
+    return [task, str(period.ended), str(_failed(period)), *map(_ms, times)]
+
+
+def _failed(period: Period) -> int:
+    return sum(period.outcomes.get(outcome, 0) for outcome in BAD)
+
+
+def _ms(ms: float) -> str:
+    """Return a length of time as people say it."""
+    for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
+        if ms >= length:
+            return f"{ms / length:.1f} {unit}"
+    return f"{ms:.0f} ms"
+
+
+def _queue_shown(load: QueueLoad, period: Period) -> dict[str, Any]:
+    return {**msgspec.to_builtins(load), "last": msgspec.to_builtins(period)}
+
+
+def _need(names: tuple[str, ...], *, everything: bool) -> None:
+    if bool(names) == everything:
+        raise click.UsageError("name the workers, or say --all")
+
+
+def _tell(
+    place: Place,
+    names: tuple[str, ...],
+    order: Callable[[Client, list[str] | None], Awaitable[dict[str, str]]],
+    *,
+    as_json: bool,
+) -> None:
+    """Give an order, and print the answers; a named worker that is silent is an error."""
+    answers = place.do(lambda client, _: order(client, list(names) or None))
+    if as_json:
+        click.echo(_json(answers))
+    else:
+        for worker, text in answers.items():
+            click.echo(f"{escaped(worker)}  {escaped(text)}")
+    silent = [name for name in names if name not in answers]
+    if silent or not answers:
+        raise click.ClickException(
+            f"no answer from {', '.join(map(escaped, silent)) or 'any worker'}"
+        )
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+_json = as_json

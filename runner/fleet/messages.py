@@ -1,0 +1,45 @@
+"""What supervisor and member tell each other: one JSON object a line, over a socket.
+
+=========  ==========  ========================================================================
+from       ``say``     means
+=========  ==========  ========================================================================
+member     ready       it claims from now on; ``stop_s`` is what SIGTERM may take
+member     recycle     it wants to be replaced, and ``why``; it goes on until it is told to drain
+member     leaving     it ends now, without being told, and ``why``
+member     vitals      ``rss`` in bytes, ``threads``, ``files``, ``jobs`` that have ended
+supervisor drain       claim no more, finish what runs, end
+=========  ==========  ========================================================================
+
+The end of the stream tells a member that its supervisor is gone, however it went.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+SOCKET: Final = "RUNNER_FLEET_SOCKET"
+"""The environment variable with the number of a member's end of the socket."""
+
+BAD_SETTINGS: Final = 78
+"""A member's status when its settings cannot be loaded: EX_CONFIG of sysexits.h."""
+
+RECYCLED: Final = 75
+"""The status of a worker that ended to be started anew: EX_TEMPFAIL of sysexits.h."""
+
+
+def encode(say: str, **fields: Any) -> bytes:
+    """Return one line."""
+    return json.dumps({"say": say, **fields}).encode() + b"\n"
+
+
+class Lines:
+    """Puts the messages of a stream together again."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """Return the messages that are complete now."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [json.loads(line) for line in lines if line]

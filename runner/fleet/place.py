@@ -1,0 +1,152 @@
+"""A place in the fleet: one worker is always at work in it.
+
+::
+
+    empty ──starts──▶ ready ──watches over──▶ replaced: the new one is ready, the old one drains
+      ▲                              │
+      └──── pause, longer each time ─┴ died
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .process import Member
+
+logger = logging.getLogger("runner.fleet")
+
+SOONEST_S, LATEST_S = 0.2, 30.0
+"""How long a place stays empty after its worker has died: at first, and at most."""
+HEALTHY_S = 60.0
+"""One that has lived so long died of something new: the pause is the first again."""
+START_S = 60.0
+"""How long a replacement may take to be ready before it is given up."""
+
+
+class Fleet(Protocol):
+    """What a place needs of its supervisor."""
+
+    renewal: asyncio.Lock
+
+    def start(self) -> Member:
+        """Start one worker process."""
+        ...
+
+    def retire(self, member: Member) -> None:
+        """Let a member go that was replaced."""
+        ...
+
+    def gives_up(self, member: Member) -> bool:
+        """Say whether one that did not start ends all."""
+        ...
+
+    def look(self) -> None:
+        """Hear that a place has changed."""
+        ...
+
+
+class Place:
+    """Where one worker is always at work.
+
+    Attributes:
+        settled: somebody serves here, and is not about to be replaced.
+    """
+
+    def __init__(self, fleet: Fleet, number: int) -> None:
+        self._fleet = fleet
+        self._number = number
+        self._renewal = asyncio.Event()
+        self._pause_s = SOONEST_S
+        self.settled = False
+
+    def __str__(self) -> str:
+        return f"place {self._number}"
+
+    def renew(self) -> None:
+        """Replace whoever is here by a new process."""
+        self._settle(settled=False)
+        self._renewal.set()
+
+    async def keep(self) -> None:
+        """Keep somebody at work here, until cancelled."""
+        while True:
+            member: Member | None = await self._fill()
+            while member is not None:
+                self._settle(settled=not self._renewal.is_set())
+                member = await self._next(member)
+            self._settle(settled=False)
+
+    def _settle(self, *, settled: bool) -> None:
+        self.settled = settled
+        self._fleet.look()
+
+    async def _fill(self) -> Member:
+        """Start workers until one is ready."""
+        while True:
+            self._renewal.clear()  # whoever starts now is new
+            member = self._fleet.start()
+            await member.ready.wait()
+            if member.status is None:
+                return member
+            if self._fleet.gives_up(member):
+                await asyncio.Event().wait()  # until cancelled
+            await self._pause(member)
+
+    async def _next(self, member: Member) -> Member | None:
+        """Wait until somebody else is to be here, and return who; None: nobody is."""
+        waits = [
+            asyncio.create_task(event.wait(), name=f"{self} waits")
+            for event in (member.wants_out, self._renewal)
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if member.status is not None:
+            await self._pause(member)
+            return None
+        if self._renewal.is_set():
+            return await self._replace(member, must=False)
+        logger.info("%s is replaced: %s", member.name, member.why)
+        return await self._replace(member, must=True)
+
+    async def _replace(self, member: Member, *, must: bool) -> Member | None:
+        """Return a new worker that serves, and let the old one go; None: nobody is here.
+
+        Args:
+            member: the old one.
+            must: try until there is a new one. Otherwise, when it does not start, the old one
+                stays.
+        """
+        while True:
+            async with self._fleet.renewal:
+                self._renewal.clear()
+                new = self._fleet.start()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(START_S):
+                        await new.ready.wait()
+            if new.serves and new.status is None:
+                self._fleet.retire(member)
+                return new
+            self._fleet.gives_up(new)  # says why
+            new.kill()
+            if member.status is not None:
+                return None
+            logger.error("%s was not ready in time: %s stays", new.name, member.name)
+            if not must:
+                return member
+            await self._pause(new)
+
+    async def _pause(self, member: Member) -> None:
+        """Wait after one has died, longer each time, but not when all are to be replaced."""
+        if member.age_s > HEALTHY_S:
+            self._pause_s = SOONEST_S
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pause_s):
+                await self._renewal.wait()
+        self._pause_s = min(self._pause_s * 2, LATEST_S)

@@ -1,0 +1,139 @@
+"""Say what a worker is and does, and do what it is told."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import sys
+from functools import cache
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from runner import keys
+from runner.execution import now_ms
+from runner.inspect.workers import Answer, Order, RunningJob, WorkerInfo
+from runner.scripts import load
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from runner.monitor.watched import Watched
+
+KEEP_MS = 10_000
+ANSWER_MS = 60_000
+MOST_JOBS = 50
+
+
+async def beat(redis: Redis, worker: Watched, *, started_ms: int, delay_s: float) -> list[Order]:
+    """Write down what a worker does, in one call; return the orders that waited for it."""
+    facts = msgspec.msgpack.encode(info_of(worker, started_ms=started_ms, delay_s=delay_s))
+    orders = await load("worker_beat").call(
+        redis,
+        keys=[keys.WORKERS, keys.worker(worker.name), keys.control(worker.name)],
+        args=[worker.name, facts, KEEP_MS],
+    )
+    return [msgspec.msgpack.decode(order, type=Order) for order in orders]
+
+
+async def leave(redis: Redis, worker: Watched) -> None:
+    """Say that a worker has ended."""
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.zrem(keys.WORKERS, worker.name)
+        pipe.delete(keys.worker(worker.name), keys.control(worker.name))
+        await pipe.execute()
+
+
+async def obey(redis: Redis, worker: Watched, orders: list[Order]) -> None:
+    """Do what a worker is told, in order, and answer."""
+    async with redis.pipeline(transaction=False) as pipe:
+        for order in orders:
+            answer = msgspec.msgpack.encode(Answer(worker.name, done(worker, order)))
+            pipe.rpush(keys.answers(order.reply), answer)
+            pipe.pexpire(keys.answers(order.reply), ANSWER_MS)
+        await pipe.execute()
+
+
+def done(worker: Watched, order: Order) -> str:
+    """Do one thing; return what is answered."""
+    match order.verb:
+        case "ping":
+            return f"pong, {state_of(worker)}"
+        case "drain":
+            worker.quiet()
+            return f"draining, {worker.job_counter} running"
+        case "resume":
+            worker.resume()
+            return state_of(worker)
+        case "concurrency":
+            before = worker.max_jobs
+            worker.resize(order.value)
+            return f"concurrency {worker.max_jobs}, was {before}"
+        case _:
+            return f"{order.verb!r} is unknown to version {version()}"
+
+
+def info_of(worker: Watched, *, started_ms: int, delay_s: float) -> WorkerInfo:
+    """Return what a worker is and does at the moment."""
+    jobs = [
+        RunningJob(
+            attempt.claimed.job_id.encode(errors="backslashreplace").decode(),
+            attempt.record.task,
+            attempt.claimed.queue,
+            attempt.number,
+            attempt.started_ms,
+        )
+        for attempt in worker.running()
+    ]
+    jobs.sort(key=lambda job: job.started_ms)
+    return WorkerInfo(
+        name=worker.name,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        version=version(),
+        queues=tuple(worker.cycles.names),
+        tasks=tuple(worker.functions),
+        state=state_of(worker),
+        concurrency=worker.max_jobs,
+        running=worker.job_counter,
+        jobs=tuple(jobs[:MOST_JOBS]),
+        succeeded=worker.jobs_complete,
+        failed=worker.jobs_failed,
+        retried=worker.jobs_retried,
+        rss_bytes=rss_bytes(),
+        loop_delay_ms=round(delay_s * 1000, 1),
+        is_writer=leads(worker),
+        started_ms=started_ms,
+        at_ms=now_ms(),
+    )
+
+
+def state_of(worker: Watched) -> str:
+    """Return the word for what a worker does."""
+    if worker.stopping:
+        return "stopping"
+    return "running" if worker.allow_pick_jobs else "draining"
+
+
+def leads(worker: Watched) -> bool:
+    """Say whether it is the elected writer."""
+    candidate: Any = worker.candidate
+    return candidate is not None and bool(candidate.leading)
+
+
+def rss_bytes() -> int:
+    """Return the memory of this process; what it had at most, where the system says no more."""
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123  no disk behind it
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+
+
+@cache
+def version() -> str:
+    """Return the version of this package."""
+    return metadata.version("arq-runner")

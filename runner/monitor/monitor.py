@@ -1,0 +1,258 @@
+"""The service that watches one worker: two ticks a second, and an end.
+
+Each tick writes down what was counted since the last one, in one call for each queue that had
+work; every second tick says what the worker does. How late a tick comes is the loop's delay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from runner import keys
+from runner.execution import now_ms
+from runner.inspect.queues import queue_loads
+from runner.monitor import metrics
+from runner.monitor.beat import beat, info_of, leave, obey
+from runner.monitor.joblog import JobLog
+from runner.monitor.probes import Probes, Reply
+from runner.monitor.tally import Tally
+from runner.scripts import load
+from runner.writer import writer_status
+
+if TYPE_CHECKING:
+    from runner.inspect.queues import QueueLoad
+    from runner.monitor.tally import Counted
+    from runner.monitor.watched import Watched
+    from runner.types import WriterStatus
+
+logger = logging.getLogger("runner.monitor")
+
+TROUBLE = (RedisError, OSError, TimeoutError)
+TICK_S = 0.5
+BEATS_EVERY = 2
+CALL_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 2.0
+
+MINUTE_MS = 24 * 3600 * 1000
+TASKS_MS = 3 * 3600 * 1000
+FINISHED_MS = 7 * 24 * 3600 * 1000
+SILENT_S = 15.0
+"""For how long Redis may be silent before the worker says that it is not ready."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorOptions:
+    """What is watched.
+
+    Attributes:
+        keeps: write history and heartbeats to Redis, and take orders.
+        jobs: how many jobs that ended each queue remembers.
+        lines: how many lines of each job are kept; 0: none.
+        port: where probes and metrics are answered; 0: a free one; None: nowhere.
+        host: the address to listen on.
+    """
+
+    keeps: bool = True
+    jobs: int = 1_000
+    lines: int = 100
+    port: int | None = None
+    host: str = "127.0.0.1"
+
+
+def monitor_of(worker: Watched, options: MonitorOptions) -> Monitor | None:
+    """Return what watches a worker, None where nothing is asked for."""
+    wanted = options.keeps or options.port is not None
+    return Monitor(worker, options) if wanted else None
+
+
+class Monitor:
+    """Watch one worker.
+
+    Attributes:
+        probes: the HTTP server, None without a port.
+    """
+
+    def __init__(self, worker: Watched, options: MonitorOptions) -> None:
+        self._worker = worker
+        self._options = options
+        self._tally = Tally(worker.name, worker.functions, most=options.jobs)
+        self._totals = metrics.Totals()
+        self._log: JobLog | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._unwatch: Any = None
+        self._started_ms = 0
+        self._delay_s = 0.0  # at worst since the last beat
+        self._last_delay_s = 0.0
+        self._answered_at = 0.0  # by the loop's time, when Redis last did
+        self._in_trouble = False
+        self.probes: Probes | None = None
+
+    async def start(self) -> None:
+        """Begin to watch, and listen. Idempotent.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        if self._task is not None:
+            return
+        self._started_ms = now_ms()
+        self._answered_at = asyncio.get_running_loop().time()
+        self._unwatch = self._worker.events.watch(self._tally)
+        if self._options.keeps and self._options.lines:
+            self._log = JobLog(self._options.lines)
+            self._log.open()
+        if self._options.port is not None:
+            self.probes = Probes(
+                {"/live": self._live, "/ready": self._ready, "/lag": self._lag_of}
+                | {"/metrics": self._metrics}
+            )
+            await self.probes.start(self._options.host, self._options.port)
+        self._task = asyncio.create_task(self._run(), name="runner monitor")
+
+    async def stop(self) -> None:
+        """Write down the last counts, say that the worker has ended, stop listening. Idempotent."""
+        if self._task is None:
+            return
+        task, self._task = self._task, None
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        self._unwatch()
+        if self._log is not None:
+            self._log.close()
+        if self.probes is not None:
+            await self.probes.stop()
+            self.probes = None
+        with contextlib.suppress(*TROUBLE):
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self._write()
+                if self._options.keeps:
+                    await leave(self._worker.pool, self._worker)
+        self._log = None
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        number = 0
+        while True:
+            try:
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    await self._write()
+                    if number % BEATS_EVERY == 0:
+                        await self._beat()
+                if self._in_trouble:
+                    logger.info("Redis answers again")
+                self._in_trouble = False
+            except TROUBLE as exc:
+                if not self._in_trouble:
+                    logger.warning("monitoring: Redis does not answer (%s); trying again", exc)
+                self._in_trouble = True
+            except Exception:
+                logger.exception("monitoring failed; it goes on")
+            number += 1
+            due = loop.time() + TICK_S
+            await asyncio.sleep(TICK_S)
+            self._last_delay_s = max(loop.time() - due, 0.0)
+            self._delay_s = max(self._delay_s, self._last_delay_s)
+
+    async def _write(self) -> None:
+        """Write down what was counted; what could not be written is lost, and said."""
+        counted, finished = self._tally.take()
+        self._totals.add(counted)
+        redis = self._worker.pool
+        if not self._options.keeps:
+            return
+        for queue in dict.fromkeys(cell.queue for cell in counted):
+            cells = [cell for cell in counted if cell.queue == queue]
+            await self._add(queue, cells, finished.get(queue, []))
+        if self._log is not None:
+            await self._log.flush_to(redis)
+
+    async def _add(self, queue: str, cells: list[Counted], jobs: list[bytes]) -> None:
+        totals, by_task = _fields(cells)
+        await load("history_add").call(
+            self._worker.pool,
+            keys=[queue, keys.finished(queue)],
+            args=[
+                *(MINUTE_MS, TASKS_MS, FINISHED_MS, self._options.jobs),
+                *(len(totals), len(by_task)),
+                *(part for pair in totals.items() for part in pair),
+                *(part for pair in by_task.items() for part in pair),
+                *jobs,
+            ],
+        )
+
+    async def _beat(self) -> None:
+        worker, redis = self._worker, self._worker.pool
+        delay_s, self._delay_s = self._delay_s, 0.0
+        if self._options.keeps:
+            orders = await beat(redis, worker, started_ms=self._started_ms, delay_s=delay_s)
+            if orders:
+                await obey(redis, worker, orders)
+        else:
+            await redis.ping()
+        self._answered_at = asyncio.get_running_loop().time()
+
+    async def _live(self) -> Reply:
+        """Answer: whoever hears this from the loop knows that it turns."""
+        is_live = self._worker.is_live()
+        return Reply(200 if is_live else 503, "live\n" if is_live else "the loop has ended\n")
+
+    async def _ready(self) -> Reply:
+        silent_s = asyncio.get_running_loop().time() - self._answered_at
+        if not self._worker.is_live() or self._worker.stopping:
+            return Reply(503, "stopping\n")
+        if not self._worker.allow_pick_jobs:
+            return Reply(503, "draining\n")
+        if silent_s > SILENT_S:
+            return Reply(503, f"Redis has been silent for {silent_s:.0f} s\n")
+        return Reply(200, "ready\n")
+
+    async def _lag_of(self) -> Reply:
+        """Answer with seconds that the oldest due job of any queue has waited: one number."""
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                loads = await queue_loads(self._worker.pool, self._worker.cycles.names)
+        except TROUBLE as exc:
+            return Reply(503, f"Redis does not answer: {type(exc).__name__}\n")
+        return Reply(200, f"{max(load.lag_s for load in loads):.3f}\n")
+
+    async def _metrics(self) -> Reply:
+        """Answer in Prometheus's text format; without Redis with what the worker knows itself."""
+        if not metrics.is_there():
+            return Reply(501, "metrics need: pip install 'arq-runner[metrics]'\n")
+        loads: list[QueueLoad] = []
+        writer: WriterStatus | None = None
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                loads = await queue_loads(self._worker.pool, self._worker.cycles.names)
+                if self._worker.database_url is not None:
+                    writer = await writer_status(self._worker.pool)
+        except TROUBLE as exc:
+            logger.warning("metrics without queues: Redis does not answer (%s)", exc)
+        info = info_of(self._worker, started_ms=self._started_ms, delay_s=self._last_delay_s)
+        text = metrics.exposition(
+            self._totals, info, lost=self._tally.leases_lost, loads=loads, writer=writer
+        )
+        return Reply(200, text, metrics.KIND)
+
+
+def _fields(cells: list[Counted]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the fields of a minute, and those by task."""
+    totals: dict[str, int] = {}
+    by_task: dict[str, int] = {}
+    for cell in cells:
+        fields = {cell.outcome: cell.count} if cell.count else {}
+        if cell.ran:
+            fields |= {f"w{index}": count for index, count in cell.waited.items()}
+            fields |= {f"r{index}": count for index, count in cell.ran.items()}
+            fields |= {"ws": cell.waited_ms, "rs": cell.ran_ms}
+        for name, count in fields.items():
+            totals[name] = totals.get(name, 0) + count
+            named = f"{name} {cell.task}"
+            by_task[named] = by_task.get(named, 0) + count
+    return totals, by_task

@@ -1,0 +1,69 @@
+"""What monitoring asks of a worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from redis.asyncio import Redis
+
+    from runner.events import Bus
+    from runner.execution import Attempt
+
+
+class Reads(Protocol):
+    """The queues of a worker."""
+
+    @property
+    def names(self) -> list[str]:
+        """Their names, the most urgent first."""
+        ...
+
+
+class Watched(Protocol):
+    """A worker; its names are arq's and ours."""
+
+    name: str
+    events: Bus
+    functions: dict[str, Any]
+    max_jobs: int
+    job_counter: int
+    jobs_complete: int
+    jobs_failed: int
+    jobs_retried: int
+    stopping: bool
+    allow_pick_jobs: bool
+    candidate: Any
+    database_url: str | None
+
+    @property
+    def pool(self) -> Redis:
+        """Its connections."""
+        ...
+
+    @property
+    def cycles(self) -> Reads:
+        """Its queues."""
+        ...
+
+    def running(self) -> Iterable[Attempt]:
+        """Return those that wait for something."""
+        ...
+
+    def is_live(self) -> bool:
+        """Say whether its loop goes on as it should."""
+        ...
+
+    def quiet(self) -> None:
+        """Claim nothing more, until `resume`; what runs goes on."""
+        ...
+
+    def resume(self) -> None:
+        """Claim again."""
+        ...
+
+    def resize(self, max_jobs: int) -> None:
+        """Run so many jobs at once from now on."""
+        ...

@@ -1,0 +1,225 @@
+"""What lives with a worker: started in the order of its needs, stopped in reverse.
+
+The worker's own parts (see `Worker`) and the user's are in one list. A part starts when all that it
+needs have started. The part ``jobs`` stands for the claiming and running of jobs: whatever does
+not need it is there before the first job, and until the last job has ended. When a part does not
+start, those that have are stopped again; so a start is whole, or did not happen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from runner.errors import PartFailed, SettingsError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from arq.connections import ArqRedis
+
+    from runner.events import Bus, Subscriber
+
+logger = logging.getLogger("runner.parts")
+
+JOBS = "jobs"
+
+
+class Serving(Protocol):
+    """What a part may use of its worker, which is a `runner.Worker`.
+
+    Attributes:
+        name: host, process id and a part of its own.
+        ctx: what jobs find in their context.
+        events: to emit events of one's own, and to subscribe.
+        functions: what it runs, by name.
+    """
+
+    name: str
+    ctx: dict[Any, Any]
+    events: Bus
+    functions: dict[str, Any]
+
+    @property
+    def pool(self) -> ArqRedis:
+        """The worker's client."""
+        ...
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Call `subscriber` with each event of `runner.events`; return what ends that."""
+        ...
+
+
+class Part:
+    """Something that lives with a worker: a server of your own, a cache that is kept warm.
+
+    Give objects of your subclasses to ``WorkerSettings.parts``. The connection to Redis is there
+    when a part starts, and ``on_startup`` is through; ``on_shutdown`` comes when it has stopped.
+
+    Attributes:
+        name: by which others need it; by default the name of the class.
+        needs: the names of the parts that are to be started before it, and stopped after it:
+            of yours, or of the worker's: "leases", "watch", "writer", "provided", "limits",
+            "executors", "progress", "monitor", "jobs", "schedules", "wake".
+        start_s: how many seconds the start may take.
+        stop_s: how many seconds the stop may take; None: any time.
+
+    Example:
+        >>> class Probe(Part):
+        ...     async def start(self, worker):
+        ...         self.server = await asyncio.start_server(self.answer, port=8080)
+        ...
+        ...     async def stop(self):
+        ...         self.server.close()
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[Sequence[str]] = ()
+    start_s: ClassVar[float | None] = 30.0
+    stop_s: ClassVar[float | None] = 30.0
+
+    async def start(self, worker: Serving) -> None:
+        """Begin; when this raises, the worker does not start, and `stop` is not called."""
+
+    async def stop(self) -> None:
+        """End; called once for each `start` that has ended well."""
+
+
+class Parts:
+    """The parts of one worker.
+
+    Raises:
+        SettingsError: two have one name, one needs what is not there, or they need each other.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._order = in_order(parts)
+        self._started: list[Part] = []
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all parts, in the order in which they start."""
+        return [name_of(part) for part in self._order]
+
+    async def start(self, worker: Serving) -> None:
+        """Start what has not started; stop it all again when one does not start.
+
+        Raises:
+            PartFailed: a part took longer than it may.
+            BaseException: what a part raised, with a note that names it.
+        """
+        for part in self._order:
+            if part in self._started:
+                continue
+            limit = asyncio.timeout(part.start_s)
+            try:
+                async with limit:
+                    await part.start(worker)
+            except BaseException as exc:
+                await self.stop()
+                if limit.expired():
+                    raise PartFailed(
+                        f"the part {name_of(part)!r} did not start within {part.start_s:g} s"
+                    ) from exc
+                exc.add_note(f"while the part {name_of(part)!r} of the worker started")
+                raise
+            self._started.append(part)
+
+    async def stop(self, *, down_to: str | None = None) -> None:
+        """Stop what has started, in reverse; one that does not stop does not keep the others.
+
+        Args:
+            down_to: the name of a part that goes on, with all that was started before it.
+        """
+        while self._started and name_of(self._started[-1]) != down_to:
+            part = self._started.pop()
+            try:
+                async with asyncio.timeout(part.stop_s):
+                    await part.stop()
+            except Exception:
+                logger.exception("the part %r did not stop as it should", name_of(part))
+
+
+class Made(Part):
+    """A part made of two functions: how the worker's own are written."""
+
+    def __init__(  # the time limits are those that the functions have themselves
+        self,
+        name: str,
+        *,
+        start: Callable[[], object] | None = None,
+        stop: Callable[[], object] | None = None,
+        needs: Sequence[str] = (),
+    ) -> None:
+        vars(self).update(name=name, needs=tuple(needs), start_s=None, stop_s=None)
+        self._start, self._stop = start, stop
+
+    async def start(self, worker: Serving) -> None:  # noqa: ARG002  the functions know it
+        """Call the one."""
+        await _done(self._start)
+
+    async def stop(self) -> None:
+        """Call the other."""
+        await _done(self._stop)
+
+
+async def _done(function: Callable[[], object] | None) -> None:
+    result = function() if function else None
+    if asyncio.iscoroutine(result):
+        await result
+
+
+def name_of(part: Part) -> str:
+    """Return the name by which others need a part."""
+    return part.name or type(part).__name__
+
+
+def in_order(parts: Sequence[Part]) -> list[Part]:
+    """Return the parts in an order in which each stands behind what it needs.
+
+    Otherwise their order is kept, but that ``jobs`` stands behind all that do not need it.
+    """
+    by_name = {name_of(part): part for part in parts}
+    if len(by_name) < len(parts):
+        twice = next(n for n in by_name if sum(name_of(part) == n for part in parts) > 1)
+        raise SettingsError(f"two parts are called {twice!r}: give one of them another name")
+    needs = {name: _needs(by_name, name) for name in by_name}
+    if JOBS in needs:
+        needs[JOBS] = [name for name in needs if not _leads_to(needs, name, JOBS)]
+    order: dict[str, Part] = {}
+    while len(order) < len(by_name):
+        ready = next(
+            (n for n in by_name if n not in order and all(need in order for need in needs[n])),
+            None,
+        )
+        if ready is None:
+            stuck = ", ".join(repr(name) for name in by_name if name not in order)
+            raise SettingsError(f"these parts need each other: {stuck}")
+        order[ready] = by_name[ready]
+    return list(order.values())
+
+
+def _needs(by_name: dict[str, Part], name: str) -> list[str]:
+    for need in by_name[name].needs:
+        if need not in by_name:
+            hint = did_you_mean(need, by_name)
+            raise SettingsError(f"the part {name!r} needs {need!r}, which is not there{hint}")
+    return list(by_name[name].needs)
+
+
+def _leads_to(needs: dict[str, list[str]], name: str, goal: str) -> bool:
+    """Say whether a part is, or needs by whatever way, another one."""
+    seen: set[str] = set()
+    ways = [name]
+    while ways:
+        at = ways.pop()
+        if at == goal:
+            return True
+        if at not in seen:
+            seen.add(at)
+            ways += needs[at]
+    return False
+
+
+__all__ = ["JOBS", "Made", "Part", "Parts", "in_order", "name_of"]

@@ -1,0 +1,125 @@
+"""What monitoring costs: CPU of the worker for each no-op job, and of Redis, on against off.
+
+``python -m tests.benchmarks.monitoring [rounds] [jobs]``: each round drains the same number of jobs
+in a fresh process, once for each variant, in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import uvloop
+from redis.asyncio import Redis
+
+import runner
+from runner import RedisSettings, Worker, embedded, task
+
+ROUNDS, JOBS = 5, 50_000
+VARIANTS: dict[str, dict[str, Any]] = {
+    "off": {},
+    "events": {"subscribers": [lambda _event: None]},
+    "monitor": {"monitor": True},
+    "all": {"monitor": True, "health_port": 0},
+}
+
+
+@task
+async def nothing(ctx: runner.Context) -> None:
+    """Do nothing."""
+
+
+async def fill(url: str, jobs: int) -> None:
+    """Enqueue the jobs of one drain."""
+    async with runner.connect(url) as client:
+        await client.flushdb()
+        for _ in range(jobs // 5_000):
+            await client.enqueue_many([nothing.call() for _ in range(5_000)])
+
+
+async def drain(url: str, variant: str) -> tuple[float, float]:
+    """Run a burst worker; return its CPU and wall seconds."""
+    worker = Worker(
+        [nothing],
+        redis_settings=RedisSettings.from_dsn(url),
+        burst=True,
+        history=True,
+        codec="msgpack",
+        max_jobs=500,
+        keep_result=0,
+        handle_signals=False,
+        use_uvloop=True,
+        **VARIANTS[variant],
+    )
+    before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    await worker.async_run()
+    await worker.close()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return spent, time.perf_counter() - began
+
+
+async def server_us(url: str) -> float:
+    """Return the microseconds that Redis has spent in commands since they were last reset."""
+    redis = Redis.from_url(url)
+    try:
+        stats = await redis.info("commandstats")
+        return float(sum(stat["usec"] for stat in stats.values() if isinstance(stat, dict)))
+    finally:
+        await redis.aclose()
+
+
+async def reset(url: str) -> None:
+    """Begin to count anew."""
+    redis = Redis.from_url(url)
+    try:
+        await redis.config_resetstat()
+    finally:
+        await redis.aclose()
+
+
+def measure(url: str, variant: str, jobs: int) -> tuple[float, float, float]:
+    """Drain in a process of its own; return µs of CPU, server and wall for each job."""
+    asyncio.run(fill(url, jobs))
+    asyncio.run(reset(url))
+    command = [sys.executable, "-m", "tests.benchmarks.monitoring", "--drain", url, variant]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    cpu_s, wall_s = json.loads(said)
+    return cpu_s * 1e6 / jobs, asyncio.run(server_us(url)) / jobs, wall_s * 1e6 / jobs
+
+
+def main(rounds: int, jobs: int, names: list[str]) -> None:
+    """Print the medians."""
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
+    with embedded.start() as servers:
+        for _ in range(rounds):
+            for name in names:
+                found[name].append(measure(servers.redis_url, name, jobs))
+    base = None
+    for name, rows in found.items():
+        cpu, server, wall = (statistics.median(column) for column in zip(*rows, strict=True))
+        least = min(row[0] for row in rows)
+        base = base or (cpu, least)
+        print(  # noqa: T201  its report
+            f"{name:>8}  cpu {cpu:6.2f} µs a job ({cpu / base[0] - 1:+.1%}), "
+            f"least {least:6.2f} ({least / base[1] - 1:+.1%}); "
+            f"redis {server:5.2f} µs; wall {wall:6.2f} µs"
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--drain"]:
+        print(json.dumps(uvloop.run(drain(*sys.argv[2:4]))))  # noqa: T201  to its parent
+    else:
+        given = sys.argv[1:]
+        main(
+            int(given[0]) if given else ROUNDS,
+            int(given[1]) if given[1:] else JOBS,
+            given[2:] or list(VARIANTS),
+        )

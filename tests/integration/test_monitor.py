@@ -1,0 +1,386 @@
+"""What a watched worker tells: history, lines of jobs, progress, heartbeats, orders, probes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+from prometheus_client.parser import text_string_to_metric_families as read
+
+import runner
+from runner import errors, keys, logs, task
+from tests.engine import Gate, drain, raw, serving
+from tests.support import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from runner import Client, Context
+    from runner.progress import Progress
+    from runner.worker import Worker
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Client]:
+    async with runner.connect(redis_url) as connected:
+        yield connected
+
+
+@task
+async def works(_ctx: Context, number: int = 0) -> int:
+    return number
+
+
+@task
+async def breaks(_ctx: Context) -> None:
+    raise ValueError("as it should")
+
+
+async def heard_of(client: Client, worker: Worker) -> Any:
+    """Wait until a worker is listed, and return what it says."""
+
+    async def listed() -> Any:
+        return [info for info in await client.workers.list() if info.name == worker.name]
+
+    (info,) = await wait_until(listed, description="the worker is listed")
+    return info
+
+
+async def test_history_counts_what_ended_by_outcome_task_and_queue(
+    redis_url: str, client: Client
+) -> None:
+    for number in range(7):
+        await client.enqueue(works, number)
+    await client.enqueue(breaks)
+    await drain(redis_url, [works, breaks], monitor=True)
+
+    period = await client.history.last(minutes=2)
+    assert period.outcomes == {"succeeded": 7, "failed": 1}
+    assert period.run.count == period.wait.count == 8
+    by_task = await client.history.tasks(minutes=2)
+    assert {name: found.outcomes for name, found in by_task.items()} == {
+        "works": {"succeeded": 7},
+        "breaks": {"failed": 1},
+    }
+    assert sum(minute.ended for minute in await client.history.minutes(2)) == 8
+    assert (await client.history.of("other").last()).ended == 0
+
+
+async def test_finished_jobs_are_listed_the_newest_first_and_bounded(
+    redis_url: str, client: Client
+) -> None:
+    jobs = [await client.enqueue(works, number) for number in range(5)]
+    await drain(redis_url, [works, breaks], monitor=True, history_jobs=5, max_jobs=1)
+    failing = await client.enqueue(breaks)
+    worker = await drain(redis_url, [works, breaks], monitor=True, history_jobs=5)
+
+    found = await client.history.finished()
+    assert [job.job_id for job in found] == [failing.job_id, *(j.job_id for j in jobs[:0:-1])]
+    last = found[0]
+    assert (last.task, last.outcome, last.error) == ("breaks", "failed", "ValueError: as it should")
+    assert last.worker == worker.name
+    assert last.enqueued_ms <= last.started_ms <= last.ended_ms
+    assert await client.history.finished(task="works", limit=1) == [found[1]]
+    assert await client.history.finished(outcomes=["failed"]) == [last]
+
+
+async def test_names_that_nobody_declared_are_counted_as_one(
+    redis_url: str, client: Client
+) -> None:
+    for name in ("made", "up"):
+        await client.enqueue(name)
+    await drain(redis_url, [works], monitor=True)
+    by_task = await client.history.tasks()
+    assert {name: found.outcomes for name, found in by_task.items()} == {
+        "<unknown>": {"unknown_task": 2}
+    }
+
+
+async def test_an_attempt_that_is_tried_again_is_counted_and_not_listed(
+    redis_url: str, client: Client
+) -> None:
+    @task(retries=1)
+    async def unsteady(ctx: Context) -> None:
+        if ctx.attempt == 1:
+            raise errors.Retry
+
+    job = await client.enqueue(unsteady)
+    await drain(redis_url, [unsteady], monitor=True)
+    assert (await client.history.last()).outcomes == {"retried": 1, "succeeded": 1}
+    assert [(j.job_id, j.attempt) for j in await client.history.finished()] == [(job.job_id, 2)]
+
+
+@pytest.mark.lasting_keys("runner:held:*")
+async def test_a_lost_lease_is_counted_in_place_of_the_success(
+    redis_url: str, client: Client
+) -> None:
+    gate = Gate()
+
+    @task
+    async def slow(_ctx: Context) -> None:
+        await gate()
+
+    async with serving(redis_url, [slow], monitor=True), raw(redis_url) as redis:
+        job = await client.enqueue(slow)
+        await gate.runs.wait()
+        await redis.set(keys.in_progress(job.job_id), "r:somebody else")
+        gate.opens.set()
+
+        async def counted() -> Any:
+            return (await client.history.last()).outcomes
+
+        outcomes = await wait_until(counted, description="the attempt is counted")
+    assert outcomes == {"lost_lease": 1}
+    assert await client.history.finished() == []
+
+
+async def test_without_monitor_nothing_is_written(redis_url: str, client: Client) -> None:
+    await client.enqueue(works)
+    await drain(redis_url, [works], history=False, codec="msgpack")
+    assert [key async for key in client.scan_iter("runner:*")] == []
+
+
+async def test_lines_of_a_job_are_kept_and_those_of_others_are_not(
+    redis_url: str, client: Client
+) -> None:
+    @task(retries=1)
+    async def speaks(ctx: Context, name: str) -> None:
+        logging.getLogger("shop").warning("%s, first", name)
+        await asyncio.to_thread(logging.getLogger("shop").error, "from a thread")
+        if ctx.attempt == 1:
+            raise errors.Retry
+
+    first, second = await client.enqueue(speaks, "a"), await client.enqueue(speaks, "b")
+    await drain(redis_url, [speaks], monitor=True)
+    logging.getLogger("shop").warning("nobody's")
+
+    lines = await client.job_log(first.job_id)
+    assert [(line.attempt, line.level, line.message) for line in lines] == [
+        (1, "WARNING", "a, first"),
+        (1, "ERROR", "from a thread"),
+        (2, "WARNING", "a, first"),
+        (2, "ERROR", "from a thread"),
+    ]
+    assert (await client.job_log(second.job_id))[0].message == "b, first"
+
+
+async def test_the_last_lines_are_kept_and_long_ones_are_cut(
+    redis_url: str, client: Client
+) -> None:
+    @task
+    async def chatters(_ctx: Context) -> None:
+        for number in range(50):
+            logging.getLogger("shop").warning("line %d", number)
+        logging.getLogger("shop").warning("x" * 10_000)
+
+    job = await client.enqueue(chatters)
+    await drain(redis_url, [chatters], monitor=True, job_log_lines=3)
+    lines = await client.job_log(job.job_id)
+    assert [line.message[:8] for line in lines] == ["line 48", "line 49", "xxxxxxxx"]
+    assert len(lines[-1].message) == 2_000
+    assert not logs._kept, "nobody keeps lines any more"
+
+
+async def test_lines_of_structlog_are_kept_with_their_values(
+    redis_url: str, client: Client
+) -> None:
+    @task
+    async def speaks(_ctx: Context) -> None:
+        structlog.get_logger("shop").warning("paid", order=7)
+
+    job = await client.enqueue(speaks)
+    before = structlog.get_config()
+    logs._configure_structlog()
+    try:
+        await drain(redis_url, [speaks], monitor=True)
+    finally:
+        structlog.configure(**before)
+    assert [line.message for line in await client.job_log(job.job_id)] == ["paid order=7"]
+
+
+async def test_progress_is_read_once_and_followed_to_the_end(
+    redis_url: str, client: Client
+) -> None:
+    gate = Gate()
+
+    @task
+    async def copies(ctx: Context) -> str:
+        await ctx.progress(1, 3, "one")
+        await gate()
+        for _ in range(1_000):
+            await ctx.progress(2, 3)
+        await ctx.progress(3, 3, "all")
+        return "done"
+
+    async with serving(redis_url, [copies]):
+        job = await client.enqueue(copies)
+        assert await client.progress("another") is None
+        seen: list[Progress] = []
+        async for word in job.progress():
+            seen.append(word)
+            gate.opens.set()
+        assert await job.result() == "done"
+    assert [(word.done, word.message) for word in (seen[0], seen[-1])] == [(1, "one"), (3, "all")]
+    assert len(seen) < 100, "what comes too often is gathered"
+    last = await client.progress(job.job_id)
+    assert last == seen[-1]
+    assert last.part == 1.0
+
+
+async def test_following_ends_with_a_job_that_fails(redis_url: str, client: Client) -> None:
+    async with serving(redis_url, [breaks]):
+        job = await client.enqueue(breaks)
+        assert [word async for word in job.progress()] == []
+
+
+@pytest.mark.parametrize("given", [(-1, None), ("1", None), (1, -1), (float("nan"), None)])
+async def test_progress_that_makes_no_sense_is_refused(
+    redis_url: str, client: Client, given: tuple[Any, Any]
+) -> None:
+    @task
+    async def says(ctx: Context) -> None:
+        await ctx.progress(*given)
+
+    async with serving(redis_url, [says]):
+        job = await client.enqueue(says)
+        with pytest.raises(errors.ArgumentsError, match="must be a number"):
+            await job.result(timeout=10)
+
+
+async def test_a_worker_says_what_it_is_and_does(redis_url: str, client: Client) -> None:
+    gate = Gate()
+
+    @task(name="slow")
+    async def slow(_ctx: Context) -> None:
+        await gate()
+
+    async with serving(redis_url, [slow], monitor=True, max_jobs=7) as worker:
+        job = await client.enqueue(slow)
+        await gate.runs.wait()
+
+        async def busy() -> Any:
+            return [info for info in await client.workers.list() if info.running]
+
+        (info,) = await wait_until(busy, description="the worker says that it runs a job")
+        assert (info.name, info.state, info.concurrency) == (worker.name, "running", 7)
+        assert (info.tasks, info.queues) == (("slow",), (keys.DEFAULT_QUEUE,))
+        assert [(j.job_id, j.task, j.attempt) for j in info.jobs] == [(job.job_id, "slow", 1)]
+        assert info.rss_bytes > 1_000_000
+        assert await client.workers.list(queue="other") == []
+        gate.opens.set()
+    assert await client.workers.list() == [], "a worker that has ended says so"
+
+
+async def test_a_drained_worker_claims_nothing_until_it_is_resumed(
+    redis_url: str, client: Client
+) -> None:
+    async with serving(redis_url, [works], monitor=True) as worker:
+        await heard_of(client, worker)
+        assert await client.workers.ping() == {worker.name: "pong, running"}
+        assert await client.workers.drain([worker.name]) == {worker.name: "draining, 0 running"}
+        job = await client.enqueue(works, 5)
+        assert (await client.workers.ping([worker.name]))[worker.name] == "pong, draining"
+        (load,) = await client.queue_loads()
+        assert (load.due, load.running) == (1, 0)
+        assert load.lag_s > 0
+        assert await client.workers.resume() == {worker.name: "running"}
+        assert await job.result(timeout=10) == 5
+
+
+async def test_concurrency_is_set_from_afar(redis_url: str, client: Client) -> None:
+    runs, opens = asyncio.Semaphore(0), asyncio.Event()
+
+    @task
+    async def slow(_ctx: Context) -> None:
+        runs.release()
+        await opens.wait()
+
+    async with serving(redis_url, [slow], monitor=True, max_jobs=1) as worker:
+        jobs = [await client.enqueue(slow) for _ in range(3)]
+        await runs.acquire()
+        await heard_of(client, worker)
+        assert worker.job_counter == 1
+        told = await client.workers.concurrency(3)
+        assert told == {worker.name: "concurrency 3, was 1"}
+        async with asyncio.timeout(10):
+            await runs.acquire()
+            await runs.acquire()
+        opens.set()
+        for job in jobs:
+            await job.result(timeout=10)
+
+
+async def test_orders_that_make_no_sense_are_refused(client: Client) -> None:
+    with pytest.raises(errors.ArgumentsError, match="whole number"):
+        await client.workers.concurrency(0)
+    with pytest.raises(errors.ArgumentsError, match="list of names"):
+        await client.workers.ping("w")
+    assert await client.workers.ping() == {}
+
+
+async def test_minutes_out_of_bounds_are_refused(client: Client) -> None:
+    with pytest.raises(errors.ArgumentsError, match="1 to 1440"):
+        await client.history.minutes(0)
+
+
+async def ask(worker: Worker, path: str, method: str = "GET") -> tuple[int, str]:
+    """Ask a worker's probes; return status and body."""
+    assert worker.monitor is not None
+    assert worker.monitor.probes is not None
+    reader, writer = await asyncio.open_connection("127.0.0.1", worker.monitor.probes.port)
+    writer.write(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    return int(head.split()[1]), body
+
+
+async def test_probes_answer_for_the_worker(redis_url: str, client: Client) -> None:
+    async with serving(redis_url, [works], health_port=0) as worker:
+
+        async def listens() -> Any:
+            return worker.monitor is not None and worker.monitor.probes is not None
+
+        await wait_until(listens, description="the worker listens")
+        assert await ask(worker, "/live") == (200, "live\n")
+        assert await ask(worker, "/ready") == (200, "ready\n")
+        assert (await ask(worker, "/nothing"))[0] == 404
+        assert (await ask(worker, "/live", "POST"))[0] == 405
+        assert await ask(worker, "/live", "HEAD") == (200, "")
+        worker.drain()
+        assert await ask(worker, "/ready") == (503, "draining\n")
+        await client.enqueue(works)
+        status, lag = await ask(worker, "/lag")
+        assert status == 200
+        assert float(lag) > 0
+    assert [key async for key in client.scan_iter("runner:worker*")] == []
+
+
+async def test_metrics_are_what_prometheus_reads(redis_url: str, client: Client) -> None:
+    async with serving(redis_url, [works, breaks], health_port=0, monitor=True) as worker:
+        await (await client.enqueue(works)).result(timeout=10)
+        await client.enqueue(breaks)
+
+        async def counted() -> Any:
+            samples: dict[tuple[str, ...], float] = {}
+            if worker.monitor is not None and worker.monitor.probes is not None:
+                status, text = await ask(worker, "/metrics")
+                assert status == 200
+                for family in read(text):
+                    for sample in family.samples:
+                        samples[sample.name, *sorted(sample.labels.values())] = sample.value
+            queue = keys.DEFAULT_QUEUE
+            both = [
+                samples.get(("runner_attempts_total", queue, "succeeded", "works")),
+                samples.get(("runner_attempts_total", queue, "breaks", "failed")),
+            ]
+            return samples if both == [1, 1] else None
+
+        samples = await wait_until(counted, description="both jobs are counted")
+    assert samples["runner_job_run_seconds_count", keys.DEFAULT_QUEUE, "works"] == 1
+    assert samples["runner_queue_jobs", keys.DEFAULT_QUEUE, "due"] == 0
+    assert samples["runner_concurrency",] == worker.max_jobs
+    assert samples["runner_leases_lost_total",] == 0

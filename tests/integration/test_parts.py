@@ -1,0 +1,315 @@
+"""A user's part is in the worker's own list; dependencies live as long as they say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import pytest
+
+import runner
+from runner import Context, Depends, Part, task
+from runner.dependencies import STORE, overriding
+from runner.errors import ArgumentsError, RemoteError, SettingsError
+from runner.worker import Worker
+from tests.engine import serving
+from tests.support import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+pytestmark = [pytest.mark.timeout(60), pytest.mark.lasting_keys("runner:*")]
+
+NOTES: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_notes() -> None:
+    NOTES.clear()
+
+
+class Cache(Part):
+    async def start(self, worker: Any) -> None:
+        NOTES.append("cache starts")
+        worker.ctx["cache"] = {"answer": 42}
+        assert await worker.pool.ping()
+
+    async def stop(self) -> None:
+        NOTES.append("cache stops")
+
+
+class Late(Part):
+    needs = ("Cache", "jobs")
+
+    async def start(self, _worker: Any) -> None:
+        NOTES.append("late starts")
+
+    async def stop(self) -> None:
+        NOTES.append("late stops")
+
+
+@task
+async def ask_cache(ctx: Context) -> int:
+    NOTES.append("job")
+    return int(ctx["cache"]["answer"])
+
+
+async def startup(_ctx: Any) -> None:
+    NOTES.append("on_startup")
+
+
+async def shutdown(_ctx: Any) -> None:
+    NOTES.append("on_shutdown")
+
+
+async def test_part_is_there_before_the_first_job_and_until_the_last(redis_url: str) -> None:
+    settings: dict[str, Any] = {"on_startup": startup, "on_shutdown": shutdown}
+    async with (
+        runner.connect(redis_url) as client,
+        serving(redis_url, [ask_cache], parts=[Late(), Cache()], **settings) as worker,
+    ):
+        assert await (await client.enqueue(ask_cache)).result(timeout=10) == 42
+        names = worker.parts.names
+        assert names.index("Cache") < names.index("jobs") < names.index("Late")
+    assert NOTES == [
+        "on_startup",
+        "cache starts",
+        "late starts",
+        "job",
+        "late stops",
+        "cache stops",
+        "on_shutdown",
+    ]
+
+
+async def test_worker_whose_part_does_not_start_runs_nothing(redis_url: str) -> None:
+    class Broken(Part):
+        needs = ("Cache",)
+
+        async def start(self, _worker: Any) -> None:
+            raise OSError("no port is free")
+
+    async with runner.connect(redis_url) as client:
+        await client.enqueue(ask_cache)
+        worker = Worker(
+            [ask_cache],
+            redis_settings=runner.connection.settings_of(redis_url),
+            codec="msgpack",
+            handle_signals=False,
+            parts=[Broken(), Cache()],
+        )
+        with pytest.raises(OSError, match="no port is free"):
+            await worker.async_run()
+        assert NOTES == ["cache starts", "cache stops"]
+        await worker.close()
+        assert await client.zcard("arq:queue") == 1
+
+
+async def test_burst_worker_starts_its_parts_again(redis_url: str) -> None:
+    worker = Worker(
+        [ask_cache],
+        redis_settings=runner.connection.settings_of(redis_url),
+        codec="msgpack",
+        burst=True,
+        handle_signals=False,
+        parts=[Cache()],
+    )
+    for _ in range(2):
+        await worker.async_run()
+        await worker.close()
+    assert NOTES == ["cache starts", "cache stops"] * 2
+
+
+# dependencies
+
+
+async def get_pool(ctx: dict[Any, Any]) -> AsyncIterator[str]:
+    NOTES.append("pool opens")
+    assert "job_id" not in ctx
+    await asyncio.sleep(0)
+    yield "pool"
+    NOTES.append("pool closes")
+
+
+@contextlib.asynccontextmanager
+async def get_connection(pool: str = Depends(get_pool, scope="worker")) -> AsyncIterator[str]:
+    NOTES.append("connection opens")
+    try:
+        yield f"connection of {pool}"
+    except BaseException as exc:
+        NOTES.append(f"connection sees {type(exc).__name__}")
+        raise
+    finally:
+        NOTES.append("connection closes")
+
+
+def get_user(ctx: Context) -> Iterator[str]:
+    NOTES.append("user opens")
+    yield f"user of {ctx.job_id}"
+    NOTES.append("user closes")
+
+
+def get_number() -> int:
+    return 7
+
+
+async def get_word() -> str:
+    return "word"
+
+
+Connection = Annotated[str, Depends(get_connection)]
+
+
+@task
+async def provided(
+    _ctx: Context,
+    first: int,
+    *,
+    connection: Connection,
+    user: str = Depends(get_user),
+    number: int = Depends(get_number),
+    word: str = Depends(get_word),
+) -> list[Any]:
+    NOTES.append("function")
+    return [first, connection, user, number, word]
+
+
+@task
+async def same(
+    _ctx: Context,
+    connection: Annotated[str, Depends(get_connection)],
+    other: Annotated[str, Depends(get_connection)],
+) -> bool:
+    return connection is other
+
+
+@task
+async def hang(_ctx: Context, connection: str = Depends(get_connection)) -> None:
+    NOTES.append(f"hangs with {connection}")
+    await asyncio.Event().wait()
+
+
+ALL = [provided, same, hang]
+
+
+async def enqueue(client: runner.Client, name: str, *args: Any) -> runner.Job[Any]:
+    return await client.enqueue(name, *args)
+
+
+async def test_what_is_provided_is_closed_in_reverse_and_the_workers_own_at_its_end(
+    redis_url: str,
+) -> None:
+    async with runner.connect(redis_url) as client, serving(redis_url, ALL):
+        for number in (1, 2):
+            job = await client.enqueue("provided", number)
+            assert await job.result(timeout=10) == [
+                number,
+                "connection of pool",
+                f"user of {job.job_id}",
+                7,
+                "word",
+            ]
+    a_job = ["connection opens", "user opens", "function", "user closes", "connection closes"]
+    assert [note for note in NOTES if not note.startswith("pool")] == a_job * 2
+    assert [note for note in NOTES if note.startswith("pool")] == ["pool opens", "pool closes"]
+    assert NOTES[-1] == "pool closes"
+    assert NOTES[0] == "pool opens"  # which the connection needs
+
+
+async def test_one_provider_makes_one_value_for_a_job(redis_url: str) -> None:
+    async with runner.connect(redis_url) as client, serving(redis_url, ALL):
+        assert await (await client.enqueue("same")).result(timeout=10) is True
+    assert NOTES.count("connection opens") == 1
+
+
+async def test_what_is_provided_is_closed_when_the_job_is_cancelled(redis_url: str) -> None:
+    async with (
+        runner.connect(redis_url) as client,
+        serving(redis_url, ALL, job_timeout=0.2),
+    ):
+        with pytest.raises(TimeoutError):
+            await (await client.enqueue("hang")).result(timeout=10)
+    assert NOTES[-3:] == ["connection sees CancelledError", "connection closes", "pool closes"]
+
+
+async def test_provider_that_fails_fails_the_job_and_is_tried_again_by_the_next(
+    redis_url: str,
+) -> None:
+    times = iter([OSError("no database"), None])
+
+    async def unsteady() -> AsyncIterator[str]:
+        if (error := next(times)) is not None:
+            raise error
+        yield "steady"
+
+    @task
+    async def use(_ctx: Context, pool: str = Depends(unsteady, scope="worker")) -> str:
+        return pool
+
+    async with runner.connect(redis_url) as client, serving(redis_url, [use]):
+        with pytest.raises(RemoteError, match="no database"):
+            await (await client.enqueue(use)).result(timeout=10)
+        assert await (await client.enqueue(use)).result(timeout=10) == "steady"
+
+
+async def test_jobs_that_come_together_share_what_is_the_workers(redis_url: str) -> None:
+    async with runner.connect(redis_url) as client, serving(redis_url, ALL, max_jobs=20):
+        jobs = [await client.enqueue("provided", number) for number in range(10)]
+        for job in jobs:
+            await job.result(timeout=10)
+    assert NOTES.count("pool opens") == 1
+
+
+async def test_function_can_be_called_by_hand_with_some_or_none_of_it() -> None:
+    assert await provided(Context({"job_id": "j"}), 1, connection="mine", user="me") == [
+        *(1, "mine", "me"),
+        *(7, "word"),
+    ]
+    with overriding({get_connection: lambda: "fake", get_user: lambda: "nobody"}):
+        assert await provided(Context({}), 2) == [2, "fake", "nobody", 7, "word"]  # type: ignore[call-arg]
+    assert "connection opens" not in NOTES
+
+
+async def test_overrides_hold_in_a_worker_too(redis_url: str) -> None:
+    async with runner.connect(redis_url) as client:
+        with overriding({get_pool: lambda: "small pool", get_user: lambda: "tester"}):
+            async with serving(redis_url, ALL):
+                result = await (await client.enqueue("provided", 1)).result(timeout=10)
+    assert result[1:3] == ["connection of small pool", "tester"]
+
+
+async def test_what_is_provided_is_no_argument(redis_url: str) -> None:
+    async with runner.connect(redis_url) as client:
+        with pytest.raises(ArgumentsError):
+            await client.enqueue(provided, 1, connection="mine")
+        with pytest.raises(ArgumentsError):
+            await client.enqueue(provided)  # type: ignore[call-overload]
+
+
+async def test_worker_without_dependencies_has_no_store(redis_url: str) -> None:
+    async with serving(redis_url, [ask_cache]) as worker:
+        await wait_until(lambda: "redis" in worker.ctx, description="the worker runs")
+        assert STORE not in worker.ctx
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    def needs_a_job(_user: str = Depends(get_user)) -> str:
+        return ""
+
+    with pytest.raises(SettingsError, match="lives as long as a job"):
+
+        @task
+        async def one(_ctx: Context, value: str = Depends(needs_a_job, scope="worker")) -> None: ...
+
+    with pytest.raises(SettingsError, match="must stand behind 'number'"):
+
+        @task
+        async def two(
+            _ctx: Context, user: Annotated[str, Depends(get_user)], number: int
+        ) -> None: ...
+
+    with pytest.raises(SettingsError, match="takes a function"):
+        Depends("get_pool")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match='must be "job" or "worker"'):
+        Depends(get_user, scope="process")  # type: ignore[arg-type]

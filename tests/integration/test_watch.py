@@ -1,0 +1,380 @@
+"""What holds a worker's loop up, runs too long, or is left behind is named, with its job."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import threading
+import time
+import warnings
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+from redis.asyncio import Connection
+
+import runner
+from runner import Context, task
+from runner.errors import SettingsError
+from runner.events import (
+    JobOverdue,
+    LoopBlocked,
+    LoopFreed,
+    ProcessVitals,
+    ResourceLeft,
+    TasksLeft,
+    WorkerRecycled,
+)
+from runner.worker import Worker
+from tests.engine import serving
+from tests.support import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = [pytest.mark.timeout(60), pytest.mark.lasting_keys("runner:*")]
+
+HELD: list[asyncio.Task[Any]] = []
+NAME: ContextVar[str] = ContextVar("name")
+
+
+@task
+async def block_at_once(_ctx: Context, seconds: float) -> None:
+    time.sleep(seconds)  # noqa: ASYNC251  a job that does not yield is the point
+
+
+@task
+async def block_later(_ctx: Context, seconds: float) -> None:
+    await asyncio.sleep(0.01)
+    deep(seconds)
+
+
+def deep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@task
+async def sleep(_ctx: Context, seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+@task
+async def leave(_ctx: Context, fails: bool = False) -> None:
+    async def left_behind() -> None:
+        await asyncio.Event().wait()
+
+    async def maker() -> None:
+        HELD.append(asyncio.create_task(left_behind(), name="grandchild"))
+
+    HELD.append(asyncio.create_task(left_behind(), name="child"))
+    HELD.append(asyncio.create_task(maker()))
+    await HELD[-1]
+    cancelled = asyncio.create_task(left_behind())
+    cancelled.cancel()
+    if fails:
+        raise ValueError("it fails")
+
+
+@task
+async def drop_a_socket(_ctx: Context, _host: str, _port: int) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    await asyncio.sleep(0.01)
+    assert ours.fileno() > 0
+
+
+@task
+async def drop_a_stream(_ctx: Context, host: str, port: int) -> None:
+    _, writer = await asyncio.open_connection(host, port)
+    writer.write(b"PING\r\n")
+
+
+@task
+async def drop_a_connection(_ctx: Context, host: str, port: int) -> None:
+    connection: Any = Connection(host=host, port=port)
+    await connection.connect()
+
+
+@task
+async def drop_a_circle(_ctx: Context) -> None:
+    gc.disable()  # until `collect`
+    circle: list[Any] = list(socket.socketpair())
+    circle.pop().close()
+    circle.append(circle)
+
+
+@task
+async def collect(_ctx: Context) -> None:
+    gc.enable()
+    gc.collect()
+
+
+@task
+async def use_the_client(ctx: Context) -> None:
+    """Let the worker's own library make tasks of its own, in the context of the job."""
+    job = await ctx.client.enqueue("sleep", 0)
+    await job.result(timeout=10)
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[runner.Client]:
+    async with runner.connect(redis_url) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_is_held() -> AsyncIterator[None]:
+    yield
+    for held in HELD:
+        held.cancel()
+    await asyncio.gather(*HELD, return_exceptions=True)
+    HELD.clear()
+
+
+def of(kind: type, events: list[Any]) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+@pytest.mark.parametrize(
+    ("blocking", "lines"),
+    [(block_at_once, ["in block_at_once"]), (block_later, ["in block_later", "in deep"])],
+    ids=["first step", "later"],
+)
+async def test_job_that_blocks_the_loop_is_named_while_it_does(
+    redis_url: str, client: runner.Client, blocking: Any, lines: list[str]
+) -> None:
+    heard: list[tuple[Any, int]] = []
+    loops_thread = threading.get_ident()
+
+    def hear(event: Any) -> None:
+        heard.append((event, threading.get_ident()))
+
+    async with serving(redis_url, [blocking], blocked_after=0.2, subscribers=[hear]):
+        job = await client.enqueue(blocking, 1.0)
+        await job.result(timeout=10)
+        await wait_until(
+            lambda: of(LoopFreed, [event for event, _ in heard]), description="the loop turns again"
+        )
+    ((event, thread),) = [(event, by) for event, by in heard if isinstance(event, LoopBlocked)]
+    assert thread != loops_thread  # so it was told while the loop stood
+    assert (event.job_id, event.task, event.attempt) == (job.job_id, blocking.name, 1)
+    assert 0.2 <= event.blocked_s < 1.0
+    assert [line in event.stack for line in lines] == [True] * len(lines)
+    assert "execution/attempt.py" not in event.stack
+    (freed,) = of(LoopFreed, [event for event, _ in heard])
+    assert freed.blocked_s > event.blocked_s
+
+
+async def test_what_blocks_outside_of_jobs_is_no_job(redis_url: str) -> None:
+    events: list[Any] = []
+    async with serving(redis_url, [sleep], blocked_after=0.1, subscribers=[events.append]):
+        await wait_until(lambda: events, description="the worker has started")
+        deep(0.5)
+        await wait_until(lambda: of(LoopFreed, events), description="the loop turns again")
+    (event,) = of(LoopBlocked, events)
+    assert (event.job_id, event.task, event.attempt) == ("", "", 0)
+    assert "in deep" in event.stack
+
+
+async def test_nothing_is_said_of_a_loop_that_turns(redis_url: str, client: runner.Client) -> None:
+    events: list[Any] = []
+    async with serving(redis_url, [sleep], blocked_after=2, subscribers=[events.append]):
+        for _ in range(20):
+            await (await client.enqueue(sleep, 0.01)).result(timeout=10)
+    assert of(LoopBlocked, events) == []
+
+
+def watching() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "runner watch"]
+
+
+async def test_nothing_watches_a_bare_worker(redis_url: str) -> None:
+    await wait_until(lambda: not watching(), description="no thread of another test is left")
+    async with serving(redis_url, [sleep]) as worker:
+        await wait_until(lambda: "redis" in worker.ctx, description="the worker runs")
+        assert worker.around is None
+        assert watching() == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_tasks_that_a_job_leaves_are_named(
+    redis_url: str, client: runner.Client, *, fails: bool
+) -> None:
+    events: list[Any] = []
+    settings: dict[str, Any] = {"left_tasks": "report", "subscribers": [events.append]}
+    async with serving(redis_url, [leave], **settings):
+        job = await client.enqueue(leave, fails)
+        await wait_until(lambda: of(TasksLeft, events), description="the tasks are named")
+        assert not any(held.done() for held in HELD if held.get_name().endswith("child"))
+    (event,) = of(TasksLeft, events)
+    assert (event.job_id, event.task, event.count, event.cancelled) == (
+        job.job_id,
+        "leave",
+        2,
+        False,
+    )
+    assert {text.split()[0] for text in event.tasks} == {"child", "grandchild"}
+    assert all("left_behind at " in text and "test_watch.py:" in text for text in event.tasks)
+
+
+async def test_tasks_that_a_job_leaves_are_cancelled_when_asked(
+    redis_url: str, client: runner.Client
+) -> None:
+    async with serving(redis_url, [leave], left_tasks="cancel"):
+        await (await client.enqueue(leave)).result(timeout=10)
+        await wait_until(
+            lambda: all(held.done() for held in HELD), description="the tasks are cancelled"
+        )
+    assert sum(held.cancelled() for held in HELD) == 2
+
+
+async def test_tasks_of_the_worker_s_own_are_not_the_job_s(
+    redis_url: str, client: runner.Client
+) -> None:
+    events: list[Any] = []
+    settings: dict[str, Any] = {"left_tasks": "cancel", "subscribers": [events.append]}
+    async with serving(redis_url, [use_the_client, sleep], **settings):
+        for _ in range(3):
+            await (await client.enqueue(use_the_client)).result(timeout=10)
+    assert of(TasksLeft, events) == []
+
+
+@pytest.mark.parametrize(
+    ("dropping", "what"),
+    [
+        ("drop_a_socket", "unclosed <socket.socket"),
+        ("drop_a_stream", "unclosed <StreamWriter"),
+        ("drop_a_connection", "unclosed Connection <redis"),
+    ],
+)
+async def test_connection_that_a_job_drops_unclosed_is_named(
+    redis_url: str, client: runner.Client, dropping: str, what: str
+) -> None:
+    events: list[Any] = []
+    settings: dict[str, Any] = {"left_resources": "report", "subscribers": [events.append]}
+    place = urlsplit(redis_url)
+    functions = [drop_a_socket, drop_a_stream, drop_a_connection, sleep]
+    async with serving(redis_url, functions, **settings):
+        job = await client.enqueue(dropping, place.hostname, place.port)
+        await wait_until(lambda: of(ResourceLeft, events), description="the socket is named")
+        await (await client.enqueue(sleep, 0)).result(timeout=10)
+    (event,) = of(ResourceLeft, events)
+    assert (event.job_id, event.task, event.attempt) == (job.job_id, dropping, 1)
+    assert what in event.what
+
+
+async def test_what_the_garbage_collector_finds_is_nobody_s(
+    redis_url: str, client: runner.Client
+) -> None:
+    events: list[Any] = []
+    settings: dict[str, Any] = {"left_resources": "report", "subscribers": [events.append]}
+    async with serving(redis_url, [drop_a_circle, collect], **settings):
+        await (await client.enqueue(drop_a_circle)).result(timeout=10)
+        await (await client.enqueue(collect)).result(timeout=10)
+        await wait_until(
+            lambda: any("unclosed <socket" in event.what for event in of(ResourceLeft, events)),
+            description="the socket is found",
+        )
+    # Other tests' rubbish may be among it.
+    found = {(event.job_id, event.task, event.attempt) for event in of(ResourceLeft, events)}
+    assert found == {("", "", 0)}
+
+
+async def test_warnings_are_as_before_when_the_worker_has_closed(redis_url: str) -> None:
+    before = (warnings.showwarning, list(warnings.filters), list(gc.callbacks))
+    async with serving(redis_url, [sleep], left_resources="report"):
+        await wait_until(
+            lambda: warnings.showwarning is not before[0], description="the worker runs"
+        )
+    assert (warnings.showwarning, list(warnings.filters), list(gc.callbacks)) == before
+
+
+async def test_loop_has_its_task_factory_back(redis_url: str) -> None:
+    loop = asyncio.get_running_loop()
+    before = loop.get_task_factory()
+    async with serving(redis_url, [sleep], left_tasks="report"):
+        await wait_until(
+            lambda: loop.get_task_factory() is not before, description="the worker runs"
+        )
+    assert loop.get_task_factory() is before
+
+
+async def test_job_far_beyond_the_usual_time_is_named_once(
+    redis_url: str, client: runner.Client
+) -> None:
+    events: list[Any] = []
+    settings: dict[str, Any] = {"overdue_factor": 3, "subscribers": [events.append]}
+    async with serving(redis_url, [sleep], **settings):
+        for job in await client.enqueue_many([sleep.call(0.01) for _ in range(20)]):
+            await job.result(timeout=10)
+        job = await client.enqueue(sleep, 2)
+        await job.result(timeout=10)
+    (event,) = of(JobOverdue, events)
+    assert (event.job_id, event.task, event.attempt) == (job.job_id, "sleep", 1)
+    assert 1 <= event.running_s < 2
+    assert event.usual_s < 1
+
+
+async def test_vitals_are_told(redis_url: str, client: runner.Client) -> None:
+    events: list[Any] = []
+    async with serving(redis_url, [sleep], vitals_interval=0.1, subscribers=[events.append]):
+        await (await client.enqueue(sleep, 0)).result(timeout=10)
+        await wait_until(
+            lambda: any(event.jobs == 1 for event in of(ProcessVitals, events)),
+            description="vitals with the job",
+        )
+    vitals = of(ProcessVitals, events)[-1]
+    assert vitals.rss > 10_000_000
+    assert vitals.threads >= 2
+    assert vitals.files > 3
+    assert vitals.tasks >= 1
+
+
+async def test_worker_that_drains_finishes_what_runs_and_claims_no_more(
+    redis_url: str, client: runner.Client
+) -> None:
+    release = asyncio.Event()
+
+    @task
+    async def wait(_ctx: Context) -> str:
+        await release.wait()
+        return "done"
+
+    events: list[Any] = []
+    settings: dict[str, Any] = {"max_jobs_per_process": 1, "subscribers": [events.append]}
+    async with serving(redis_url, [wait, sleep], **settings) as worker:
+        job = await client.enqueue(wait)
+        await wait_until(worker.running, description="the job runs")
+        await (await client.enqueue(sleep, 0)).result(timeout=10)
+        await wait_until(lambda: worker.draining, description="the worker drains")
+        late = await client.enqueue(sleep, 0)
+        assert worker.main_task is not None
+        assert not worker.main_task.done()
+        release.set()
+        assert await job.result(timeout=10) == "done"
+        await wait_until(worker.main_task.done, description="the loop has ended")
+        assert await client.zscore("arq:queue", late.job_id) is not None
+    (event,) = of(WorkerRecycled, events)
+    assert (event.why, event.at_once) == ("it has run 1 jobs, max_jobs_per_process is 1", False)
+    assert (worker.jobs_complete, worker.jobs_retried, worker.jobs_failed) == (2, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_jobs_per_process": 0},
+        {"max_memory_mb": -1},
+        {"max_age": 0},
+        {"blocked_after": 0},
+        {"overdue_factor": 0.5},
+        {"left_tasks": "kill"},
+        {"left_resources": "close"},
+        {"max_memory_mb": 300, "max_memory_hard_mb": 200},
+    ],
+    ids=str,
+)
+async def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError):
+        Worker([sleep], **settings)

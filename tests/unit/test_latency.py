@@ -1,0 +1,97 @@
+"""Histograms, and what the tally of a worker makes of ends."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+import pytest
+
+from runner.broker import Claimed
+from runner.codec import JobRecord
+from runner.execution import Attempt, Ending
+from runner.inspect.history import FinishedJob
+from runner.inspect.latency import BOUNDS_MS, bucket, latency
+from runner.monitor.tally import Tally
+from runner.types import Outcome
+
+
+@pytest.mark.parametrize(
+    ("ms", "bound"), [(0, 1), (1, 1), (2, 2), (4, 5), (1_001, 1_500), (86_400_000, 86_400_000)]
+)
+def test_a_time_falls_below_the_next_bound(ms: int, bound: int) -> None:
+    assert BOUNDS_MS[bucket(ms)] == bound
+
+
+def test_percentiles_are_within_a_third_of_the_truth() -> None:
+    times = [*range(1, 5_000, 3)]
+    found = latency(Counter(map(bucket, times)), sum(times))
+    assert found.count == len(times)
+    assert found.mean == sum(times) / len(times)
+    for part, read in ((0.5, found.p50), (0.95, found.p95), (0.99, found.p99)):
+        assert read == pytest.approx(times[int(len(times) * part)], rel=1 / 3)
+
+
+def test_nothing_took_no_time_and_beyond_the_last_bound_lies_the_last() -> None:
+    assert latency({}, 0).p99 == 0
+    assert latency({len(BOUNDS_MS): 3}, 1).p50 == BOUNDS_MS[-1]
+
+
+def attempt(
+    job_id: str, *, task: str = "t", due_ms: float = 1_000.5, context: object = None
+) -> Attempt:
+    record = JobRecord(task=task, args=(), kwargs={}, attempt=None, enqueued_ms=900, options={})
+    claimed = Claimed(job_id, "q", "token", due_ms, None, 1, 0)
+    made = Attempt(claimed, 1_010, record, 1, 1_030)
+    made.context = context  # type: ignore[assignment]  # whether there is one is all that counts
+    return made
+
+
+def test_successes_are_counted_and_listed_as_they_come() -> None:
+    tally = Tally("w", {"t", "u"}, most=10)
+    for job_id, task in (("a", "t"), ("b", "u"), ("c", "t")):
+        tally.ended(attempt(job_id, task=task), Ending(Outcome.SUCCEEDED))
+    counted, finished = tally.take()
+    assert {(c.task, c.outcome): c.count for c in counted} == {
+        ("t", "succeeded"): 2,
+        ("u", "succeeded"): 1,
+    }
+    assert (counted[0].waited_ms, counted[0].ran_ms) == (18, 40)
+    jobs = [msgspec.msgpack.decode(job, type=FinishedJob) for job in finished["q"]]
+    assert [job.job_id for job in jobs] == ["a", "b", "c"]
+    assert tally.take() == ([], {})
+
+
+def test_of_too_many_the_first_are_listed_and_all_are_counted() -> None:
+    tally = Tally("w", {"t"}, most=2)
+    for number in range(5):
+        tally.ended(attempt(str(number)), Ending(Outcome.SUCCEEDED))
+    (counted,), finished = tally.take()
+    assert (counted.count, len(finished["q"])) == (5, 2)
+
+
+@pytest.mark.parametrize("due_ms", [float("inf"), float("-inf"), float("nan"), 5_000.0])
+def test_a_due_time_that_makes_no_sense_harms_nothing(due_ms: float) -> None:
+    tally = Tally("w", {"t"}, most=2)
+    tally.ended(attempt("a", due_ms=due_ms), Ending(Outcome.SUCCEEDED))
+    tally.ended(attempt("b", due_ms=due_ms, context=1), Ending(Outcome.FAILED, ValueError("x")))
+    counted, finished = tally.take()
+    assert [cell.waited_ms for cell in counted] == [0, 0]
+    assert len(finished["q"]) == 2
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_an_end_that_did_not_count_is_taken_back(is_taken: bool) -> None:
+    tally = Tally("w", {"t"}, most=9)
+    tally.ended(attempt("a"), Ending(Outcome.SUCCEEDED))
+    if is_taken:
+        tally.take()
+    tally.lost("q", "a")
+    tally.ended(attempt("b"), Ending(Outcome.SUCCEEDED))
+    counted, finished = tally.take()
+    assert {c.outcome: c.count for c in counted} == {
+        "succeeded": 0 if is_taken else 1,
+        "lost_lease": 1,
+    }
+    assert len(finished["q"]) == 1
+    assert tally.leases_lost == 1
