@@ -11,6 +11,7 @@ from runner import writer as writers
 from runner.connection import open_client
 from runner.cycle import CYCLE_TIMEOUT_S
 from runner.dependencies import STORE, WorkersValues
+from runner.middleware import all_of
 from runner.parts import JOBS, Made, Part
 from runner.pipe import PlainPipe
 from runner.renewal import Renewed
@@ -18,10 +19,13 @@ from runner.schedule import Book
 from runner.tasks import Task
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from redis.asyncio import Redis
 
     from runner.codec import Codec
     from runner.executors import Executors
+    from runner.joblog import Collector
     from runner.leases import Leases
     from runner.limits import Gate
     from runner.middleware import Middleware
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from runner.schedule import Tickers
     from runner.types import Retention
     from runner.wake import Waker
+    from runner.writer.told import Told
 
 
 class Assembled(Renewed):
@@ -44,6 +49,7 @@ class Assembled(Renewed):
     codec: Codec
     cycles: Queues
     history: bool
+    job_log: Collector | None
     database_url: str | None
     reads: writers.ReadPool | None
     candidate: writers.Candidate | None
@@ -61,6 +67,7 @@ class Assembled(Renewed):
     _pipe: PlainPipe | None
     _retention: Retention
     _tickers: Tickers
+    _unwatch: Callable[[], None]
     _waker: Waker
 
     async def _end_jobs(self) -> None:
@@ -79,6 +86,7 @@ class Assembled(Renewed):
             Made("leases", start=self._start_leases, stop=leases.stop),
             Made("watch", start=watch.start, stop=watch.stop),
             Made("writer", start=self._start_candidate, stop=self._stop_candidate),
+            Made("job log", start=self._start_job_log, stop=self._stop_job_log),
             Made("provided", start=self._start_providing, stop=self._stop_providing),
             Made("limits", start=lambda: self.gate.declare(self.pool), stop=self.gate.drain),
             Made("executors", start=self._start_executors, stop=self.executors.stop),
@@ -172,8 +180,24 @@ class Assembled(Renewed):
                 codec=self.codec,
                 bounds=self._bounds,
                 retention=self._retention,
+                told=self._told(),
             )
             await self.candidate.start()
+
+    async def _start_job_log(self) -> None:
+        if self.job_log is not None:
+            await self.job_log.start(self.pool)
+            self._unwatch = self.events.watch(self.job_log)
+
+    async def _stop_job_log(self) -> None:
+        if self.job_log is not None:
+            self._unwatch()
+            await self.job_log.stop()
+
+    def _told(self) -> Sequence[Told]:
+        """Return who hears what the writer in this process commits."""
+        heard = all_of(self.middleware, "committed")
+        return heard if self.job_log is None else (*heard, self.job_log.told)
 
     async def _stop_candidate(self) -> None:
         if self.candidate is not None:

@@ -302,6 +302,9 @@ async def run_elsewhere(
             raise NotStarted(expired())
         return starts(host, attempt)
 
+    assert attempt.context is not None
+    for hear in host.outside:
+        hear(job_call(attempt, attempt.context, args, kwargs))
     this_task = current_task()
     host.job_tasks[attempt.claimed.job_id] = this_task
     try:
@@ -358,6 +361,7 @@ def job_flow(host: Host, attempt: Attempt) -> JobFlow:
             lifetime_ms=KEEP_MS,
         )
     )
+    store.carry(attempt.record.options.get(CARRIED) or {})
     return JobFlow(store, attempt.claimed, attempt.record.enqueued_ms)
 
 

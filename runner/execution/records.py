@@ -16,7 +16,7 @@ from runner.workflow import RETRIES, TIMEOUT
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import FrameType
 
     from runner.broker import Claimed, Settlement
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from runner.execution.context import Context
     from runner.execution.limits import Limits
     from runner.limits import Gate, Limited
-    from runner.middleware import Execute
+    from runner.middleware import Execute, JobCall
     from runner.progress import ProgressBoard
     from runner.tasks import Task
     from runner.writer import JobCommits, ReadPool
@@ -105,6 +105,7 @@ class Host(Protocol):
     aborting_tasks: set[str]
     job_tasks: dict[str, asyncio.Task[Any]]
     around: Execute | None
+    outside: Sequence[Callable[[JobCall], None]]
     on_job_start: Any
     on_job_end: Any
     after_job_end: Any
@@ -194,6 +195,11 @@ class Attempt:
     def is_cron(self) -> bool:
         """Whether a schedule made it: arq keeps its in-progress key for a while."""
         return hasattr(self.function, "next_run")
+
+    @property
+    def traceparent(self) -> str:
+        """What ties other spans to that of this attempt, "" where nothing traces."""
+        return "" if self.context is None else self.context.traceparent
 
     @property
     def slots(self) -> bytes:

@@ -69,18 +69,6 @@ def stuck(host: Host, attempt: Attempt, runs_in: str, frames: Frames) -> None:
         )
 
 
-def lost(host: Host, attempt: Attempt) -> LeaseLost:
-    """Return the event of a job that goes on here though somebody else has it by now."""
-    return LeaseLost(
-        worker=host.name,
-        queue=attempt.claimed.queue,
-        job_id=attempt.claimed.job_id,
-        task=attempt.record.task,
-        attempt=attempt.number,
-        at_ms=now_ms(),
-    )
-
-
 def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | None) -> JobEnded:
     """Return the event of an attempt that ended so; `settled` None: it was not settled here."""
     claimed, outcome = attempt.claimed, ending.outcome

@@ -24,6 +24,7 @@ from runner.errors import (
 from runner.scripts import load
 from runner.workflow.graph import FlowState, NodeState
 from runner.workflow.plan import (
+    carrying,
     checked_flow_id,
     filled,
     job_id_of,
@@ -109,6 +110,11 @@ class FlowStore:
         if await self._put(chosen, plan.entries):
             await self._make_effective(chosen, plan)
         return chosen
+
+    def carry(self, carried: dict[str, Any]) -> None:
+        """Let each node that is encoded from now on carry this, for the middleware of its worker."""
+        if carried:
+            self.encode = carrying(self.encode, carried)
 
     async def call(self, script: str, flow_id: str, args: Sequence[Any], *more: str) -> Any:
         """Run a script on a flow, and tell what Redis says against it in our words.

@@ -36,11 +36,14 @@ from runner.writer.status import writer_status
 from runner.writer.term import Term
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from asyncpg import Connection, Record
     from redis.asyncio import Redis
 
     from runner.codec import Codec
     from runner.types import WriterStatus
+    from runner.writer.told import Told
 
 __all__ = ["Candidate"]
 
@@ -65,7 +68,9 @@ class Candidate:
         name: what it is called in the status; by default host, process and a random part.
         term_s: a leader that does not answer for this long may be replaced.
         bounds: how much may wait for the writer while this one leads.
-        retention: how long the dead letters of refused units are kept, and how many.
+        retention: how long the dead letters of refused units are kept, and how many; and how
+            long the job log is.
+        told: plain functions that hear of each batch, see `runner.writer.told`.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Candidate:
         term_s: float = 1.0,
         bounds: Bounds | None = None,
         retention: Retention | None = None,
+        told: Sequence[Told] = (),
     ) -> None:
         self._redis = redis
         self._database_url = database_url
@@ -87,6 +93,7 @@ class Candidate:
         self._term_s = term_s
         self._bounds = bounds or Bounds()
         self._retention = retention or Retention()
+        self._told = told
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._backoff_s = SOONEST_BACKOFF_S
@@ -191,6 +198,7 @@ class Candidate:
             name=self.name,
             pulse=pulse,
             retention=self._retention,
+            told=self._told,
         )
         logger.info("%s is the writer: term %d, from %s", self.name, office.epoch, office.position)
         self.leading = self._led = True

@@ -18,11 +18,13 @@ from asyncpg import LockNotAvailableError
 from runner.errors import WriteRejected
 from runner.writer.backlog import Recount
 from runner.writer.batch import Batch, Batches, Refusals
+from runner.writer.housekeeping import forget
 from runner.writer.inheritance import LEDGER_KEPT_S, Inheritance
 from runner.writer.office import check_held, note_loss
 from runner.writer.queries import query
 from runner.writer.settle import Settler
 from runner.writer.stream import OPERATIONS_AT_ONCE, Buffer, Reader, Tail
+from runner.writer.told import tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from runner.writer.apply import Office
     from runner.writer.entries import Unit
     from runner.writer.pulse import Pulse
+    from runner.writer.told import Told
 
 __all__ = ["Term"]
 
@@ -68,8 +71,11 @@ class Term:
         name: str,
         pulse: Pulse,
         retention: Retention,
+        told: Sequence[Told] = (),
     ) -> None:
         self._pulse = pulse
+        self._told = told
+        self._retention = retention
         self._redis = redis
         self._connection = connection
         self._office = office
@@ -138,7 +144,9 @@ class Term:
             if batch is None:
                 break
             self._wanted.set()
+            began_ns = time.time_ns()
             refused = await self._apply(batch)
+            tell(self._told, batch.units, refused, began_ns)
             _log_refused(batch.units, refused)
             answers = self._batches.take_answers()
             await self._unsettled.put((batch.units, refused, answers))
@@ -172,6 +180,8 @@ class Term:
         self._housed_at = time.monotonic()
         with self._pulse.asking():
             await self._connection.execute(query("forget_told"))
+            if self._retention.job_log_ms:
+                await forget(self._connection, self._retention.job_log_ms)
         if self._swap_is_due():
             await self._swap_ledger()
 
