@@ -7,7 +7,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from runner import broker
-from runner.cycle import TROUBLE
+from runner.connections import TROUBLE
 from runner.events import WorkerRecycled
 from runner.execution import now_ms
 from runner.signals import Signalled

@@ -210,9 +210,7 @@ class Tracing(Middleware):
             span.set_attribute("runner.wait_ms", max(int(job.started_ms - job.due_ms), 0))
         return trace.set_span_in_context(span, parent)
 
-    def _span(
-        self, facts: tuple[str, str, str, int, int], carried: object
-    ) -> tuple[Span, Context]:
+    def _span(self, facts: tuple[str, str, str, int, int], carried: object) -> tuple[Span, Context]:
         task, queue, job_id, attempt, started_ms = facts
         parent = propagate.extract(_carrier(carried), Context())
         span = self._tracer.start_span(
@@ -229,7 +227,6 @@ class Tracing(Middleware):
             },
         )
         return span, parent
-
 
 
 class _Ends:
@@ -316,4 +313,6 @@ def _traceparent(span: Span) -> str:
 def _fail(span: Span, exc: BaseException) -> None:
     span.record_exception(exc)
     span.set_attribute("error.type", f"{type(exc).__module__}.{type(exc).__qualname__}")
-    span.set_status(Status(StatusCode.ERROR, f"{type(exc).__name__}: {codec.message_of(exc)}"[:MOST_ERROR]))
+    span.set_status(
+        Status(StatusCode.ERROR, f"{type(exc).__name__}: {codec.message_of(exc)}"[:MOST_ERROR])
+    )

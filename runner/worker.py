@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from runner.broker import Claimed, CycleReply
     from runner.execution.records import Frames
     from runner.limits import Limit
+    from runner.middleware import JobCall
     from runner.pipe import PlainPipe
     from runner.scripts import Executes
 
@@ -336,7 +337,7 @@ class Worker(Assembled):
         )
         self.middleware = checked_middleware(middleware)
         self.around = around_execute((*self.middleware, *self.watch.layers))
-        self.outside = all_of(self.middleware, "outside")
+        self.outside: Sequence[Callable[[JobCall], None]] = all_of(self.middleware, "outside")
         for join in all_of(self.middleware, "join"):
             join(self.name, self.events)
         self.progress = ProgressBoard(lambda: self.pool)

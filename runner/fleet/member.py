@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import arq.worker
 
 from runner import logs
-from runner.cycle import TROUBLE
+from runner.connections import TROUBLE
 from runner.errors import RunnerError
 from runner.fleet.messages import BAD_SETTINGS, RECYCLED, SOCKET, Lines, encode
 from runner.settings import load_settings

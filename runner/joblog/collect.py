@@ -89,7 +89,9 @@ class Collector:
         if ended_ms := self._sent.pop((queue, job_id), 0):
             self._lost.append((job_id, ended_ms))
 
-    def told(self, units: Sequence[Unit], refused: Mapping[str, WriteRejected], _began: int) -> None:
+    def told(
+        self, units: Sequence[Unit], refused: Mapping[str, WriteRejected], _began: int
+    ) -> None:
         """Take up what the writer in this process refused of jobs that had ended well."""
         for unit in units if refused else ():
             if unit.job is not None and unit.entry in refused:
@@ -192,9 +194,7 @@ class Collector:
         self.dropped += count
 
 
-def _write_refused(
-    unit: UnitBuilder, refused: Iterable[tuple[JobHeader, WriteRejected]]
-) -> None:
+def _write_refused(unit: UnitBuilder, refused: Iterable[tuple[JobHeader, WriteRejected]]) -> None:
     for job, why in refused:
         state = Outcome.FAILED if job.again_ms < 0 else Outcome.RETRIED
         error_type, error = rows.error_of(why)

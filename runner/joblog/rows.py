@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from decimal import Decimal
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ MOST_INT = 2**63
 CUT = "…"
 
 _encode = msgspec.json.Encoder().encode
+_CONTAINERS = (Mapping, Sequence, AbstractSet)
+_SCALARS = (str, bytes, bytearray, memoryview)
 _PLAINLY = (dt.datetime, dt.date, dt.time, dt.timedelta, UUID, Decimal)
 
 
@@ -100,28 +103,31 @@ class _Plain:
         return plain
 
     def value(self, value: Any, depth: int) -> Any:
+        """Return a value as JSON has it; a container as far as there is room."""
         self._left -= 1
         if self._left < 0:
             return CUT
+        if isinstance(value, Enum):
+            value = value.value
+        if not isinstance(value, _CONTAINERS) or isinstance(value, _SCALARS):
+            return self._scalar(value)
+        if depth >= MOST_DEPTH:
+            return CUT
+        is_object = isinstance(value, Mapping)
+        return self.object(value, depth) if is_object else self._list(value, depth)
+
+    def _scalar(self, value: Any) -> Any:
         match value:
             case None | bool():
                 return value
-            case Enum():
-                return self.value(value.value, depth)
             case str():
                 return self._text(str(value), MOST_TEXT)
-            case int():
-                return int(value) if -MOST_INT <= value < MOST_INT else _shown(value)
-            case float():
-                return float(value) if math.isfinite(value) else str(value)
+            case int() if -MOST_INT <= value < MOST_INT:
+                return int(value)
+            case float() if math.isfinite(value):
+                return float(value)
             case bytes() | bytearray() | memoryview():
                 return f"<{len(value)} bytes>"
-        if depth >= MOST_DEPTH:
-            return CUT
-        if isinstance(value, Mapping):
-            return self.object(value, depth)
-        if isinstance(value, Sequence | Set):
-            return self._list(value, depth)
         return _shown(value)
 
     def _text(self, value: str, most: int) -> str:

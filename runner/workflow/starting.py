@@ -124,9 +124,7 @@ class StartsFlows:
             keep_result=keep_result,
         )
         store = self.flows
-        return await open_batch(
-            whole, batch_id, store, self._waiting_results(), begin=self._begin
-        )
+        return await open_batch(whole, batch_id, store, self._waiting_results(), begin=self._begin)
 
     async def _begin(self, flow: Flow, flow_id: str | None, store: FlowStore) -> str:
         """Start a flow through the middleware; what that lets travel, all its jobs carry."""

@@ -112,7 +112,7 @@ class FlowStore:
         return chosen
 
     def carry(self, carried: dict[str, Any]) -> None:
-        """Let each node that is encoded from now on carry this, for the middleware of its worker."""
+        """Let each node that is encoded from now on carry this for the middleware of its worker."""
         if carried:
             self.encode = carrying(self.encode, carried)
 
