@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-arq bench bench-quick bench-writer lint format dev clean help
+.PHONY: demo test soak test-arq bench bench-quick bench-writer lint format dev clean help
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -29,6 +29,9 @@ test: $(STAMP) ## Run the tests against real servers that they start themselves
 	$(BIN)/coverage run -m pytest -n auto $(ARGS)
 	@# The floor holds for the whole suite, not for a part of it.
 	@if [ -z "$(ARGS)" ]; then $(BIN)/coverage combine -q && $(BIN)/coverage report; fi
+
+soak: $(STAMP) ## Half an hour of jobs that leak, in a fleet that is recycled (SOAK_S=180)
+	SOAK_S=$(or $(SOAK_S),1800) $(BIN)/python -m pytest -rP tests/acceptance/test_soak.py
 
 test-arq: $(STAMP) ## Run arq's own tests with our Worker, client and Job in the place of arq's
 	$(BIN)/python -m tests.arq $(ARGS)

@@ -487,15 +487,21 @@ async def abort(redis: Redis, queue: str, job_id: str) -> bool:
     return False
 
 
-async def count_crashes(redis: Redis, running: Iterable[Claimed]) -> int:
-    """Count a crash of each of these jobs that is still held so; return how many are."""
+async def count_crashes(redis: Redis, running: Iterable[tuple[Claimed, bytes]]) -> int:
+    """Count a crash of each of these jobs that is still held so; return how many are.
+
+    Args:
+        redis: the connection pool.
+        running: their claims, each with the record of the crash for its history, or b"".
+    """
     by_queue: dict[str, list[Any]] = {}
-    for claimed in running:
+    for claimed, record in running:
         args = by_queue.setdefault(claimed.queue, [])
-        args += (raw_id(claimed.job_id), claimed.token, claimed.attempt)
+        args += (raw_id(claimed.job_id), claimed.token, claimed.attempt, record)
     counted = 0
     for queue, args in by_queue.items():
-        counted += await load("crash").call(redis, keys=[queue, keys.held(queue)], args=args)
+        names = [queue, keys.held(queue), keys.counters(queue)]
+        counted += await load("crash").call(redis, keys=names, args=args)
     return counted
 
 

@@ -28,7 +28,7 @@ from runner.inspect import History, LogLine, QueuedJobs, QueueLoad, Workers, job
 from runner.job import Job, Results
 from runner.letters import DeadLetters
 from runner.limits import Limits, Paused, Pauses
-from runner.middleware import CARRIED, EnqueueCall, Middleware, around_enqueue
+from runner.middleware import CARRIED, EnqueueCall, Middleware, around_enqueue, carriers
 from runner.middleware.batch import Batch
 from runner.outbox import Outbox, Until
 from runner.pipe import Pipe
@@ -78,6 +78,7 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         self._outbox = Outbox(self._pipe)
         self._middleware: tuple[Middleware, ...] = ()
         self._around: Any = None
+        self._carriers: tuple[Any, ...] = ()
 
     @property
     def middleware(self) -> tuple[Middleware, ...]:
@@ -88,6 +89,7 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
     def middleware(self, middleware: tuple[Middleware, ...]) -> None:
         self._middleware = middleware
         self._around = around_enqueue(middleware, self._enqueue_call)
+        self._carriers = carriers(middleware)
 
     @property
     def codec(self) -> Codec:
@@ -535,6 +537,12 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         attempt: int | None = None,
         task: Task[..., Any] | None = None,
     ) -> bytes:
+        if self._carriers:
+            carried = dict(extra.get(CARRIED, ()))
+            for carry in self._carriers:
+                carry(name, carried)
+            if carried:
+                extra[CARRIED] = carried
         chosen = self.codec
         if codec.signs(chosen):
             extra["id"] = job_id

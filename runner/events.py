@@ -19,6 +19,7 @@ event             when
 `JobOverdue`      a job runs far beyond the usual time of its task
 `TasksLeft`       a job has ended, and asyncio tasks of its go on
 `ResourceLeft`    a socket or a connection was destroyed without being closed
+`PartEvent`       the base of events of your own, which a part emits
 ================  ===============================================================
 
 A callback is a plain function, called in the worker's loop: it should be quick, and hand
@@ -323,6 +324,21 @@ class TasksLeft:
     at_ms: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartEvent:
+    """The base of events of your own: a part emits them by ``worker.events.emit``.
+
+    Example:
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class CacheFilled(PartEvent):
+        ...     entries: int
+        >>> worker.events.emit(CacheFilled(worker=worker.name, at_ms=now, entries=7))
+    """
+
+    worker: str
+    at_ms: int
+
+
 Event: TypeAlias = (
     WorkerStarted
     | WorkerStopped
@@ -337,6 +353,7 @@ Event: TypeAlias = (
     | JobOverdue
     | TasksLeft
     | ResourceLeft
+    | PartEvent
 )
 Subscriber: TypeAlias = "Callable[[Event], Any]"
 
@@ -369,6 +386,8 @@ class Bus:
         self.wanted = False
         """Whether anybody subscribes: look here before an event is made."""
         self.watchers: tuple[Watcher, ...] = ()
+        self.on_end: Callable[[Any, Any], None] | None = None
+        """Tells all watchers of an end; None where there are none."""
         self.watched = False
         """Whether anybody wants to know how attempts end, as events or not."""
         for subscriber in subscribers:
@@ -396,14 +415,23 @@ class Bus:
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Tell `watcher` of each end; return what ends that."""
-        self.watchers = (*self.watchers, watcher)
-        self.watched = True
+        self._set_watchers((*self.watchers, watcher))
 
         def unwatch() -> None:
-            self.watchers = tuple(other for other in self.watchers if other != watcher)
-            self.watched = self.wanted or bool(self.watchers)
+            self._set_watchers(tuple(other for other in self.watchers if other != watcher))
 
         return unwatch
+
+    def _set_watchers(self, watchers: tuple[Watcher, ...]) -> None:
+        self.watchers = watchers
+        self.watched = self.wanted or bool(watchers)
+        # Most often there is one: a loop over it would cost as much as what it does.
+        one = watchers[0].ended if watchers else None
+        self.on_end = self._tell_all if watchers[1:] else one
+
+    def _tell_all(self, attempt: Any, ending: Any) -> None:
+        for watcher in self.watchers:
+            watcher.ended(attempt, ending)
 
     def emit(self, event: Event) -> None:
         """Hand out one event; what a subscriber raises is logged."""
@@ -431,6 +459,7 @@ __all__ = [
     "LeaseLost",
     "LoopBlocked",
     "LoopFreed",
+    "PartEvent",
     "ProcessVitals",
     "ResourceLeft",
     "Subscriber",

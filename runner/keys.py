@@ -64,6 +64,8 @@ runner:flow:<flow>:jobs         HASH     number → payload
 runner:flow:<flow>:waits        HASH     number → parents that have not ended
 runner:flow:<flow>:states       HASH     number → what became of it
 runner:flow:<flow>:results      HASH     number → encoded result, where others need it
+runner:flows:<queue>            ZSET     flows that were started there → when, in ms; the last
+                                         10,000, 30 days
 runner:limits                   HASH     limit → what was set at run time, JSON; lasting
 runner:limits:declared          HASH     limit → what the code declares, JSON; a day behind the last
                                          worker that had it, 30 days at most
@@ -120,6 +122,7 @@ MOVED_UNIT = "runner:moved:"
 UNIT = "runner:unit:"
 COMMITS = "runner:commits:"
 FLOW = "runner:flow:"
+FLOWS = "runner:flows:"
 HELD = "runner:held:"
 REPLACED = "runner:replaced:"
 PROGRESS = "runner:progress:"
@@ -215,6 +218,11 @@ def commits(job_id: str) -> str:
 def flow(flow_id: str) -> str:
     """HASH: one flow; with `:plan` and the like behind it, the parts of it."""
     return FLOW + flow_id
+
+
+def flows(queue: str) -> str:
+    """ZSET: the flows that were started in this queue, the last ones."""
+    return FLOWS + queue
 
 
 def replaced(job_id: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ from runner import broker
 from runner.connections import TROUBLE
 from runner.events import WorkerRecycled
 from runner.execution import now_ms
+from runner.letters import encode_error
 from runner.signals import Signalled
+from runner.types import AttemptError
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,25 +25,45 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("arq.worker")
 
+HARD_GRACE_S = 2.0
+"""How long jobs have to end, at most, when the hard limit of memory is reached."""
+
 
 class Renewed(Signalled):
     """What a worker does when a limit of its process is reached.
 
     Attributes:
+        place: the number of this worker in its fleet, 0 for none.
         recycled: which limit was reached, in words; "" for none.
     """
 
     name: str
     events: Bus
     watch: Watch
-    cancel_grace_s: float
+    history: bool
+    place: int = 0
     recycled: str = ""
+    _cancel_grace_s: float
+    _gives_back: bool = False
     _turns: Turns
     _giving_back: asyncio.Task[None]
 
-    def join(self, supervisor: Supervises) -> None:
-        """Tell a supervisor how this worker is, and let it decide when to be replaced."""
+    def join(self, supervisor: Supervises, place: int) -> None:
+        """Tell a supervisor how this worker is, and let it decide when to be replaced.
+
+        Args:
+            supervisor: the way to it.
+            place: the number of this worker in its fleet, from 1; one that takes its place has
+                the same, while both are there.
+        """
+        self.place = place
         self.watch.supervisor = supervisor
+
+    @property
+    def cancel_grace_s(self) -> float:
+        """How long a job has to end once it is cancelled, in seconds; less beyond the hard limit."""
+        most = HARD_GRACE_S if self._gives_back else math.inf
+        return min(self._cancel_grace_s, most)
 
     @property
     def patience_s(self) -> float:
@@ -64,18 +87,34 @@ class Renewed(Signalled):
         """Hand back what runs, each job with a crash more, and end now."""
         self._tell_recycled(why, at_once=True)
         logger.error("the worker hands back what runs, and ends: %s", why)
-        if self.watch.supervisor is not None:
-            self.watch.supervisor.say("leaving", why=why)
-        self._giving_back = self.loop.create_task(self._give_back(), name="runner gives back")
+        self._gives_back = True
+        self._giving_back = self.loop.create_task(self._give_back(why), name="runner gives back")
 
-    async def _give_back(self) -> None:
+    async def _give_back(self, why: str) -> None:
         # One of them is to blame, and nobody knows which: who is there each time ends as a dead
         # letter, as if the kernel had killed the process.
         try:
-            await broker.count_crashes(self.pool, [one.claimed for one in self.running()])
+            running = [(one.claimed, self._crash_of(one, why)) for one in self.running()]
+            await broker.count_crashes(self.pool, running)
         except TROUBLE as exc:
             logger.warning("could not count a crash of what runs: %s", exc)
         self.handle_sig(signal.SIGUSR1)
+
+    def _crash_of(self, attempt: Attempt, why: str) -> bytes:
+        """Return what the history of a job says of its end here."""
+        if not self.history:
+            return b""
+        return encode_error(
+            AttemptError(
+                attempt=attempt.number,
+                outcome="crashed",
+                error=f"its process gave it up: {why}",
+                started_ms=attempt.started_ms,
+                ended_ms=now_ms(),
+                worker=self.name,
+                enqueued_ms=attempt.record.enqueued_ms,
+            )
+        )
 
     def _tell_recycled(self, why: str, *, at_once: bool) -> None:
         self.recycled = why

@@ -59,8 +59,8 @@ class Settler:
         self.release(attempt)
         events = self._host.events
         if events.watched:
-            for watcher in events.watchers:
-                watcher.ended(attempt, ending)
+            if events.on_end is not None:
+                events.on_end(attempt, ending)
             if events.wanted:
                 settlement.end = (attempt, ending)
         status = await self._hand_in(settlement)
@@ -78,8 +78,8 @@ class Settler:
         attempt.passed_in = True
         events = self._host.events
         if events.watched:
-            for watcher in events.watchers:
-                watcher.ended(attempt, ending)
+            if events.on_end is not None:
+                events.on_end(attempt, ending)
             if events.wanted:
                 settlement.end = (attempt, ending)
         self.cycles.pass_in(settlement)
@@ -105,8 +105,8 @@ class Settler:
 
     def report(self, attempt: Attempt, ending: Ending, settled: Settlement | None) -> None:
         """Tell subscribers how an attempt ended. The only place that does."""
-        for watcher in self._host.events.watchers:
-            watcher.ended(attempt, ending)
+        if self._host.events.on_end is not None:
+            self._host.events.on_end(attempt, ending)
         self._emit(attempt, ending, settled)
 
     def _emit(self, attempt: Attempt, ending: Ending, settled: Settlement | None) -> None:

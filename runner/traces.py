@@ -127,13 +127,12 @@ class Tracing(Middleware):
             return job
 
     async def start(self, call: FlowCall, proceed: StartFlow) -> str:
-        """Trace the start of a flow, and let its context travel with each of its jobs."""
+        """Trace the start of a flow, whose jobs carry its context."""
         with self._tracer.start_as_current_span(
             f"start {call.name}",
             kind=SpanKind.PRODUCER,
             attributes={**_messaging("start", "send"), "runner.flow.name": call.name},
         ) as span:
-            _inject(call.carried)
             flow_id = await proceed(call)
             span.set_attribute("runner.flow.id", flow_id)
             return flow_id
@@ -144,9 +143,10 @@ class Tracing(Middleware):
         contexts.attach(self._begin(job))
         return await proceed(job)
 
-    def outside(self, job: JobCall) -> None:
-        """Trace an attempt elsewhere: a thread sees its span as the current one, a process none."""
-        contexts.attach(self._begin(job))
+    def carry(self, task: str, carried: dict[str, Any]) -> None:  # noqa: ARG002  all alike
+        """Let the context of the moment travel, with jobs that are made in other ways: of flows."""
+        if TRACE not in carried:
+            _inject(carried)
 
     def join(self, worker: str, events: Bus) -> None:
         """Watch how attempts end."""

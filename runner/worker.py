@@ -32,7 +32,7 @@ from runner.connections import TROUBLE
 from runner.cycle import CYCLE_TIMEOUT_S
 from runner.errors import SettingsError
 from runner.events import Bus, Subscriber
-from runner.execution import Ending
+from runner.execution import Ending, report
 from runner.executors import MAX_THREADS, Executors
 from runner.joblog import Collector
 from runner.leases import Leases
@@ -65,7 +65,6 @@ if TYPE_CHECKING:
     from runner.broker import Claimed, CycleReply
     from runner.execution.records import Frames
     from runner.limits import Limit
-    from runner.middleware import JobCall
     from runner.pipe import PlainPipe
     from runner.scripts import Executes
 
@@ -280,7 +279,7 @@ class Worker(Assembled):
         self._candidates_redis: Redis | None = None
         self._nudge = asyncio.Event()
         self._leases = Leases(self.lease_s, self._lease_lost)
-        self.cancel_grace_s = float(seconds(cancel_grace))
+        self._cancel_grace_s = float(seconds(cancel_grace))
         self.executors = Executors(
             self,
             self._leases,
@@ -337,7 +336,6 @@ class Worker(Assembled):
         )
         self.middleware = checked_middleware(middleware)
         self.around = around_execute((*self.middleware, *self.watch.layers))
-        self.outside: Sequence[Callable[[JobCall], None]] = all_of(self.middleware, "outside")
         for join in all_of(self.middleware, "join"):
             join(self.name, self.events)
         self.progress = ProgressBoard(lambda: self.pool)
@@ -358,7 +356,7 @@ class Worker(Assembled):
         self.take_over_signals()
         if self._told_to_stop:
             return
-        self.stopping = self.draining = self.is_quiet = False
+        self.stopping = self.draining = self.is_quiet = self._gives_back = False
         self.allow_pick_jobs = True
         await self._connect()
         logger.info(
@@ -379,10 +377,8 @@ class Worker(Assembled):
         self.cycles.open(claims=self.max_burst_jobs < 0, idle_ms=idle_ms)
         self._closing = False
         self._loop_ended.clear()
-        if self.monitor is not None:
-            await self.monitor.start()
         if self.events.wanted:
-            self.events.emit(execution.report.worker_started(self, self.cycles.names))
+            self.events.emit(report.worker_started(self, self.cycles.names))
         self.watch.tell_ready()
         try:
             await self._loop()
@@ -635,7 +631,7 @@ class Worker(Assembled):
         task.cancel()
         self._turns.watch((lease.job_id,))
         if self.events.wanted:
-            self.events.emit(execution.report.lost(self, attempt))
+            self.events.emit(report.lost(self, attempt))
 
     def give_up(self) -> None:
         """Leave what cannot be settled now to its lease."""
@@ -679,7 +675,7 @@ class Worker(Assembled):
             await self.on_shutdown(self.ctx)
         await self._disconnect()
         if self.events.wanted:
-            self.events.emit(execution.report.worker_stopped(self))
+            self.events.emit(report.worker_stopped(self))
 
 
 def _lease(given: SecondsTimedelta) -> float:

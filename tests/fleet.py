@@ -24,6 +24,7 @@ SETTINGS = '''
 import asyncio
 import os
 import time
+from urllib.parse import urlsplit
 
 import runner
 from runner import Context, RedisSettings, task
@@ -68,6 +69,30 @@ async def leave_a_task(ctx: Context, seconds: float) -> None:
 
 
 @task
+async def connect(ctx: Context, keeps: bool) -> None:
+    """Leak a connection: keep it for ever, or drop it unclosed."""
+    await note(ctx)
+    place = urlsplit(os.environ["REDIS_URL"])
+    streams = await asyncio.open_connection(place.hostname, place.port)
+    if keeps:
+        HELD.append(streams)
+
+
+@task
+async def eat_and_refuse(ctx: Context, seconds: float) -> None:
+    """Eat memory until somebody says no, and do not end all the same."""
+    await note(ctx)
+    eats = True
+    for _ in range(int(seconds * 20)):
+        if eats:
+            HELD.append(bytearray(os.urandom(1024)) * 20_000)
+        try:
+            await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            eats = False
+
+
+@task
 async def eat(ctx: Context, seconds: float) -> None:
     """Eat memory until somebody ends it."""
     await note(ctx)
@@ -108,6 +133,7 @@ async def leave_an_orphan(ctx: Context) -> int:
 class WorkerSettings(runner.WorkerSettings):
     functions = [quick, hold]
     functions += [burn, leave_a_task, eat, block, hold_and_block, crash, leave_an_orphan]
+    functions += [connect, eat_and_refuse]
     redis_settings = RedisSettings.from_dsn(os.environ["REDIS_URL"])
     poll_delay = 0.2
     lease = 2

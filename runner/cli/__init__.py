@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import click
+from redis.exceptions import RedisError
 
-from runner.cli import cron, dead, dev, jobs, limits, watch, worker, writer
+from runner.cli import (
+    completion,
+    cron,
+    dead,
+    dev,
+    flows,
+    jobs,
+    limits,
+    queues,
+    watch,
+    worker,
+    writer,
+)
 from runner.errors import RunnerError
 
 
@@ -17,6 +30,8 @@ class Group(click.Group):
             return super().invoke(ctx)
         except RunnerError as exc:
             raise click.ClickException(str(exc)) from exc
+        except RedisError as exc:
+            raise click.ClickException(f"Redis: {str(exc) or type(exc).__name__}") from exc
 
 
 @click.group(cls=Group)
@@ -25,20 +40,25 @@ def main() -> None:
     """Run and look after the parts of arq-runner.
 
     A single worker is also started by arq's own command: arq settings.WorkerSettings
+
+    Exit status: 0 done; 1 refused, failed, not ready, or nobody answers; 2 wrong words; 75 a
+    worker that is to be started again, because a limit of its process is reached.
     """
 
 
 main.add_command(worker.worker)
 main.add_command(writer.writer)
 main.add_command(dev.dev)
-main.add_command(cron.cron)
-main.add_command(dead.dead)
+main.add_command(watch.top)
+main.add_command(watch.workers)
+main.add_command(queues.queues)
 main.add_command(jobs.jobs)
 main.add_command(jobs.purge)
+main.add_command(dead.dead)
+main.add_command(cron.cron)
+main.add_command(flows.flows)
 main.add_command(limits.limits)
 for _command in (limits.pause, limits.resume, limits.paused):
     main.add_command(_command)
-main.add_command(watch.top)
-main.add_command(watch.workers)
-main.add_command(watch.queues)
 main.add_command(watch.health)
+main.add_command(completion.completion)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from runner.cli.load import do, load_settings
-from runner.cli.tables import read_json, stamp, table
+from runner.cli import where
+from runner.cli.load import do, function_names, load_settings
+from runner.cli.tables import ago, read_json, show, stamp, table
 from runner.errors import ScheduleError
 from runner.schedule import Schedule, ScheduleInfo, every, perpetual
 from runner.schedule import cron as schedule
@@ -22,17 +23,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Work = Callable[["Schedules"], Awaitable[T]]
 
-COLUMNS = ("name", "when", "timezone", "task", "next_due", "last_due", "runs", "state")
+HEADS = ("NAME", "WHEN", "TIMEZONE", "TASK", "NEXT", "LAST", "RUNS", "STATE")
 
 
-@click.group()
-@click.option(
-    "--settings",
-    "path",
-    default="settings.WorkerSettings",
-    show_default=True,
-    help="The class that the workers use, for its redis_settings, queue and codec.",
-)
+@click.group(invoke_without_command=True)
+@where.settings_option
 @click.pass_context
 def cron(ctx: click.Context, path: str) -> None:
     """Look at schedules and change them, while workers run.
@@ -40,9 +35,10 @@ def cron(ctx: click.Context, path: str) -> None:
     Schedules in the settings can be paused, resumed and run; to change one, change the settings.
     """
     ctx.obj = path
+    where.or_list(ctx)
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+as_json = where.as_json_flag
 by_name = click.argument("name")
 
 
@@ -80,9 +76,7 @@ def list_all(path: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([shown(info) for info in infos], indent=2, default=str))
         return
-    rows = [[str(shown(info)[column]) for column in COLUMNS] for info in infos]
-    for line in table([column.upper() for column in COLUMNS], rows):
-        click.echo(line)
+    show(table(HEADS, [_row(info) for info in infos], flexible=(3, 0, 1), spare=(2, 5)))
 
 
 @cron.command()
@@ -95,7 +89,7 @@ def add(path: str, /, *, as_json: bool, **given: Any) -> None:
     EXPRESSION has five fields, or six with the second in front: "0 1 * * *".
     """
     settings = load_settings(path)
-    made, tasks = _schedule(**given), _tasks(settings)
+    made, tasks = _schedule(**given), function_names(settings)
     _tell(_do(settings, lambda schedules: schedules.add(made, tasks=tasks)), "added", as_json)
 
 
@@ -106,7 +100,7 @@ def add(path: str, /, *, as_json: bool, **given: Any) -> None:
 def change(path: str, /, *, as_json: bool, **given: Any) -> None:
     """Put a schedule in the place of schedule NAME; its counts, and a pause, stay."""
     settings = load_settings(path)
-    made, tasks = _schedule(**given), _tasks(settings)
+    made, tasks = _schedule(**given), function_names(settings)
     _tell(_do(settings, lambda schedules: schedules.change(made, tasks=tasks)), "changed", as_json)
 
 
@@ -182,6 +176,12 @@ def shown(info: ScheduleInfo) -> dict[str, Any]:
     }
 
 
+def _row(info: ScheduleInfo) -> list[str]:
+    facts = shown(info)
+    when = [str(facts[name]) for name in ("name", "when", "timezone", "task")]
+    return [*when, ago(info.next_due), ago(info.last_due), str(info.runs), facts["state"]]
+
+
 def _state(info: ScheduleInfo) -> str:
     if info.error:
         return "unreadable"
@@ -231,18 +231,3 @@ def _schedule(
         kwargs=read_json(kwargs_json, dict, "--kwargs", "an object", error=ScheduleError),
         **options,
     )
-
-
-def _tasks(settings: type[WorkerSettings]) -> set[str]:
-    """Return the names of the tasks that workers with these settings have."""
-    functions = [*settings.functions, *(settings.cron_jobs or ())]
-    names = {job.task for job in functions if isinstance(job, Schedule)}
-    others = [function for function in functions if not isinstance(function, Schedule)]
-    return names | {_name(function) for function in others}
-
-
-def _name(function: Any) -> str:
-    if isinstance(function, str):
-        return function.rpartition(".")[2]
-    name: str = getattr(function, "name", None) or function.__qualname__
-    return name

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli import where as options
-from runner.cli.tables import as_json, confirm, escaped, moment, read_json, table
+from runner.cli.tables import ago, as_json, confirm, escaped, moment, read_json, table
+from runner.cli.tables import show as show_lines
 from runner.cli.where import Place
 from runner.errors import ArgumentsError
 from runner.execution.records import NO_LETTER
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from runner.letters import LetterPage, Requeued
     from runner.types import AttemptError, DeadLetter
 
-HEADS = ("JOB", "TASK", "DIED (UTC)", "OUTCOME", "TRY", "ERROR")
+HEADS = ("JOB", "TASK", "DIED", "OUTCOME", "TRY", "ERROR")
 ENDINGS = [outcome.value for outcome in Outcome if outcome not in NO_LETTER]
 
 
-@click.group()
+@click.group(invoke_without_command=True)
 @options.at_settings
 @click.pass_context
 def dead(ctx: click.Context, path: str, queue: str) -> None:
@@ -35,6 +36,7 @@ def dead(ctx: click.Context, path: str, queue: str) -> None:
     A dead letter is what is left of a job that ended for good without success.
     """
     ctx.obj = Place(path, queue)
+    options.or_list(ctx)
 
 
 def filters(command: Callable[..., None]) -> Callable[..., None]:
@@ -72,8 +74,8 @@ def list_letters(place: Place, /, limit: int, after: str, *, as_json: bool, **gi
         letters = [shown(letter) for letter in page.letters]
         click.echo(_json({"letters": letters, "after": page.after, "count": count}))
         return
-    for line in table(HEADS, [_row(letter) for letter in page.letters], flexible=5):
-        click.echo(line)
+    rows = [_row(letter) for letter in page.letters]
+    show_lines(table(HEADS, rows, flexible=(5, 1), spare=(4, 3)))
     click.echo(f"{len(page.letters)} shown, {count} in all", err=True)
     if page.after:
         click.echo(f'more: --after "{page.after}"', err=True)
@@ -89,8 +91,7 @@ def show(place: Place, job_id: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(_json(shown(letter)))
         return
-    for line in told(letter):
-        click.echo(line)
+    show_lines(told(letter))
 
 
 @dead.command()
@@ -233,7 +234,7 @@ def _row(letter: DeadLetter) -> list[str]:
     return [
         letter.job_id,
         letter.task,
-        moment(letter.died_ms),
+        ago(letter.died_ms),
         letter.outcome,
         str(letter.attempt),
         f"{letter.error_type.rpartition('.')[2]}: {letter.error}",

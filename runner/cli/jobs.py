@@ -6,29 +6,32 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from runner.cli import ended
 from runner.cli import where as options
-from runner.cli.dead import told_errors
-from runner.cli.tables import as_json, confirm, escaped, stamp, table
+from runner.cli.ended import shown
+from runner.cli.enqueue import enqueue
+from runner.cli.tables import ago, as_json, confirm, table
+from runner.cli.tables import show as show_lines
 from runner.cli.where import Place
 from runner.errors import ArgumentsError
 from runner.inspect import JobFilter, JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
     from runner.client import Client
     from runner.inspect import Cancelled, JobInfo, JobPage
 
-HEADS = ("JOB", "TASK", "STATE", "TRY", "DUE (UTC)", "ENQUEUED (UTC)", "ARGUMENTS")
+HEADS = ("JOB", "TASK", "STATE", "TRY", "DUE", "ENQUEUED", "ARGUMENTS")
 
 
-@click.group()
+@click.group(invoke_without_command=True)
 @options.at_settings
 @click.pass_context
 def jobs(ctx: click.Context, path: str, queue: str) -> None:
-    """Look at the jobs in a queue, cancel them, or run them now."""
+    """Look at jobs, enqueue them, cancel them, or run them now."""
     ctx.obj = Place(path, queue)
+    options.or_list(ctx)
 
 
 def filters(command: Callable[..., None]) -> Callable[..., None]:
@@ -72,28 +75,10 @@ def list_jobs(place: Place, /, limit: int, after: str, *, as_json: bool, **given
         found = [shown(job) for job in page.jobs]
         click.echo(_json({"jobs": found, "after": page.after, "count": count}))
         return
-    for line in table(HEADS, [_row(job) for job in page.jobs], flexible=6):
-        click.echo(line)
+    show_lines(table(HEADS, [_row(job) for job in page.jobs], flexible=(6, 1), spare=(5, 3)))
     click.echo(f"{len(page.jobs)} shown, {count} in the queue", err=True)
     if page.after:
         click.echo(f'more: --after "{page.after}"', err=True)
-
-
-@jobs.command()
-@click.argument("job_id")
-@options.as_json_flag
-@click.pass_obj
-def show(place: Place, job_id: str, *, as_json: bool) -> None:
-    """Show job JOB_ID, with what went wrong so far."""
-    job = place.do(lambda client, queue: client.jobs.of(queue).show(job_id))
-    if as_json:
-        click.echo(_json(shown(job)))
-        return
-    for name, value in shown(job).items():
-        if name != "errors" and value not in ("", None):
-            click.echo(f"{name:>9}  {escaped(str(value))}")
-    for line in told_errors(job.errors):
-        click.echo(line)
 
 
 @jobs.command()
@@ -143,6 +128,8 @@ def retry(
     which = _which(place, job_ids, given, everything=everything)
     moved = place.do(lambda client, queue: client.jobs.of(queue).retry_now(which))
     click.echo(_json({"moved": moved}) if as_json else f"due now: {moved}")
+    if job_ids and not moved:
+        click.echo("for a job that has failed for good: runner dead requeue", err=True)
 
 
 @click.command()
@@ -163,27 +150,6 @@ def purge(path: str, queue: str, *, yes: bool, as_json: bool) -> None:
     _tell_cancelled(said, "purged", as_json=as_json)
 
 
-def shown(job: JobInfo) -> dict[str, Any]:
-    """Return what is printed of a job."""
-    return {
-        "job_id": job.job_id,
-        "queue": job.queue,
-        "task": job.task,
-        "args": list(job.args),
-        "kwargs": job.kwargs,
-        "state": job.state.value,
-        "attempt": job.attempt,
-        "crashes": job.crashes,
-        "due": stamp(job.due),
-        "enqueued": stamp(job.enqueued),
-        "worker": job.worker,
-        "error": job.error,
-        "errors": [
-            {name: getattr(error, name) for name in error.__struct_fields__} for error in job.errors
-        ],
-    }
-
-
 def _row(job: JobInfo) -> list[str]:
     named = [f"{name}={value!r}" for name, value in job.kwargs.items()]
     return [
@@ -191,14 +157,10 @@ def _row(job: JobInfo) -> list[str]:
         job.task or "?",
         job.state.value,
         str(job.attempt),
-        _second(job.due),
-        _second(job.enqueued),
+        ago(job.due),
+        ago(job.enqueued),
         ", ".join([*map(repr, job.args), *named]) or job.error,
     ]
-
-
-def _second(moment: datetime | None) -> str:
-    return "" if moment is None else moment.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _tell_cancelled(said: Cancelled, what: str, *, as_json: bool) -> None:
@@ -233,5 +195,8 @@ def _which(
         return _filter(place, given)
     return job_ids[0] if len(job_ids) == 1 else job_ids
 
+
+for _command in (ended.show, ended.logs, ended.finished, enqueue):
+    jobs.add_command(_command)
 
 _json = as_json

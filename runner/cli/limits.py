@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import uvloop
 
-from runner.cli.load import client_by, load_settings
+from runner.cli import tables
+from runner.cli import where as options
+from runner.cli.load import do, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable
 
     from runner.client import Client
     from runner.limits import LimitInfo
@@ -20,17 +20,11 @@ T = TypeVar("T")
 
 COLUMNS = ("limit", "rule", "declared", "key", "used", "parked", "reserved")
 
-settings = click.option(
-    "--settings",
-    "path",
-    default="settings.WorkerSettings",
-    show_default=True,
-    help="The class that the workers use, for its redis_settings.",
-)
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+settings = options.settings_option
+as_json = options.as_json_flag
 
 
-@click.group()
+@click.group(invoke_without_command=True)
 @settings
 @click.pass_context
 def limits(ctx: click.Context, path: str) -> None:
@@ -39,6 +33,7 @@ def limits(ctx: click.Context, path: str) -> None:
     A task's own limits are called TASK.rate and TASK.running.
     """
     ctx.obj = path
+    options.or_list(ctx)
 
 
 @limits.command(name="list")
@@ -51,7 +46,8 @@ def list_all(path: str, *, as_json: bool) -> None:
         _print([shown(info) for info in infos])
         return
     rows = [[str(shown(info)[column]) for column in COLUMNS] for info in infos]
-    _print_table([column.upper() for column in COLUMNS], rows)
+    heads = [column.upper() for column in COLUMNS]
+    tables.show(tables.table(heads, rows, flexible=(0,), spare=(2, 6)))
 
 
 @limits.command()
@@ -69,7 +65,7 @@ def show(path: str, name: str, *, value: str | None, as_json: bool) -> None:
     if info.key is None:
         return
     rows = [[b.value, str(b.used), str(b.parked), str(b.reserved)] for b in info.buckets]
-    _print_table([info.key.upper(), "USED", "PARKED", "RESERVED"], rows)
+    tables.show(tables.table([info.key.upper(), "USED", "PARKED", "RESERVED"], rows, flexible=(0,)))
 
 
 @limits.command(name="set")
@@ -179,23 +175,8 @@ def _tell(name: str | None, what: str, *, changed: bool, as_json: bool) -> None:
 
 
 def _print(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
-
-
-def _print_table(heads: list[str], rows: Iterable[list[str]]) -> None:
-    lines = [heads, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+    click.echo(tables.as_json(value))
 
 
 def _do(path: str, work: Callable[[Client], Awaitable[T]]) -> T:
-    async def connected() -> T:
-        client = await client_by(load_settings(path))
-        try:
-            return await work(client)
-        finally:
-            await client.aclose()
-
-    return uvloop.run(connected())
+    return do(load_settings(path), work)

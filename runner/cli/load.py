@@ -8,6 +8,7 @@ import uvloop
 
 from runner.codec import Codec, codec_of
 from runner.connection import open_client
+from runner.schedule import Schedule
 from runner.settings import load_settings
 from runner.signing import chosen_codec
 from runner.tasks import Task
@@ -50,10 +51,25 @@ def do(settings: type[WorkerSettings], work: Callable[[Client], Awaitable[T]]) -
     return uvloop.run(connected())
 
 
+def function_names(settings: type[WorkerSettings]) -> set[str]:
+    """Return the names of the functions that workers with these settings have."""
+    functions = [*settings.functions, *(settings.cron_jobs or ())]
+    names = {job.task for job in functions if isinstance(job, Schedule)}
+    others = [function for function in functions if not isinstance(function, Schedule)]
+    return names | {_name(function) for function in others}
+
+
+def _name(function: Any) -> str:
+    if isinstance(function, str):
+        return function.rpartition(".")[2]
+    name: str = getattr(function, "name", None) or function.__qualname__
+    return name
+
+
 def tasks_by(settings: type[WorkerSettings]) -> dict[str, Task[..., Any]]:
     """Return the declared tasks of the workers, by name."""
     declared = [function for function in settings.functions if isinstance(function, Task)]
     return {task.name: task for task in declared}
 
 
-__all__ = ["client_by", "codec_by", "do", "load_settings", "tasks_by"]
+__all__ = ["client_by", "codec_by", "do", "function_names", "load_settings", "tasks_by"]

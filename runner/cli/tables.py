@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import sys
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,32 +21,119 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NARROWEST = 12
+GAP = 2
+_NUMBERS = re.compile(r"(?:[\d.,/]+(?: (?:ms|s|m|h|d|MB))?)?")
+_COLOURS = {
+    **dict.fromkeys(("succeeded", "running", "on", "queued"), "green"),
+    **dict.fromkeys(("retrying", "retried", "draining", "paused", "stopping", "waiting"), "yellow"),
+    **dict.fromkeys(("failed", "timed_out", "too_many_tries", "too_many_crashes"), "red"),
+    **dict.fromkeys(("unreadable", "undecodable", "unknown_task", "expired"), "red"),
+}
 
 
 def table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], *, flexible: int | None = None
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    flexible: Sequence[int] = (),
+    spare: Sequence[int] = (),
+    width: int | None = None,
 ) -> Iterable[str]:
-    """Give the lines of a table.
+    """Give the lines of a table; columns of numbers stand on the right.
 
     Args:
         heads: the columns.
         rows: texts; control characters in them are escaped.
-        flexible: the column that is cut so that the table fits a terminal.
+        flexible: columns that are cut where the table is too wide, the first one first.
+        spare: columns that are left out where that is not enough, the first one first.
+        width: characters of a line; None: those of the terminal, and what is no terminal has room.
     """
     cells = [[escaped(text) for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    if flexible is not None and sys.stdout.isatty():
-        others = sum(widths) - widths[flexible] + 2 * (len(widths) - 1)
-        room = max(shutil.get_terminal_size().columns - others, NARROWEST)
-        widths[flexible] = min(widths[flexible], room)
-    for row in (list(heads), *cells):
-        shown = (cut(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield "  ".join(shown).rstrip()
+    room = _room() if width is None else width
+    shown = list(range(len(widths)))
+    if room:
+        least = [min(w, NARROWEST) if c in flexible else w for c, w in enumerate(widths)]
+        for column in spare:
+            if _sum(least, shown) > room:
+                shown.remove(column)
+        for column in (column for column in flexible if column in shown):
+            over = max(_sum(widths, shown) - room, 0)
+            widths[column] = max(widths[column] - over, least[column])
+    right = {c for c in shown if cells and all(_NUMBERS.fullmatch(row[c]) for row in cells)}
+    yield _line(heads, shown, widths, right, is_head=True)
+    for row in cells:
+        yield _line(row, shown, widths, right, is_head=False)
+
+
+def _line(
+    cells: Sequence[str],
+    shown: Sequence[int],
+    widths: Sequence[int],
+    right: set[int],
+    *,
+    is_head: bool,
+) -> str:
+    texts = []
+    for column in shown:
+        text = cut(cells[column], widths[column])
+        pad = " " * (widths[column] - len(text))
+        if column == shown[-1] and column not in right:
+            pad = ""
+        text = _styled(text, is_head=is_head)
+        texts.append(pad + text if column in right else text + pad)
+    return (" " * GAP).join(texts).rstrip()
+
+
+def _styled(text: str, *, is_head: bool) -> str:
+    """Return a text with colour, on a terminal whose owner wants any."""
+    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
+        return text
+    if is_head:
+        return click.style(text, bold=True)
+    colour = _COLOURS.get(text)
+    return text if colour is None else click.style(text, fg=colour)
+
+
+def _sum(widths: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(widths[column] for column in shown) + GAP * (len(shown) - 1)
+
+
+def _room() -> int:
+    """Return how many characters a line of the terminal has; 0 for what is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print lines."""
+    for line in lines:
+        click.echo(line)
 
 
 def cut(text: str, width: int) -> str:
     """Return a text that is not longer."""
     return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def length(ms: float) -> str:
+    """Return a length of time as people say it."""
+    for unit, unit_ms in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
+        if ms >= unit_ms:
+            return f"{ms / unit_ms:.1f} {unit}"
+    return f"{ms:.0f} ms"
+
+
+def ago(when: datetime | float | None) -> str:
+    """Return how long ago a time was, or in how long it will be; "" for none.
+
+    Args:
+        when: a time, or Unix time in milliseconds.
+    """
+    if not when:
+        return ""
+    at_ms = when.timestamp() * 1000 if isinstance(when, datetime) else when
+    past_ms = time.time() * 1000 - at_ms
+    return f"{length(past_ms)} ago" if past_ms >= 0 else f"in {length(-past_ms)}"
 
 
 def escaped(text: str) -> str:

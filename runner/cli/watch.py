@@ -1,8 +1,10 @@
-"""``runner top``, ``workers``, ``queues`` and ``health``: what the fleet does, and orders to it."""
+"""``runner top``, ``workers`` and ``health``: what the fleet does, and orders to it."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -14,33 +16,22 @@ import msgspec
 
 from runner.cli import where as options
 from runner.cli.load import do, load_settings
-from runner.cli.tables import as_json, escaped, table
+from runner.cli.queues import SPAN_MIN, failed, queue_lines, queue_rows, queues_of
+from runner.cli.tables import as_json, escaped, length, show, table
 from runner.cli.where import Place
-from runner.queues import named
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from runner.client import Client
-    from runner.inspect import Period, QueueLoad, WorkerInfo
-    from runner.settings import WorkerSettings
+    from runner.inspect import Period, WorkerInfo
 
 WORKER_HEADS = ("WORKER", "STATE", "JOBS", "MEMORY", "DELAY", "UP", "QUEUES", "RUNS")
-QUEUE_HEADS = ("QUEUE", "DUE", "LATER", "RUNNING", "LAG", "JOBS/S", "FAILED", "WAIT P95", "RUN P95")
 TASK_HEADS = ("TASK", "ENDED", "FAILED", "WAIT P50", "WAIT P95", "RUN P50", "RUN P95", "RUN P99")
-BAD = ("failed", "timed_out", "too_many_tries", "too_many_crashes", "cancelled", "expired")
-SPAN_MIN = 2
 MOST_TASKS = 15
+HOME_AND_CLEAR = "\x1b[H\x1b[J"
 PROBE_TIMEOUT_S = 5.0
 MOST_REPLY = 1_000
-
-settings_option = click.option(
-    "--settings",
-    "path",
-    default="settings.WorkerSettings",
-    show_default=True,
-    help="The class that the workers use, for its redis_settings, queues and codec.",
-)
 
 
 @click.group(invoke_without_command=True)
@@ -60,7 +51,7 @@ def list_workers(place: Place, *, as_json: bool) -> None:
     if as_json:
         click.echo(_json([msgspec.to_builtins(worker) for worker in found]))
         return
-    _print(worker_lines(found))
+    show(worker_lines(found))
     click.echo(f"{len(found)} workers", err=True)
 
 
@@ -124,20 +115,6 @@ def concurrency(
 
 @click.command()
 @options.at_settings
-@options.as_json_flag
-def queues(path: str, queue: str, *, as_json: bool) -> None:
-    """Show what waits in each queue, for how long, and how it went in the last minutes."""
-    settings = load_settings(path)
-    names = [queue] if queue else queues_of(settings)
-    rows = do(settings, lambda client: queue_rows(client, names))
-    if as_json:
-        click.echo(_json([_queue_shown(load, period) for load, period in rows]))
-        return
-    _print(queue_lines(rows))
-
-
-@click.command()
-@options.at_settings
 @click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True)
 @click.option("--once", is_flag=True, help="Print it once, and end.")
 @options.as_json_flag
@@ -146,21 +123,22 @@ def top(path: str, queue: str, *, every: float, once: bool, as_json: bool) -> No
     settings = load_settings(path)
     names = [queue] if queue else queues_of(settings)
 
-    async def show(client: Client) -> None:
+    async def go_on(client: Client) -> None:
         while True:
             if as_json:
                 click.echo(msgspec.json.encode(await _all_shown(client, names)).decode())
             else:
                 lines = await screen(client, names)
-                if not once:
-                    click.clear()
-                _print(lines)
+                if not once and sys.stdout.isatty():
+                    click.echo(HOME_AND_CLEAR, nl=False)
+                    lines = lines[: shutil.get_terminal_size().lines - 1]
+                show(lines)
             if once:
                 return
             await asyncio.sleep(every)
 
     try:
-        do(settings, show)
+        do(settings, go_on)
     except KeyboardInterrupt:
         return
 
@@ -168,7 +146,7 @@ def top(path: str, queue: str, *, every: float, once: bool, as_json: bool) -> No
 @click.command()
 @click.option("--url", default="", help="Where the worker answers; default: by the settings.")
 @click.option("--live", is_flag=True, help="Ask whether it lives, not whether it is ready.")
-@settings_option
+@options.settings_option
 @options.as_json_flag
 @click.pass_context
 def health(ctx: click.Context, url: str, path: str, *, live: bool, as_json: bool) -> None:
@@ -199,27 +177,17 @@ def _asked(address: str) -> tuple[bool, str]:
         return False, f"nobody answers at {address}: {exc}"
 
 
-def queues_of(settings: type[WorkerSettings]) -> list[str]:
-    """Return the queues that the workers read."""
-    names, _ = named(settings.queue_name, settings.queues, default=settings.queue_name)
-    return names
-
-
-async def queue_rows(client: Client, names: list[str]) -> list[tuple[QueueLoad, Period]]:
-    """Read what waits and what happened in some queues."""
-    loads = await client.queue_loads(*names)
-    return [(load, await client.history.of(load.queue).last(minutes=SPAN_MIN)) for load in loads]
-
-
 async def screen(client: Client, names: list[str]) -> list[str]:
     """Return the lines of ``runner top``."""
     rows = await queue_rows(client, names)
-    tasks: dict[str, Period] = {}
+    tasks: list[tuple[str, Period]] = []
     for name in names:
-        tasks |= await client.history.of(name).tasks(minutes=SPAN_MIN)
-    busy = sorted(tasks.items(), key=lambda item: -item[1].ended)[:MOST_TASKS]
+        behind = f" ({name})" if names[1:] else ""
+        periods = await client.history.of(name).tasks(minutes=SPAN_MIN)
+        tasks += [(task + behind, period) for task, period in periods.items()]
+    busy = sorted(tasks, key=lambda item: -item[1].ended)[:MOST_TASKS]
     found = await client.workers.list()
-    ended = sum(period.per_second for _, period in rows)
+    ended = sum(row.last.per_second for row in rows)
     lines = [
         (
             f"{time.strftime('%H:%M:%S')}  {len(found)} workers, "
@@ -228,24 +196,26 @@ async def screen(client: Client, names: list[str]) -> list[str]:
         ),
         "",
     ]
-    lines += [*queue_lines(rows), "", *table(TASK_HEADS, [_task_row(*item) for item in busy])]
+    lines += [*queue_lines(rows), "", *task_lines(busy)]
     return [*lines, "", *worker_lines(found)]
+
+
+def task_lines(busy: list[tuple[str, Period]]) -> Iterable[str]:
+    """Return the table of tasks."""
+    rows = [_task_row(*item) for item in busy]
+    return table(TASK_HEADS, rows, flexible=(0,), spare=(3, 5, 7))
 
 
 def worker_lines(found: list[WorkerInfo]) -> Iterable[str]:
     """Return the table of workers."""
-    return table(WORKER_HEADS, [_worker_row(worker) for worker in found], flexible=7)
-
-
-def queue_lines(rows: list[tuple[QueueLoad, Period]]) -> Iterable[str]:
-    """Return the table of queues."""
-    return table(QUEUE_HEADS, [_queue_row(load, period) for load, period in rows])
+    rows = [_worker_row(worker) for worker in found]
+    return table(WORKER_HEADS, rows, flexible=(7, 6, 0), spare=(6, 4, 5, 3))
 
 
 async def _all_shown(client: Client, names: list[str]) -> dict[str, Any]:
     rows = await queue_rows(client, names)
     return {
-        "queues": [_queue_shown(load, period) for load, period in rows],
+        "queues": [row.shown() for row in rows],
         "workers": [msgspec.to_builtins(worker) for worker in await client.workers.list()],
     }
 
@@ -258,46 +228,16 @@ def _worker_row(worker: WorkerInfo) -> list[str]:
         worker.state,
         f"{worker.running}/{worker.concurrency}",
         f"{worker.rss_bytes / 1e6:.0f} MB",
-        _ms(worker.loop_delay_ms),
-        _ms(up_s * 1000),
+        length(worker.loop_delay_ms),
+        length(up_s * 1000),
         ", ".join(worker.queues),
         ", ".join(f"{task} ({count})" for task, count in by_task.most_common()),
     ]
 
 
-def _queue_row(load: QueueLoad, period: Period) -> list[str]:
-    return [
-        load.queue,
-        str(load.due),
-        str(load.later),
-        str(load.running),
-        _ms(load.lag_s * 1000),
-        f"{period.per_second:.1f}",
-        str(_failed(period)),
-        _ms(period.wait.p95),
-        _ms(period.run.p95),
-    ]
-
-
 def _task_row(task: str, period: Period) -> list[str]:
     times = (period.wait.p50, period.wait.p95, period.run.p50, period.run.p95, period.run.p99)
-    return [task, str(period.ended), str(_failed(period)), *map(_ms, times)]
-
-
-def _failed(period: Period) -> int:
-    return sum(period.outcomes.get(outcome, 0) for outcome in BAD)
-
-
-def _ms(ms: float) -> str:
-    """Return a length of time as people say it."""
-    for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
-        if ms >= length:
-            return f"{ms / length:.1f} {unit}"
-    return f"{ms:.0f} ms"
-
-
-def _queue_shown(load: QueueLoad, period: Period) -> dict[str, Any]:
-    return {**msgspec.to_builtins(load), "last": msgspec.to_builtins(period)}
+    return [task, str(period.ended), str(failed(period)), *map(length, times)]
 
 
 def _need(names: tuple[str, ...], *, everything: bool) -> None:
@@ -324,11 +264,6 @@ def _tell(
         raise click.ClickException(
             f"no answer from {', '.join(map(escaped, silent)) or 'any worker'}"
         )
-
-
-def _print(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(line)
 
 
 _json = as_json

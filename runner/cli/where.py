@@ -48,17 +48,19 @@ class Place:
         return None if name is None else tasks_by(self.settings()).get(name, name)
 
 
+settings_option = click.option(
+    "--settings",
+    "path",
+    default="settings.WorkerSettings",
+    show_default=True,
+    help="The class that the workers use, for its redis_settings, queues and codec.",
+)
+
+
 def at_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a group the options that say where to look."""
     queue = click.option("--queue", default="", help="The queue; default: that of the settings.")
-    settings = click.option(
-        "--settings",
-        "path",
-        default="settings.WorkerSettings",
-        show_default=True,
-        help="The class that the workers use, for its redis_settings, queue and codec.",
-    )
-    return settings(queue(command))
+    return settings_option(queue(command))
 
 
 def time(text: str) -> datetime:
@@ -112,5 +114,15 @@ by_arg = click.option(
     metavar="NAME=VALUE",
     help="An argument has this value (JSON, or text). NAME may be a place, from 0. Repeatable.",
 )
+
+
+def or_list(ctx: click.Context) -> None:
+    """Run the command `list` of a group where none is named."""
+    if ctx.invoked_subcommand is None and isinstance(ctx.command, click.Group):
+        command = ctx.command.commands["list"]
+        with command.make_context("list", [], parent=ctx) as inner:
+            command.invoke(inner)
+
+
 as_json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 yes_flag = click.option("--yes", is_flag=True, help="Do not ask.")

@@ -1,28 +1,85 @@
-"""``runner writer``: a candidate for the writer in a process of its own."""
+"""``runner writer``: how the writer is, and a candidate for it in a process of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import uvloop
 
 from runner import logs
-from runner.cli.load import client_by, codec_by, load_settings
+from runner.cli import where as options
+from runner.cli.load import client_by, codec_by, do, load_settings
+from runner.cli.tables import as_json, escaped, length
 from runner.errors import SettingsError
 from runner.joblog import Collector
 from runner.middleware import all_of
 from runner.tasks import seconds
-from runner.types import Retention
+from runner.types import Retention, WriterStatus
 from runner.writer import Bounds, Candidate, adopt_database
 
 if TYPE_CHECKING:
     from runner.settings import WorkerSettings
 
 
-@click.command()
+class Chosen(click.Group):
+    """A group that runs one of its commands where none is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the command in front where the first word names none."""
+        names_none = not args or (args[0] not in self.commands and args[0] != "--help")
+        if names_none and not ctx.resilient_parsing:  # which is how words are completed
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=Chosen)
+def writer() -> None:
+    """Run a candidate for the writer, or see how the elected one is.
+
+    "runner writer SETTINGS" is short for "runner writer run SETTINGS".
+    """
+
+
+@writer.command()
+@options.settings_option
+@options.as_json_flag
+@click.pass_context
+def status(ctx: click.Context, path: str, *, as_json: bool) -> None:
+    """Show who writes, how far it is, and what waits; status 1 when something waits for nobody."""
+    found = do(load_settings(path), lambda client: client.writer_status())
+    if as_json:
+        click.echo(_json(shown(found)))
+    else:
+        for line in told(found):
+            click.echo(line)
+    ctx.exit(1 if found.backlog and not found.leader else 0)
+
+
+def shown(found: WriterStatus) -> dict[str, Any]:
+    """Return what is printed of the writer."""
+    names = "leader position backlog backlog_bytes lag_s units operations batches rejected"
+    return {name: getattr(found, name) for name in names.split()}
+
+
+def told(found: WriterStatus) -> list[str]:
+    """Return the lines that show the writer to a person."""
+    mean = found.units / found.batches if found.batches else 0
+    facts = {
+        "leader": found.leader or "nobody",
+        "position": found.position,
+        "waiting": f"{found.backlog:,} units, {found.backlog_bytes:,} bytes",
+        "lag": length(found.lag_s * 1000),
+        "committed": f"{found.units:,} units, {found.operations:,} operations",
+        "batches": f"{found.batches:,}, {mean:.1f} units each",
+        "rejected": f"{found.rejected:,}",
+    }
+    return [f"{name:>9}  {escaped(text)}" for name, text in facts.items()]
+
+
+@writer.command()
 @click.argument("settings", default="settings.WorkerSettings")
 @click.option(
     "--adopt",
@@ -31,7 +88,7 @@ if TYPE_CHECKING:
     help="Declare that this Redis and this database belong together, and end. For a cloned "
     "database or a Redis that was emptied; units in the stream count as applied.",
 )
-def writer(settings: str, *, adopts: bool) -> None:
+def run(settings: str, *, adopts: bool) -> None:
     """Run a candidate for the writer until it is told to stop.
 
     SETTINGS is the class that the workers use, for its redis_settings, database_url, codec
@@ -91,3 +148,6 @@ async def serve(settings: type[WorkerSettings]) -> None:
         if log is not None:
             await log.stop()
         await redis.aclose()
+
+
+_json = as_json

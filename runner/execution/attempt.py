@@ -28,10 +28,20 @@ from runner import codec, errors, logs
 from runner.client import Client
 from runner.codec import JobRecord
 from runner.errors import DecodeError, Snooze
+from runner.execution.calls import (
+    NotStarted,
+    called,
+    current_task,
+    expired,
+    has_expired,
+    run_elsewhere,
+    starts,
+    wait_out,
+)
 from runner.execution.context import Context
 from runner.execution.gate import limits_of, pass_gate
-from runner.execution.limits import LoopLimits, is_soft_limit
-from runner.execution.lines import log, log_start
+from runner.execution.limits import is_soft_limit
+from runner.execution.lines import log
 from runner.execution.records import (
     AGAIN,
     LIMITED,
@@ -41,13 +51,10 @@ from runner.execution.records import (
     decision_on_refusal,
     max_tries_of,
     now_ms,
-    timeout_of,
 )
-from runner.execution.report import started
 from runner.execution.settlement import settlement
-from runner.execution.steps import as_coroutine, go_on
+from runner.execution.steps import as_coroutine
 from runner.keys import KEEP_MS
-from runner.middleware import CARRIED, JobCall
 from runner.retry import Decision, Verdict, decide
 from runner.schedule import CRON_OPTION, ScheduledRun
 from runner.tasks import Task
@@ -63,8 +70,6 @@ from runner.workflow import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from runner.broker import Claimed
 
 logger = logging.getLogger("arq.worker")
@@ -165,33 +170,6 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
     return None
 
 
-def has_expired(attempt: Attempt, at_ms: int) -> bool:
-    """Say whether a job that has not started before may not start any more.
-
-    A job that was tried, or whose worker was lost, has started: its other tries do not expire.
-    """
-    expires_ms = attempt.record.options.get("exp")
-    within_s = attempt.record.options.get(WITHIN)
-    if within_s is not None:  # a node of a flow, since it was queued
-        expires_ms = attempt.claimed.run_at_ms + within_s * 1000
-    if expires_ms is None or attempt.claimed.attempt > 1 or attempt.claimed.crashes:
-        return False
-    return bool(at_ms > expires_ms)
-
-
-def expired() -> Ending:
-    """Return the end of a job that could not start in time."""
-    return Ending(Outcome.EXPIRED, errors.JobExpired("job expired before it could start"))
-
-
-class NotStarted(Exception):  # noqa: N818  it says what became of the job
-    """Raised in the place of a function's start, when its job ends without it."""
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending)
-        self.ending = ending
-
-
 async def perform(host: Host, attempt: Attempt) -> Ending:
     """Call the function under its time limit, and classify how it ended."""
     context = attempt.context = make_context(host, attempt)
@@ -202,16 +180,10 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
         takes_results = REFERENCES in attempt.record.options
         args, kwargs = arguments(attempt, takes_results and await results_for(host, attempt))
         if attempt.task is not None and attempt.task.runs_in != "loop":
-            value = await run_elsewhere(host, attempt, args, kwargs)
+            value = await run_elsewhere(host, attempt, context, args, kwargs)
         else:
             timeout_s = starts(host, attempt)
-            assert attempt.function is not None
-            call = (
-                attempt.function.coroutine(context, *args, **kwargs)
-                if host.around is None
-                else host.around(job_call(attempt, context, args, kwargs))
-            )
-            coroutine = as_coroutine(call)
+            coroutine = as_coroutine(called(host, attempt, context, args, kwargs))
             try:
                 waits_for = coroutine.send(None)
             except StopIteration as stop:  # it is over, and has never waited
@@ -233,99 +205,6 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
     return Ending(Outcome.SUCCEEDED, value)
 
 
-def starts(host: Host, attempt: Attempt) -> float | None:
-    """Say that the function is about to be called; return the seconds it may take."""
-    log_start(attempt)
-    if host.events.wanted:
-        host.events.emit(started(host, attempt))
-    timeout_s = timeout_of(host, attempt)
-    if timeout_s is not None:
-        host.limit_lease(attempt, timeout_s)
-    return timeout_s
-
-
-def job_call(
-    attempt: Attempt,
-    context: Context,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> JobCall:
-    """Return what the middleware is given."""
-    assert attempt.function is not None
-    claimed, record = attempt.claimed, attempt.record
-    return JobCall(
-        ctx=context,
-        job_id=claimed.job_id,
-        queue=claimed.queue,
-        task=record.task,
-        attempt=attempt.number,
-        enqueued_ms=record.enqueued_ms,
-        due_ms=claimed.run_at_ms,
-        started_ms=attempt.started_ms,
-        args=args,
-        kwargs=kwargs,
-        carried=record.options.get(CARRIED) or {},
-        function=attempt.function.coroutine,
-    )
-
-
-async def wait_out(
-    host: Host,
-    attempt: Attempt,
-    coroutine: Coroutine[Any, Any, Any],
-    waits_for: Any,
-    timeout_s: float | None,
-) -> Any:
-    """Let a function that waits go on to its end, or its time limit; others may cancel it."""
-    this_task = current_task()
-    limits = attempt.limits = LoopLimits(host, attempt, this_task, coroutine)
-    host.job_tasks[attempt.claimed.job_id] = this_task
-    limits.start(timeout_s)
-    try:
-        return await go_on(coroutine, waits_for, watch=limits)
-    finally:
-        limits.stop()
-        attempt.limits = None
-        forget_task(host, attempt, this_task)
-
-
-async def run_elsewhere(
-    host: Host,
-    attempt: Attempt,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Let a function run in a thread or a process; it may wait for its turn there."""
-
-    def start() -> float | None:
-        if has_expired(attempt, now_ms()):
-            raise NotStarted(expired())
-        return starts(host, attempt)
-
-    assert attempt.context is not None
-    for hear in host.outside:
-        hear(job_call(attempt, attempt.context, args, kwargs))
-    this_task = current_task()
-    host.job_tasks[attempt.claimed.job_id] = this_task
-    try:
-        return await host.executors.run(attempt, args, kwargs, start)
-    finally:
-        forget_task(host, attempt, this_task)
-
-
-def forget_task(host: Host, attempt: Attempt, task: asyncio.Task[Any]) -> None:
-    """Let nobody cancel a function that is over; a later attempt may be in its place."""
-    if host.job_tasks.get(attempt.claimed.job_id) is task:
-        del host.job_tasks[attempt.claimed.job_id]
-
-
-def current_task() -> asyncio.Task[Any]:
-    """Return the task that runs the attempt."""
-    task = asyncio.current_task()
-    assert task is not None
-    return task
-
-
 def make_context(host: Host, attempt: Attempt) -> Context:
     """Return arq's dict for this attempt, with our parts."""
     run = scheduled_run(host, attempt) if CRON_OPTION in attempt.record.options else None
@@ -335,7 +214,7 @@ def make_context(host: Host, attempt: Attempt) -> Context:
         functools.partial(host.commits_of, attempt),
         run,
         functools.partial(job_flow, host, attempt),
-        host.progress,
+        board=host.progress,
     )
     context["job_id"] = attempt.claimed.job_id
     context["job_try"] = attempt.number
@@ -361,7 +240,6 @@ def job_flow(host: Host, attempt: Attempt) -> JobFlow:
             lifetime_ms=KEEP_MS,
         )
     )
-    store.carry(attempt.record.options.get(CARRIED) or {})
     return JobFlow(store, attempt.claimed, attempt.record.enqueued_ms)
 
 

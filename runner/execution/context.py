@@ -68,6 +68,7 @@ class Context(dict[Any, Any]):
         commits: Callable[[], JobCommits] | None = None,
         run: ScheduledRun | None = None,
         flow: Callable[[], JobFlow] | None = None,
+        *,
         board: ProgressBoard | None = None,
     ) -> None:
         super().__init__(values)

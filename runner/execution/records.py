@@ -16,7 +16,7 @@ from runner.workflow import RETRIES, TIMEOUT
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from types import FrameType
 
     from runner.broker import Claimed, Settlement
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from runner.execution.context import Context
     from runner.execution.limits import Limits
     from runner.limits import Gate, Limited
-    from runner.middleware import Execute, JobCall
+    from runner.middleware import Execute
     from runner.progress import ProgressBoard
     from runner.tasks import Task
     from runner.writer import JobCommits, ReadPool
@@ -105,7 +105,6 @@ class Host(Protocol):
     aborting_tasks: set[str]
     job_tasks: dict[str, asyncio.Task[Any]]
     around: Execute | None
-    outside: Sequence[Callable[[JobCall], None]]
     on_job_start: Any
     on_job_end: Any
     after_job_end: Any
@@ -113,7 +112,11 @@ class Host(Protocol):
     jobs_failed: int
     jobs_retried: int
     job_counter: int
-    cancel_grace_s: float
+
+    @property
+    def cancel_grace_s(self) -> float:
+        """How long a function has to end once it is cancelled, in seconds."""
+        ...
 
     @property
     def gate(self) -> Gate:

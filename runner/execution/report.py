@@ -69,6 +69,18 @@ def stuck(host: Host, attempt: Attempt, runs_in: str, frames: Frames) -> None:
         )
 
 
+def lost(host: Host, attempt: Attempt) -> LeaseLost:
+    """Return the event of a job that goes on here though somebody else has it by now."""
+    return LeaseLost(
+        worker=host.name,
+        queue=attempt.claimed.queue,
+        job_id=attempt.claimed.job_id,
+        task=attempt.record.task,
+        attempt=attempt.number,
+        at_ms=now_ms(),
+    )
+
+
 def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | None) -> JobEnded:
     """Return the event of an attempt that ended so; `settled` None: it was not settled here."""
     claimed, outcome = attempt.claimed, ending.outcome
@@ -97,18 +109,6 @@ def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | No
         error=described["message"],
         exception=exception,
         limit=ending.limit,
-    )
-
-
-def lost(host: Host, attempt: Attempt) -> LeaseLost:
-    """Return the event of a job that runs here and that somebody else has by now."""
-    return LeaseLost(
-        worker=host.name,
-        queue=attempt.claimed.queue,
-        job_id=attempt.claimed.job_id,
-        task=attempt.record.task,
-        attempt=attempt.number,
-        at_ms=now_ms(),
     )
 
 

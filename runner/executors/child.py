@@ -64,6 +64,10 @@ class ProcessContext(Context):
         """Refuse: Redis is out of reach."""
         raise TaskError("ctx.reschedule is not possible in a process: do it in an async task")
 
+    def progress(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: Redis is out of reach."""
+        raise TaskError("ctx.progress is not possible in a process: say it in an async task")
+
 
 class Interrupts:
     """What signals do to the function that runs.

@@ -1,8 +1,8 @@
 """The worker's end: load the settings, run the worker, talk to the supervisor.
 
 ``python -m runner.fleet.member settings.WorkerSettings``, with the number of the socket in
-``RUNNER_FLEET_SOCKET``. The supervisor's end of the stream closes when it ends, however it does:
-then the worker ends as on SIGTERM, and by force when that takes too long.
+``RUNNER_FLEET_SOCKET``, and that of its place in ``RUNNER_FLEET_PLACE``. The supervisor's end of the stream closes when it
+ends, however it does: then the worker ends as on SIGTERM, and by force when that takes too long.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import arq.worker
 from runner import logs
 from runner.connections import TROUBLE
 from runner.errors import RunnerError
-from runner.fleet.messages import BAD_SETTINGS, RECYCLED, SOCKET, Lines, encode
+from runner.fleet.messages import BAD_SETTINGS, PLACE, RECYCLED, SOCKET, Lines, encode
 from runner.settings import load_settings
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ ORPHANED_S = 10.0
 def main() -> None:
     """Run one worker of a fleet; exit with its status."""
     wire = Wire(int(os.environ.pop(SOCKET)))
+    place = int(os.environ.pop(PLACE, "1"))
     logs.configure()
     try:
         settings: Any = load_settings(sys.argv[1])
@@ -47,12 +48,12 @@ def main() -> None:
     except Exception as exc:  # noqa: BLE001  the user's module may raise anything
         wire.say("leaving", why=shown(exc))
         sys.exit(BAD_SETTINGS)
-    serve(worker, wire)
+    serve(worker, wire, place)
 
 
-def serve(worker: SettingsWorker, wire: Wire) -> None:
+def serve(worker: SettingsWorker, wire: Wire, place: int) -> None:
     """Run the worker to its end, under the supervisor."""
-    worker.join(wire)
+    worker.join(wire, place)
     listener = threading.Thread(
         target=listen, args=(worker, wire), name="runner supervisor", daemon=True
     )

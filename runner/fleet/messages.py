@@ -21,6 +21,9 @@ from typing import Any, Final
 SOCKET: Final = "RUNNER_FLEET_SOCKET"
 """The environment variable with the number of a member's end of the socket."""
 
+PLACE: Final = "RUNNER_FLEET_PLACE"
+"""That with the number of its place in the fleet, from 1."""
+
 BAD_SETTINGS: Final = 78
 """A member's status when its settings cannot be loaded: EX_CONFIG of sysexits.h."""
 

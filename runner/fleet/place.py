@@ -32,8 +32,8 @@ class Fleet(Protocol):
 
     renewal: asyncio.Lock
 
-    def start(self) -> Member:
-        """Start one worker process."""
+    def start(self, place: int) -> Member:
+        """Start one worker process for a place."""
         ...
 
     def retire(self, member: Member) -> None:
@@ -88,7 +88,7 @@ class Place:
         """Start workers until one is ready."""
         while True:
             self._renewal.clear()  # whoever starts now is new
-            member = self._fleet.start()
+            member = self._fleet.start(self._number)
             await member.ready.wait()
             if member.status is None:
                 return member
@@ -126,7 +126,7 @@ class Place:
         while True:
             async with self._fleet.renewal:
                 self._renewal.clear()
-                new = self._fleet.start()
+                new = self._fleet.start(self._number)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(START_S):
                         await new.ready.wait()

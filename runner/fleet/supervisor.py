@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import deaths, reload
-from .messages import BAD_SETTINGS, RECYCLED
+from .messages import BAD_SETTINGS, PLACE, RECYCLED
 from .place import Place
 from .process import STOP_S, Member
 from .systemd import Notifier
@@ -87,10 +87,11 @@ class Supervisor:
         finally:
             await self._end_members()
 
-    def start(self) -> Member:
-        """Start one worker process."""
+    def start(self, place: int) -> Member:
+        """Start one worker process for a place."""
         self._started += 1
-        member = Member(self._started, self._plan.command, self._environment)
+        environment = {**self._environment, PLACE: str(place)}
+        member = Member(self._started, self._plan.command, environment)
         self._members[member.pid] = member
         return member
 

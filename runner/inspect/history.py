@@ -15,6 +15,7 @@ import msgspec
 
 from runner import keys
 from runner.errors import ArgumentsError
+from runner.inspect.finished import FinishedJob, unpacked
 from runner.inspect.latency import Latency, latency
 
 if TYPE_CHECKING:
@@ -24,37 +25,11 @@ if TYPE_CHECKING:
 
 MINUTE_MS = 60_000
 MOST_MINUTES = 24 * 60
-PAGE = 1_000
+PIECES = 100
+"""How many pieces of the list of jobs that ended are read in one call."""
 WAIT, RUN = "w", "r"
 """The first letters of the fields of a minute that hold times: "w3" counts waits of bucket 3,
 "ws" is the sum of all waits in ms. Other fields count attempts by outcome."""
-
-
-class FinishedJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A job that has ended.
-
-    Attributes:
-        task: its task's name, "<unknown>" when the payload could not be read.
-        outcome: the value of its `Outcome`.
-        attempt: the number of its last attempt.
-        enqueued_ms: when it was enqueued, Unix time in milliseconds.
-        due_ms: when it was to run.
-        started_ms: when its last attempt began.
-        ended_ms: when that ended.
-        worker: the name of the worker that ran it.
-        error: class and message of its exception, or "".
-    """
-
-    job_id: str
-    task: str
-    outcome: str
-    attempt: int = 1
-    enqueued_ms: int = 0
-    due_ms: int = 0
-    started_ms: int = 0
-    ended_ms: int = 0
-    worker: str = ""
-    error: str = ""
 
 
 class LogLine(msgspec.Struct, frozen=True, array_like=True):
@@ -203,17 +178,17 @@ class History:
         wanted, found = frozenset(outcomes), list[FinishedJob]()
         start = 0
         while len(found) < limit:
-            listed = self._redis.lrange(keys.finished(self.queue), start, start + PAGE - 1)
-            page = await cast(Any, listed)
-            jobs = (msgspec.msgpack.decode(blob, type=FinishedJob) for blob in page)
+            listed = self._redis.lrange(keys.finished(self.queue), start, start + PIECES - 1)
+            pieces = await cast(Any, listed)
             found += (
                 job
-                for job in jobs
+                for piece in pieces
+                for job in unpacked(piece.partition(b":")[2])
                 if (task is None or job.task == task) and (not wanted or job.outcome in wanted)
             )
-            if len(page) < PAGE:
+            if len(pieces) < PIECES:
                 break
-            start += PAGE
+            start += PIECES
         return found[:limit]
 
     async def _read(self, key: Any, count: int) -> list[tuple[int, dict[bytes, bytes]]]:

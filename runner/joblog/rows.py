@@ -113,8 +113,9 @@ class _Plain:
             return self._scalar(value)
         if depth >= MOST_DEPTH:
             return CUT
-        is_object = isinstance(value, Mapping)
-        return self.object(value, depth) if is_object else self._list(value, depth)
+        if isinstance(value, Mapping):
+            return self.object(value, depth)
+        return self._list(value, depth)
 
     def _scalar(self, value: Any) -> Any:
         match value:

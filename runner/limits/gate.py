@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -49,10 +50,12 @@ class Limited(msgspec.Struct, frozen=True):
     Attributes:
         packed: for ``admit.lua``.
         slots: what its settlement gives up, b"" when it can hold no slot.
+        names: of each limit its name.
     """
 
     packed: bytes
     slots: bytes
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,9 @@ class Gate:
             comes behind the question of its attempt.
         limits: what the worker's tasks declare, as (task, limit).
 
+    Attributes:
+        decisions: how often each limit has admitted, delayed or parked an attempt.
+
     Raises:
         LimitError: two tasks declare limits of one name that differ.
     """
@@ -106,6 +112,7 @@ class Gate:
         self._plans: dict[tuple[str, bytes], tuple[list[_Spec], Limited | None]] = {}
         self._is_used = bool(self._declared)
         self._sweep_at = 0.0
+        self.decisions: Counter[tuple[str, Answer]] = Counter()
 
     async def declare(self, redis: Redis) -> None:
         """Let the fleet know the limits of this worker's code."""
@@ -183,11 +190,20 @@ class Gate:
             future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
             self._gathered(claimed.queue).add((claimed, task, limited.packed, future))
             try:
-                return await future
+                verdict = await future
             except _TROUBLE as exc:
                 logger.warning("could not ask for job %s: %s; asking again", claimed.job_id, exc)
                 await asyncio.sleep(RETRY_DELAYS_S[min(tries, len(RETRY_DELAYS_S) - 1)])
                 tries += 1
+            else:
+                self._count(limited, verdict)
+                return verdict
+
+    def _count(self, limited: Limited, verdict: Verdict) -> None:
+        """Count a decision: an admission for all limits, a refusal for the one that refused."""
+        names = limited.names if verdict.answer == "admitted" else (verdict.limit,)
+        for name in filter(None, names):  # a pause is no limit
+            self.decisions[name, verdict.answer] += 1
 
     async def look(self, redis: Redis) -> None:
         """Now and then, find slots whose jobs are gone, when this worker knows limits at all."""
@@ -277,6 +293,7 @@ def _packed(limits: Iterable[tuple[Any, ...]]) -> Limited:
     return Limited(
         msgspec.msgpack.encode(whole),
         msgspec.msgpack.encode(slots) if slots else b"",
+        tuple(name for _, name, *_ in whole),
     )
 
 

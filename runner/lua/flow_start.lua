@@ -7,6 +7,9 @@
 -- `roots` are the nodes without parents, packed as first, last, ...; `facts` are fields and values;
 -- `deadline_ms` counts from now, 0 for none.
 
+-- How many flows are listed, and for how long.
+local LISTED, LISTED_MS = 10000, 30 * 24 * 3600 * 1000
+
 if redis.call('HEXISTS', flow, 'state') == 1 then
   return 0
 end
@@ -26,6 +29,11 @@ for _, part in ipairs({':waits', ':states', ':results'}) do
   redis.call('HSET', flow .. part, '-', '')
 end
 redis.call('ZADD', queue, score, 'flow:' .. id)
+local listed = 'runner:flows:' .. queue
+redis.call('ZADD', listed, now, id)
+redis.call('ZREMRANGEBYSCORE', listed, '-inf', now - LISTED_MS)
+redis.call('ZREMRANGEBYRANK', listed, 0, -LISTED - 1)
+redis.call('PEXPIRE', listed, LISTED_MS)
 flow_expire(flow, life_ms)
 local ready, ranges = {}, cmsgpack.unpack(roots)
 for index = 1, #ranges, 2 do

@@ -1,11 +1,12 @@
 -- Add what one worker has counted in a queue since its last call, and the jobs that ended last.
 -- KEYS: queue finished
--- ARGV: minute_ms:int tasks_ms:int finished_ms:int most:int totals:int by_task:int entries...
+-- ARGV: minute_ms:int tasks_ms:int finished_ms:int most:int totals:int by_task:int jobs:int piece entries...
 -- Uses: clock
 -- Returns: the minute that it was added to
 --
--- The entries: `totals` fields with their counts, `by_task` fields with theirs, then the jobs, the
--- oldest first.
+-- The entries: `totals` fields with their counts, `by_task` fields with theirs. The piece has as many
+-- jobs as `jobs` says. In front of each piece of the list stands the number of its last job, counted
+-- from the first that was ever listed: a piece goes when all of its jobs are too old.
 
 local minute = string.format('%d', math.floor(now / 60000))
 
@@ -19,11 +20,19 @@ local function add(key, at, count, keep_ms)
   return at + 2 * count
 end
 
+local function number_of(index)
+  local at = redis.call('LINDEX', finished, index)
+  return at and tonumber(string.match(at, '^%d+')) or 0
+end
+
 local at = add('runner:minute:' .. queue .. ':' .. minute, entries_at, totals, minute_ms)
-at = add('runner:minute-tasks:' .. queue .. ':' .. minute, at, by_task, tasks_ms)
-if at <= #ARGV then
-  redis.call('LPUSH', finished, unpack(ARGV, at))
-  redis.call('LTRIM', finished, 0, most - 1)
+add('runner:minute-tasks:' .. queue .. ':' .. minute, at, by_task, tasks_ms)
+if jobs > 0 then
+  local last = number_of(0) + jobs
+  redis.call('LPUSH', finished, string.format('%d', last) .. ':' .. piece)
+  while last - number_of(-1) >= most do
+    redis.call('RPOP', finished)
+  end
   redis.call('PEXPIRE', finished, finished_ms)
 end
 return minute

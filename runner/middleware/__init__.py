@@ -13,6 +13,7 @@ from runner.middleware.base import (
     around_enqueue,
     around_execute,
     around_start,
+    carriers,
     check,
 )
 from runner.middleware.errors import Sentry
@@ -36,5 +37,6 @@ __all__ = [
     "around_enqueue",
     "around_execute",
     "around_start",
+    "carriers",
     "check",
 ]

@@ -80,12 +80,10 @@ class FlowCall:
     Attributes:
         name: what it is called.
         flow_id: its id, None for one by chance.
-        carried: what travels with each of its jobs for the middleware of the worker.
     """
 
     name: str
     flow_id: str | None
-    carried: dict[str, Any] = field(default_factory=dict)
 
 
 Enqueue: TypeAlias = "Callable[[EnqueueCall], Awaitable[Job[Any] | None]]"
@@ -119,10 +117,23 @@ class Middleware:
         """
         return await proceed(call)
 
+    def carry(self, task: str, carried: dict[str, Any]) -> None:
+        """Add to what travels with a job: plain data, for `JobCall.carried`.
+
+        Called for each job that is enqueued, and for each node of a flow, which does not come
+        through `enqueue`; in the context of who enqueues it.
+
+        Args:
+            task: the name of the task.
+            carried: what other middleware has added.
+        """
+
     async def execute(self, job: JobCall, proceed: Execute) -> Any:
         """Stand around one call of a job's function: within its time limit, behind its arguments.
 
-        Not around functions that run in threads or processes.
+        Around a function that runs in a thread or a process it stands in the event loop: it begins
+        before one is free, and the time limit holds for the function alone. `job.ctx` is the
+        function's own in a thread, and in a process another.
 
         What the function raises comes through here: also `Retry`, `Snooze` and `Cancel`, which are
         no failures, and `asyncio.CancelledError`, which must be let through.
@@ -130,18 +141,8 @@ class Middleware:
         return await proceed(job)
 
     async def start(self, call: FlowCall, proceed: StartFlow) -> str:
-        """Stand around the start of a flow, a chain, a group, a chord or a batch; return its id.
-
-        Jobs that are added later carry what the flow does.
-        """
+        """Stand around the start of a flow, a chain, a group, a chord or a batch; return its id."""
         return await proceed(call)
-
-    def outside(self, job: JobCall) -> None:
-        """Hear of a job whose function is about to run in a thread or a process.
-
-        There is nothing to stand around. Context variables that are set here are seen by a
-        function that runs in a thread.
-        """
 
     def join(self, worker: str, events: Bus) -> None:
         """Hear, once and before it connects, in which worker this stands, to watch its events."""
@@ -158,6 +159,11 @@ def around_enqueue(middleware: Iterable[Middleware], last: Enqueue) -> Enqueue |
     """Put the layers around enqueueing together, around `last`; None when there are none."""
     layers = [one.enqueue for one in middleware if _overrides(one, "enqueue")]
     return _composed(layers, last) if layers else None
+
+
+def carriers(middleware: Iterable[Middleware]) -> tuple[Callable[[str, dict[str, Any]], None], ...]:
+    """Return what adds to what travels with each job."""
+    return tuple(one.carry for one in middleware if _overrides(one, "carry"))
 
 
 def around_execute(middleware: Iterable[Middleware]) -> Execute | None:

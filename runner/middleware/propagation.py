@@ -9,8 +9,7 @@ from runner.errors import SettingsError
 from runner.middleware.base import Middleware
 
 if TYPE_CHECKING:
-    from runner.job import Job
-    from runner.middleware.base import Enqueue, EnqueueCall, Execute, JobCall
+    from runner.middleware.base import Execute, JobCall
 
 CONTEXT = "context"
 
@@ -35,7 +34,7 @@ class Propagation(Middleware):
         if len(self._variables) < len(variables):
             raise SettingsError("Propagation takes context variables with different names")
 
-    async def enqueue(self, call: EnqueueCall, proceed: Enqueue) -> Job[Any] | None:
+    def carry(self, task: str, carried: dict[str, Any]) -> None:  # noqa: ARG002  for all tasks
         """Write the variables that are set into what the job carries."""
         context = {
             name: variable.get()
@@ -43,8 +42,7 @@ class Propagation(Middleware):
             if variable.get(_UNSET) is not _UNSET
         }
         if context:
-            call.carried[CONTEXT] = context
-        return await proceed(call)
+            carried[CONTEXT] = context
 
     async def execute(self, job: JobCall, proceed: Execute) -> Any:
         """Set the variables that the job carries; each job has a context of its own."""

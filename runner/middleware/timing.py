@@ -23,7 +23,7 @@ class JobTiming:
 
     Attributes:
         waited_s: from when it was due until a worker had it.
-        ran_s: its function, from call to end.
+        ran_s: its function, from call to end, with the wait for a thread or a process.
         error_type: the name of what it raised, "" for none.
     """
 

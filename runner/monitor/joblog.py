@@ -65,10 +65,14 @@ class JobLog(logging.Handler):
             root.removeHandler(self)
         super().close()
 
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Take a line; of the engine's own, which are many, not even the lock."""
+        return False if record.name.startswith(OURS) else super().handle(record)
+
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a line, if a job speaks; also in a thread of its own."""
         job_id, attempt = logs.speaker.get(("", 0))
-        if not job_id or record.name.startswith(OURS):
+        if not job_id:
             return
         if self._bytes > MOST_BYTES:
             self.dropped += 1

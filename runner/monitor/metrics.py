@@ -1,12 +1,14 @@
 """What a worker tells Prometheus, in its names and its text format.
 
 Counts and times are the worker's own since it started: summed up over workers they are the
-fleet's. Queues and the writer are read from Redis when somebody asks: any worker's figure will do.
+fleet's. Queues, limits and the writer are read from Redis when somebody asks: any worker's figure
+will do.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from runner.inspect.latency import BOUNDS_MS
@@ -14,14 +16,16 @@ from runner.monitor.tally import Counted
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
     from runner.inspect.queues import QueueLoad
     from runner.inspect.workers import WorkerInfo
+    from runner.limits import LimitInfo
     from runner.types import WriterStatus
 
+NOTHING: Mapping[tuple[str, str], int] = MappingProxyType({})
 KIND = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -61,6 +65,8 @@ def exposition(
     lost: int,
     loads: Sequence[QueueLoad],
     writer: WriterStatus | None,
+    decisions: Mapping[tuple[str, str], int] = NOTHING,
+    limits: Sequence[LimitInfo] = (),
 ) -> str:
     """Return all metrics as text."""
     from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415  an extra
@@ -71,6 +77,7 @@ def exposition(
             yield from _jobs(totals)
             yield from _worker(worker, lost)
             yield from _queues(loads)
+            yield from _limits(decisions, limits)
             if writer is not None:
                 yield from _writer(writer)
 
@@ -150,6 +157,33 @@ def _queues(loads: Sequence[QueueLoad]) -> Iterator[Metric]:
             depth.add_metric((load.queue, state), getattr(load, state))
         lag.add_metric((load.queue,), load.lag_s)
     yield from (depth, lag)
+
+
+def _limits(
+    decisions: Mapping[tuple[str, str], int], limits: Sequence[LimitInfo]
+) -> Iterator[Metric]:
+    from prometheus_client.core import (  # noqa: PLC0415  an extra
+        CounterMetricFamily,
+        GaugeMetricFamily,
+    )
+
+    decided = CounterMetricFamily(
+        "runner_limit_decisions",
+        "Attempts that a limit has admitted, delayed or parked.",
+        labels=("limit", "decision"),
+    )
+    for labels, count in sorted(decisions.items()):
+        decided.add_metric(labels, count)
+    yield decided
+    for name, text, what in (
+        ("runner_limit_used", "Slots that are taken, or what a rate counts now.", "used"),
+        ("runner_limit_parked_jobs", "Jobs that wait for a slot.", "parked"),
+        ("runner_limit_delayed_jobs", "Jobs that wait for their time.", "reserved"),
+    ):
+        gauge = GaugeMetricFamily(name, text, labels=("limit",))
+        for info in limits:
+            gauge.add_metric((info.name,), getattr(info, what))
+        yield gauge
 
 
 def _writer(status: WriterStatus) -> Iterator[Metric]:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from runner import keys
+from runner.errors import SettingsError
 from runner.execution import now_ms
 from runner.inspect.queues import queue_loads
+from runner.limits import Limits
 from runner.monitor import metrics
 from runner.monitor.beat import beat, info_of, leave, obey
 from runner.monitor.joblog import JobLog
@@ -27,6 +29,7 @@ from runner.writer import writer_status
 
 if TYPE_CHECKING:
     from runner.inspect.queues import QueueLoad
+    from runner.limits import LimitInfo
     from runner.monitor.tally import Counted
     from runner.monitor.watched import Watched
     from runner.types import WriterStatus
@@ -54,7 +57,8 @@ class MonitorOptions:
         keeps: write history and heartbeats to Redis, and take orders.
         jobs: how many jobs that ended each queue remembers.
         lines: how many lines of each job are kept; 0: none.
-        port: where probes and metrics are answered; 0: a free one; None: nowhere.
+        port: where probes and metrics are answered; 0: a free one; None: nowhere. In a fleet the
+            first worker answers there, the next at the port behind it, and so on.
         host: the address to listen on.
     """
 
@@ -97,23 +101,35 @@ class Monitor:
         """Begin to watch, and listen. Idempotent.
 
         Raises:
-            OSError: the port is taken.
+            SettingsError: the port is taken.
         """
         if self._task is not None:
             return
         self._started_ms = now_ms()
         self._answered_at = asyncio.get_running_loop().time()
+        if self._options.port is not None:
+            await self._listen(self._options.port)
         self._unwatch = self._worker.events.watch(self._tally)
         if self._options.keeps and self._options.lines:
             self._log = JobLog(self._options.lines)
             self._log.open()
-        if self._options.port is not None:
-            self.probes = Probes(
-                {"/live": self._live, "/ready": self._ready, "/lag": self._lag_of}
-                | {"/metrics": self._metrics}
-            )
-            await self.probes.start(self._options.host, self._options.port)
         self._task = asyncio.create_task(self._run(), name="runner monitor")
+
+    async def _listen(self, port: int) -> None:
+        """Answer over HTTP; each place of a fleet has a port of its own."""
+        self.probes = Probes(
+            {"/live": self._live, "/ready": self._ready}
+            | {"/lag": self._lag_of, "/metrics": self._metrics}
+        )
+        place = self._worker.place if port else 0
+        at = port + place - 1 if place else port
+        try:
+            await self.probes.start(self._options.host, at, shares=place > 0)
+        except OSError as exc:
+            raise SettingsError(
+                f"health_port: nothing can listen at {self._options.host}:{at} ({exc}); choose "
+                f"another port, or None",
+            ) from exc
 
     async def stop(self) -> None:
         """Write down the last counts, say that the worker has ended, stop listening. Idempotent."""
@@ -168,21 +184,20 @@ class Monitor:
             return
         for queue in dict.fromkeys(cell.queue for cell in counted):
             cells = [cell for cell in counted if cell.queue == queue]
-            await self._add(queue, cells, finished.get(queue, []))
+            await self._add(queue, cells, *finished.get(queue, (0, b"")))
         if self._log is not None:
             await self._log.flush_to(redis)
 
-    async def _add(self, queue: str, cells: list[Counted], jobs: list[bytes]) -> None:
+    async def _add(self, queue: str, cells: list[Counted], jobs: int, piece: bytes) -> None:
         totals, by_task = _fields(cells)
         await load("history_add").call(
             self._worker.pool,
             keys=[queue, keys.finished(queue)],
             args=[
                 *(MINUTE_MS, TASKS_MS, FINISHED_MS, self._options.jobs),
-                *(len(totals), len(by_task)),
+                *(len(totals), len(by_task), jobs, piece),
                 *(part for pair in totals.items() for part in pair),
                 *(part for pair in by_task.items() for part in pair),
-                *jobs,
             ],
         )
 
@@ -226,17 +241,25 @@ class Monitor:
         if not metrics.is_there():
             return Reply(501, "metrics need: pip install 'arq-runner[metrics]'\n")
         loads: list[QueueLoad] = []
+        limits: list[LimitInfo] = []
         writer: WriterStatus | None = None
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 loads = await queue_loads(self._worker.pool, self._worker.cycles.names)
+                limits = await Limits(self._worker.pool).list()
                 if self._worker.database_url is not None:
                     writer = await writer_status(self._worker.pool)
         except TROUBLE as exc:
             logger.warning("metrics without queues: Redis does not answer (%s)", exc)
         info = info_of(self._worker, started_ms=self._started_ms, delay_s=self._last_delay_s)
         text = metrics.exposition(
-            self._totals, info, lost=self._tally.leases_lost, loads=loads, writer=writer
+            self._totals,
+            info,
+            lost=self._tally.leases_lost,
+            loads=loads,
+            writer=writer,
+            decisions=self._worker.gate.decisions,
+            limits=limits,
         )
         return Reply(200, text, metrics.KIND)
 

@@ -54,9 +54,17 @@ class Probes:
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
 
-    async def start(self, host: str, port: int) -> None:
-        """Listen; raise `OSError` when the port is taken."""
-        self._server = await asyncio.start_server(self._connected, host, port, limit=MOST_HEAD)
+    async def start(self, host: str, port: int, *, shares: bool = False) -> None:
+        """Listen; raise `OSError` when the port is taken.
+
+        Args:
+            host: the address.
+            port: the port, 0 for a free one.
+            shares: others that share it may listen there too.
+        """
+        self._server = await asyncio.start_server(
+            self._connected, host, port, limit=MOST_HEAD, reuse_port=shares or None
+        )
         self.port = self._server.sockets[0].getsockname()[1]
         logger.info("probes and metrics: http://%s:%d/", host, self.port)
 

@@ -1,7 +1,7 @@
-"""Count how attempts end: little for each, the rest a few times a second.
+"""Count how attempts end: little for each, the rest twice a second.
 
-A drain of jobs that do nothing takes about 15 µs of CPU a job, so what is done for each one is two
-appends and a tuple; histograms are made of them by `Counter` in C when they are taken.
+A drain of jobs that do nothing takes some 15 µs of CPU a job. So for each success one tuple is made
+and appended; histograms come of many at once, by `Counter` in C, when they are taken.
 """
 
 from __future__ import annotations
@@ -11,36 +11,39 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from runner import codec
 from runner.execution.records import AGAIN
-from runner.inspect.history import FinishedJob
+from runner.inspect.finished import packed
 from runner.inspect.latency import bucket
 from runner.types import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
-    from typing import Any
+    from collections.abc import Callable, Container, Iterable
+    from typing import Any, TypeAlias
 
     from runner.execution import Attempt, Ending
+
+    Key: TypeAlias = tuple[str, str, str]
+    Row: TypeAlias = tuple[Any, ...]
 
 UNKNOWN = "<unknown>"
 MOST_ERROR = 500
 
-_NOT_OVER = AGAIN | {Outcome.LOST_LEASE}
+NOT_OVER = frozenset(outcome.value for outcome in AGAIN | {Outcome.LOST_LEASE})
+"""Ends that no job is listed for: it runs elsewhere, or will again."""
 _SUCCEEDED = Outcome.SUCCEEDED
+_JOB, _DUE, _STARTED, _ENDED, _ERROR = 0, 3, 4, 5, 6
+"""Of a row: id, attempt, when enqueued, due, started and ended, and of a failure its error."""
 
 
 class _Cell:
     """Attempts of one queue, task and outcome since the last call."""
 
-    __slots__ = ("count", "ran", "waited")
+    __slots__ = ("rows", "unstarted")
 
     def __init__(self) -> None:
-        self.count = 0  # those that never ran; the others are counted by their times
-        self.waited: list[float] = []  # ms
-        self.ran: list[int] = []  # ms
+        self.rows: list[Row] = []
+        self.unstarted: list[Row] = []  # those whose function was never called
 
 
 @dataclass(slots=True)
@@ -71,8 +74,7 @@ class Tally:
     Args:
         worker: its name.
         tasks: what it can run: names that others made up are counted together.
-        most: how many jobs that ended are remembered until they are taken; of more than that
-            the first ones.
+        most: how many jobs of each queue are listed, the last ones.
 
     Attributes:
         leases_lost: how many leases of its jobs were lost.
@@ -82,173 +84,161 @@ class Tally:
         self.worker = worker
         self.leases_lost = 0
         self._tasks = tasks
-        self._cells: dict[tuple[str, str, str], _Cell] = {}
+        self._most = most
+        self._cells: dict[Key, _Cell] = {}
+        self._taken: dict[Key, _Cell] = {}  # those that were taken last
+        self._not_taken: Counter[Key] = Counter()  # what counts less, when it can
         self._queue, self._task = "", ""
-        self._waited: Callable[[float], None]
-        self._ran: Callable[[int], None]
-        self._turn_to("", "")
-        self._most = self._room = most
-        self._finished: list[tuple[Any, ...]] = []
-        self._taken: list[tuple[Any, ...]] = []  # those that were taken last
-        self._not_taken: Counter[tuple[str, str, str]] = Counter()  # what counts less, when it can
+        self._add: Callable[[Row], None] = list[Row]().append
 
     def ended(self, attempt: Attempt, ending: Ending) -> None:
         """Count one attempt."""
         if ending.outcome is not _SUCCEEDED:
             self._ended_otherwise(attempt, ending)
             return
-        claimed, record, started_ms = attempt.claimed, attempt.record, attempt.started_ms
+        claimed, record = attempt.claimed, attempt.record
         if record.task != self._task or claimed.queue != self._queue:
             self._turn_to(claimed.queue, record.task)
-        self._waited(started_ms - claimed.run_at_ms)
-        self._ran(attempt.ended_ms - started_ms)
-        if self._room:
-            self._room -= 1
-            self._finished.append(
-                (
-                    claimed.queue,
-                    claimed.job_id,
-                    record.task,
-                    attempt.number,
-                    record.enqueued_ms,
-                    claimed.run_at_ms,
-                    started_ms,
-                    attempt.ended_ms,
-                )
-            )
-
-    def _turn_to(self, queue: str, task: str) -> None:
-        """Count successes of this task from now on: the next is most often of the same one."""
-        cell = self._cell(queue, task, "succeeded")
-        self._queue, self._task = queue, task
-        self._waited, self._ran = cell.waited.append, cell.ran.append
-
-    def lost(self, queue: str, job_id: str) -> None:
-        """Count an attempt as lost whose end Redis did not take."""
-        self.leases_lost += 1
-        task = UNKNOWN
-        told = (job for job in (*self._finished, *self._taken) if job[:2] == (queue, job_id))
-        job = next(told, None)
-        if job is not None:
-            task = job[2]
-            self._not_taken[queue, task, job[8] if job[8:] else "succeeded"] += 1
-            if job in self._finished:
-                self._finished.remove(job)
-        self._cell(queue, task, Outcome.LOST_LEASE.value).count += 1
-
-    def _ended_otherwise(self, attempt: Attempt, ending: Ending) -> None:
-        claimed, record, outcome = attempt.claimed, attempt.record, ending.outcome
-        task = record.task if record.task in self._tasks else UNKNOWN
-        cell = self._cell(claimed.queue, task, outcome.value)
-        if attempt.context is None:
-            cell.count += 1
-        else:
-            cell.waited.append(attempt.started_ms - claimed.run_at_ms)
-            cell.ran.append(max(attempt.ended_ms - attempt.started_ms, 0))
-        self.leases_lost += outcome is Outcome.LOST_LEASE
-        if outcome in _NOT_OVER or not self._room:
-            return
-        self._room -= 1
-        self._finished.append(
+        self._add(
             (
-                claimed.queue,
                 claimed.job_id,
-                task,
                 attempt.number,
                 record.enqueued_ms,
                 claimed.run_at_ms,
                 attempt.started_ms,
                 attempt.ended_ms,
-                outcome.value,
-                _error(ending.result),
             )
         )
 
-    def _cell(self, queue: str, task: str, outcome: str) -> _Cell:
-        return self._cells.setdefault((queue, task, outcome), _Cell())
+    def _turn_to(self, queue: str, task: str) -> None:
+        """Count successes of this task from now on: the next is most often of the same one."""
+        self._queue, self._task = queue, task
+        self._add = self._cell((queue, task, _SUCCEEDED.value)).rows.append
 
-    def take(self) -> tuple[list[Counted], dict[str, list[bytes]]]:
-        """Return what was counted, and by queue the jobs that ended, encoded; begin anew."""
+    def _ended_otherwise(self, attempt: Attempt, ending: Ending) -> None:
+        claimed, record, outcome = attempt.claimed, attempt.record, ending.outcome
+        task = record.task if record.task in self._tasks else UNKNOWN
+        cell = self._cell((claimed.queue, task, outcome.value))
+        row = (
+            claimed.job_id,
+            attempt.number,
+            record.enqueued_ms,
+            claimed.run_at_ms,
+            attempt.started_ms,
+            attempt.ended_ms,
+            "" if outcome.value in NOT_OVER else _error(ending.result),
+        )
+        (cell.unstarted if attempt.context is None else cell.rows).append(row)
+        self.leases_lost += outcome is Outcome.LOST_LEASE
+
+    def _cell(self, key: Key) -> _Cell:
+        cell = self._cells.get(key)
+        if cell is None:
+            cell = self._cells[key] = _Cell()
+        return cell
+
+    def lost(self, queue: str, job_id: str) -> None:
+        """Count an attempt as lost whose end Redis did not take."""
+        self.leases_lost += 1
+        task = UNKNOWN
+        for cells in (self._cells, self._taken):
+            found = _find(cells, queue, job_id)
+            if found is None:
+                continue
+            key, rows, row = found
+            task = key[1]
+            rows.remove(row)
+            if cells is self._taken:
+                self._not_taken[key] += 1
+            break
+        self._cell((queue, task, Outcome.LOST_LEASE.value)).unstarted.append((job_id,))
+
+    def take(self) -> tuple[list[Counted], dict[str, tuple[int, bytes]]]:
+        """Return what was counted, and begin anew.
+
+        Returns:
+            The counts; and of each queue how many jobs are listed, and these, packed.
+        """
         cells, self._cells = self._cells, {}
-        self._turn_to("", "")
-        del cells["", "", "succeeded"]
-        finished = self._taken = self._finished
-        self._finished, self._room = [], self._most
-        by_queue: dict[str, list[bytes]] = {}
-        for job in finished:
-            by_queue.setdefault(job[0], []).append(self._encode(*job[1:]))
-        counted = [_counted(key, cell) for key, cell in cells.items()]
-        for cell in counted:
-            # What was counted too soon is taken back, and no count goes below what it was.
-            key = (cell.queue, cell.task, cell.outcome)
-            less = min(self._not_taken.pop(key, 0), cell.count)
-            cell.count -= less
+        self._queue = self._task = ""
+        self._taken = cells
+        listed: dict[str, list[Row]] = {}
+        counted = []
+        for key, cell in cells.items():
+            if not (cell.rows or cell.unstarted):
+                continue
+            counted.append(self._counted(key, cell))
+            if key[2] not in NOT_OVER:
+                listed.setdefault(key[0], []).extend(_listed(key, cell, self._most))
+        by_queue = {}
+        for queue, rows in listed.items():
+            rows.sort(key=_end_of)
+            last = rows[-self._most :]
+            by_queue[queue] = (len(last), packed(self.worker, last))
         return counted, by_queue
 
-    def _encode(  # noqa: PLR0917  the order of what `ended` notes
-        self,
-        job_id: str,
-        task: str,
-        attempt: int,
-        enqueued_ms: int,
-        due_ms: float,
-        started_ms: int,
-        ended_ms: int,
-        outcome: str = "succeeded",
-        error: str = "",
-    ) -> bytes:
-        job = FinishedJob(
-            job_id=job_id.encode(errors="backslashreplace").decode(),
-            task=task,
-            outcome=outcome,
-            attempt=attempt,
-            enqueued_ms=enqueued_ms,
-            due_ms=_due(due_ms),
-            started_ms=started_ms,
-            ended_ms=ended_ms,
-            worker=self.worker,
-            error=error,
+    def _counted(self, key: Key, cell: _Cell) -> Counted:
+        waited = _finite(Counter([row[_STARTED] - row[_DUE] for row in cell.rows]))
+        ran = Counter([row[_ENDED] - row[_STARTED] for row in cell.rows])
+        counted = Counted(
+            *key,
+            count=len(cell.rows) + len(cell.unstarted),
+            waited=_by_bucket(waited),
+            ran=_by_bucket(ran),
+            waited_ms=_sum(waited),
+            ran_ms=_sum(ran),
         )
-        return msgspec.msgpack.encode(job)
+        # What was counted too soon is taken back, and no count goes below what it was.
+        counted.count -= min(self._not_taken.pop(key, 0), counted.count)
+        return counted
 
 
-def _counted(key: tuple[str, str, str], cell: _Cell) -> Counted:
-    waited, ran = _whole(cell.waited), Counter(cell.ran)
-    return Counted(
-        *key,
-        count=cell.count + len(cell.ran),
-        waited=_by_bucket(waited),
-        ran=_by_bucket(ran),
-        waited_ms=_sum(waited),
-        ran_ms=_sum(ran),
-    )
+def _find(cells: dict[Key, _Cell], queue: str, job_id: str) -> tuple[Key, list[Row], Row] | None:
+    for key, cell in cells.items():
+        if key[0] != queue or key[2] in NOT_OVER:
+            continue
+        for rows in (cell.rows, cell.unstarted):
+            for row in rows:
+                if row[_JOB] == job_id:
+                    return key, rows, row
+    return None
 
 
-def _whole(times: list[float]) -> Counter[int]:
-    """Count times by whole milliseconds; a score may be infinite, and a clock may be ahead."""
-    try:
-        return Counter(map(int, times))
-    except (OverflowError, ValueError):
-        return Counter(int(ms) if math.isfinite(ms) else 0 for ms in times)
+def _listed(key: Key, cell: _Cell, most: int) -> Iterable[Row]:
+    """Return what is written down of the last jobs of a cell."""
+    _, task, outcome = key
+    for rows in (cell.rows, cell.unstarted):
+        for row in rows[-most:]:
+            yield (task, outcome, *row)
 
 
-def _by_bucket(times: Counter[int]) -> Counter[int]:
-    counts: Counter[int] = Counter()
+def _end_of(row: Row) -> int:
+    end: int = row[2 + _ENDED]
+    return end
+
+
+def _finite(times: Counter[float]) -> Counter[float]:
+    """Leave infinite waits out of sums: a score may be infinite."""
+    if all(map(math.isfinite, times)):
+        return times
+    counts: Counter[float] = Counter()
     for ms, count in times.items():
-        counts[bucket(ms)] += count
+        counts[ms if math.isfinite(ms) else 0] += count
     return counts
 
 
-def _sum(times: Counter[int]) -> int:
-    return sum(max(ms, 0) * count for ms, count in times.items())
+def _by_bucket(times: Counter[float]) -> Counter[int]:
+    counts: Counter[int] = Counter()
+    for ms, count in times.items():
+        counts[bucket(int(ms))] += count
+    return counts
 
 
-def _due(ms: float) -> int:
-    return int(ms) if math.isfinite(ms) else 0
+def _sum(times: Counter[float]) -> int:
+    return sum(max(int(ms), 0) * count for ms, count in times.items())
 
 
 def _error(result: object) -> str:
     if not isinstance(result, BaseException):
         return ""
-    text = f"{type(result).__qualname__}: {codec.message_of(result)}"[:MOST_ERROR]
-    return text.encode(errors="backslashreplace").decode()
+    return f"{type(result).__qualname__}: {codec.message_of(result)}"[:MOST_ERROR]

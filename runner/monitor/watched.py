@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from redis.asyncio import Redis
 
@@ -22,10 +22,20 @@ class Reads(Protocol):
         ...
 
 
+class Decides(Protocol):
+    """Where its jobs ask for limits."""
+
+    @property
+    def decisions(self) -> Mapping[tuple[str, Any], int]:
+        """How often each limit has admitted, delayed or parked an attempt."""
+        ...
+
+
 class Watched(Protocol):
     """A worker; its names are arq's and ours."""
 
     name: str
+    place: int
     events: Bus
     functions: dict[str, Any]
     max_jobs: int
@@ -46,6 +56,11 @@ class Watched(Protocol):
     @property
     def cycles(self) -> Reads:
         """Its queues."""
+        ...
+
+    @property
+    def gate(self) -> Decides:
+        """Its limits."""
         ...
 
     def running(self) -> Iterable[Attempt]:

@@ -22,7 +22,7 @@ from runner.events import (
 )
 from runner.execution import now_ms
 from runner.watch import vitals
-from runner.watch.blocked import BlockedLoop, Sight
+from runner.watch.blocked import BlockedLoop, Sight, sight
 from runner.watch.leftovers import Leftovers
 from runner.watch.overdue import Overdue
 from runner.watch.recycling import RECYCLED
@@ -41,7 +41,8 @@ logger = logging.getLogger("runner.watch")
 LOOK_S = 0.25
 """How often the thread looks, at most; more often where `blocked_after` is short."""
 HARD_S = 5.0
-"""How long a process beyond its hard limit may take to hand its jobs back."""
+"""How long a process beyond its hard limit may take to hand its jobs back, and to end; more than
+jobs then have to heed their cancellation (`runner.renewal.HARD_GRACE_S`)."""
 SUPERVISED_VITALS_S = 2.0
 NAMED = 10
 """How many of the tasks that a job has left are named."""
@@ -103,6 +104,7 @@ class Watch:
         self._began = self._vitals_at = 0.0
         self._recycled = False
         self._ends_at: float | None = None
+        self._loops_thread = 0
         self.supervisor: Supervises | None = None
         self.leftovers: Leftovers | None = None
         if settings.left_tasks != "ignore":
@@ -126,10 +128,11 @@ class Watch:
         settings, worker = self._settings, self._worker
         self._began, self._vitals_at = time.monotonic(), 0.0  # the first look tells them
         self._recycled, self._ends_at = False, None
+        self._loops_thread = threading.get_ident()
         if settings.blocked_after_s is not None:
             self._blocked = BlockedLoop(
                 asyncio.get_running_loop(),
-                threading.get_ident(),
+                self._loops_thread,
                 settings.blocked_after_s,
                 blocked=self._tell_blocked,
                 over=self._tell_freed,
@@ -198,12 +201,17 @@ class Watch:
         rss = vitals.memory()[0]
         if self._ends_at is not None:
             if now > self._ends_at:
-                # The loop does not turn, or a job refuses to end: their leases run out.
-                logger.critical("the jobs could not be handed back: the process ends now")
+                # The loop does not turn, or something refuses to end: their leases run out.
+                logger.critical(
+                    "the jobs could not be handed back: the process ends now; the loop is here:\n%s",
+                    sight(self._loops_thread, worker.loop).stack,
+                )
                 os._exit(RECYCLED)
             return
         if why := limits.broken(rss):
             self._ends_at = now + HARD_S
+            if self.supervisor is not None:  # from here: the loop may stand still
+                self.supervisor.say("leaving", why=why)
             self._in_loop(worker.give_back, why)
         elif not self._recycled and (
             why := limits.reached(jobs=self._jobs(), rss=rss, age_s=now - self._began)

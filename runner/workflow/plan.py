@@ -10,7 +10,6 @@ import msgspec
 
 from runner.codec import JobRecord, encode_job, signs
 from runner.errors import FlowRefused
-from runner.middleware import CARRIED
 from runner.workflow.flow import leaves
 
 if TYPE_CHECKING:
@@ -78,25 +77,6 @@ def plain_encoder(codec: Codec) -> Encodes:
         return encode_job(codec, JobRecord(name, args, kwargs, None, now_ms, options))
 
     return encode
-
-
-def carrying(encode: Encodes, carried: dict[str, Any]) -> Encodes:
-    """Return what encodes jobs that carry something for the middleware of their worker."""
-
-    def encode_carrying(
-        name: str,
-        job_id: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        now_ms: int,
-        extra: dict[str, Any],
-        task: Task[..., Any] | None = None,
-    ) -> bytes:
-        extra = {**extra, CARRIED: carried}
-        return encode(name, job_id, args, kwargs, now_ms=now_ms, extra=extra, task=task)
-
-    return encode_carrying
 
 
 class Entry(NamedTuple):

@@ -127,10 +127,9 @@ class StartsFlows:
         return await open_batch(whole, batch_id, store, self._waiting_results(), begin=self._begin)
 
     async def _begin(self, flow: Flow, flow_id: str | None, store: FlowStore) -> str:
-        """Start a flow through the middleware; what that lets travel, all its jobs carry."""
+        """Start a flow through the middleware."""
 
         async def put(call: FlowCall) -> str:
-            store.carry(call.carried)
             return await store.start(flow, call.flow_id)
 
         around = around_start(self._middleware, put)

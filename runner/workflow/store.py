@@ -24,7 +24,6 @@ from runner.errors import (
 from runner.scripts import load
 from runner.workflow.graph import FlowState, NodeState
 from runner.workflow.plan import (
-    carrying,
     checked_flow_id,
     filled,
     job_id_of,
@@ -47,7 +46,7 @@ from runner.workflow.stored import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from redis.asyncio import Redis
 
@@ -59,6 +58,8 @@ PAGE = 500
 """Nodes stored or read in one call: about 5 ms of the server's time."""
 
 PAGE_BYTES = 4_000_000
+LISTED = 200
+"""Flows read in one call when they are listed."""
 LEFTOVER_MS = 10 * 60 * 1000
 """How long nodes are kept of a flow that is not started."""
 
@@ -110,11 +111,6 @@ class FlowStore:
         if await self._put(chosen, plan.entries):
             await self._make_effective(chosen, plan)
         return chosen
-
-    def carry(self, carried: dict[str, Any]) -> None:
-        """Let each node that is encoded from now on carry this for the middleware of its worker."""
-        if carried:
-            self.encode = carrying(self.encode, carried)
 
     async def call(self, script: str, flow_id: str, args: Sequence[Any], *more: str) -> Any:
         """Run a script on a flow, and tell what Redis says against it in our words.
@@ -184,7 +180,7 @@ class FlowStore:
     async def _facts(self, flow_id: str) -> dict[str, str]:
         names = (*FACTS, *COUNTS)
         values = await self.redis.hmget(keys.flow(flow_id), list(names))
-        facts = {n: v.decode() for n, v in zip(names, values, strict=True) if v is not None}
+        facts = _facts_of(names, values)
         if "state" not in facts:
             raise FlowNotFound(
                 f"there is no flow {flow_id!r}: it was never started, or it is kept no more "
@@ -192,6 +188,35 @@ class FlowStore:
                 flow_id=flow_id,
             )
         return facts
+
+    async def recent(
+        self, *, queue: str | None = None, limit: int = 50, states: Collection[FlowState] = ()
+    ) -> list[FlowStatus]:
+        """Return the flows that were started last, the newest first.
+
+        Args:
+            queue: that of their first nodes; None: this client's.
+            limit: how many at most; the last 10,000 of a queue are known.
+            states: those that have come to one of these; none: all.
+        """
+        found: list[FlowStatus] = []
+        key, start = keys.flows(queue or self.queue), 0
+        names = (*FACTS, *COUNTS)
+        while len(found) < limit:
+            flow_ids = await self.redis.zrevrange(key, start, start + LISTED - 1)
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for flow_id in flow_ids:
+                    pipe.hmget(keys.FLOW.encode() + flow_id, names)
+                pages = await pipe.execute()
+            for flow_id, values in zip(flow_ids, pages, strict=True):
+                facts = _facts_of(names, values)
+                # Of what is kept no more its place in the list is left.
+                if "state" in facts and (not states or FlowState(facts["state"]) in states):
+                    found.append(status_of(flow_id.decode(), facts))
+            if len(flow_ids) < LISTED:
+                break
+            start += LISTED
+        return found[:limit]
 
     async def home(self, flow_id: str) -> str:
         """Return the queue in which a flow stands while it runs; raise `FlowNotFound`."""
@@ -362,6 +387,10 @@ async def read_results(
             if blob is not None:
                 records[number] = _record(codec, flow_id, blob)
     return records
+
+
+def _facts_of(names: Sequence[str], values: Sequence[bytes | None]) -> dict[str, str]:
+    return {n: v.decode() for n, v in zip(names, values, strict=True) if v is not None}
 
 
 def _record(codec: Codec, flow_id: str, blob: bytes) -> ResultRecord:

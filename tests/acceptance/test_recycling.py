@@ -95,10 +95,33 @@ async def test_job_that_eats_memory_ends_as_a_dead_letter_and_its_neighbours_do_
         with pytest.raises(runner.errors.TooManyCrashes):
             await eater.result(timeout=90)
         assert len(await runs_of(client, eater.job_id)) == 2
+        letter = await client.dead.show(eater.job_id)
+        assert [error.outcome for error in letter.errors] == ["crashed", "crashed"]
+        assert all("max_memory_hard_mb is 300" in error.error for error in letter.errors)
+        assert all(0 < error.started_ms <= error.ended_ms for error in letter.errors)
+        assert (await client.queue_stats()).crashed == 2
         neighbours = [await client.enqueue("quick", 0.01) for _ in range(20)]
         for job in neighbours:
             await job.result(timeout=30)
         assert running.says("max_memory_hard_mb is 300", 2)
+        assert await running.end() == 0
+
+
+async def test_job_that_eats_memory_and_does_not_end_is_handed_back_without_it(
+    redis_url: str, tmp_path: Path
+) -> None:
+    more = "max_memory_hard_mb = 300\nlease = 600\nmax_crashes = 2"
+    async with (
+        runner.connect(redis_url) as client,
+        fleet(tmp_path, redis_url, "--processes", "1", more=more) as running,
+    ):
+        await running.ready()
+        job = await client.enqueue("eat_and_refuse", 600)
+        with pytest.raises(runner.errors.TooManyCrashes):
+            await job.result(timeout=90)
+        assert len(await runs_of(client, job.job_id)) == 2
+        assert running.says("its function goes on in the loop", 2)
+        assert not running.says("could not be handed back")
         assert await running.end() == 0
 
 
@@ -116,6 +139,8 @@ async def test_process_that_eats_memory_and_blocks_is_ended_by_force(
         with pytest.raises(runner.errors.TooManyCrashes):
             await job.result(timeout=60)
         assert running.says("could not be handed back: the process ends now")
+        assert running.says("in hold_and_block")  # which is named
+        assert running.says("has left: it holds")
 
 
 async def test_lone_worker_ends_with_a_status_that_says_start_me_again(

@@ -10,7 +10,7 @@ import redis as sync_redis
 from click.testing import CliRunner
 
 from runner.cli import main
-from runner.cli.cron import COLUMNS
+from runner.cli.cron import HEADS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,7 +87,7 @@ def test_list_for_people_is_a_table(cron: Cron) -> None:
     cron("add", *NIGHTLY)
     cron("add", "own", "daily_report", "--perpetual", "--otherwise", "60")
     heads, *rows = cron("list").splitlines()
-    assert heads.split() == [column.upper() for column in COLUMNS]
+    assert heads.split() == list(HEADS)
     assert {row.split()[0] for row in rows} == {"nightly", "own"}
     assert len({row.index("daily_report") for row in rows}) == 1
 

@@ -251,8 +251,8 @@ def test_text_does_nothing_to_a_terminal(text: str, shown: str) -> None:
 
 
 def test_table_has_columns_of_one_width() -> None:
-    assert list(table(["A", "LONGER"], [["xyz", "1"], ["", "22"]])) == [
+    assert list(table(["A", "LONGER"], [["xyz", "p"], ["", "qq"]])) == [
         "A    LONGER",
-        "xyz  1",
-        "     22",
+        "xyz  p",
+        "     qq",
     ]

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import runner
-from runner import Context, JobTiming, Middleware, Propagation, Retry, Sentry, Timing, task
+from runner import (
+    Context,
+    JobTiming,
+    Middleware,
+    Propagation,
+    Retry,
+    Sentry,
+    Timing,
+    group,
+    task,
+)
 from runner.errors import ArgumentsError, RemoteError, SettingsError
 from tests.engine import serving
 
@@ -50,6 +60,19 @@ async def who(_ctx: Context) -> tuple[str, int]:
 @task
 async def ask_another(ctx: Context) -> Any:
     return await (await ctx.client.enqueue(who)).result(timeout=10)
+
+
+SEEN: list[str] = []
+
+
+@task
+async def see(_ctx: Context) -> None:
+    SEEN.append(TENANT.get("nobody"))
+
+
+@task
+async def grow(ctx: Context) -> None:
+    await ctx.flow.add(see.call())
 
 
 class Notes(Middleware):
@@ -180,6 +203,22 @@ async def test_context_variables_travel_with_jobs_and_with_theirs(redis_url: str
         assert tuple(await job.result(timeout=10)) == ("acme", 7)
         (job,) = await client.enqueue_many([who.call()])
         assert await job.result(timeout=10) == ("acme", 7)
+
+
+async def test_context_variables_travel_with_the_nodes_of_flows(redis_url: str) -> None:
+    propagation = Propagation(TENANT)
+    async with (
+        runner.connect(redis_url, middleware=[propagation]) as client,
+        serving(redis_url, [who, see, grow], middleware=[propagation]),
+    ):
+        TENANT.set("acme")
+        run = await client.start(group(who.call(), who.call()))
+        assert await run.result(timeout=10) == [("acme", 0), ("acme", 0)]
+        TENANT.set("umbrella")
+        SEEN.clear()
+        run = await client.start(group(grow.call()))
+        assert (await run.wait(timeout=10)).succeeded == 2
+        assert SEEN == ["umbrella"]
 
 
 async def test_times_are_told(redis_url: str) -> None:

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as read
 
 import runner
 from runner import errors, keys, logs, task
+from runner.worker import Worker
 from tests.engine import Gate, drain, raw, serving
 from tests.support import wait_until
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from runner import Client, Context
     from runner.progress import Progress
-    from runner.worker import Worker
 
 
 @pytest.fixture
@@ -72,8 +72,10 @@ async def test_history_counts_what_ended_by_outcome_task_and_queue(
 async def test_finished_jobs_are_listed_the_newest_first_and_bounded(
     redis_url: str, client: Client
 ) -> None:
-    jobs = [await client.enqueue(works, number) for number in range(5)]
-    await drain(redis_url, [works, breaks], monitor=True, history_jobs=5, max_jobs=1)
+    jobs = []
+    for number in range(5):  # each in a piece of its own
+        jobs.append(await client.enqueue(works, number))
+        await drain(redis_url, [works, breaks], monitor=True, history_jobs=5)
     failing = await client.enqueue(breaks)
     worker = await drain(redis_url, [works, breaks], monitor=True, history_jobs=5)
 
@@ -342,15 +344,15 @@ async def test_probes_answer_for_the_worker(redis_url: str, client: Client) -> N
     async with serving(redis_url, [works], health_port=0) as worker:
 
         async def listens() -> Any:
-            return worker.monitor is not None and worker.monitor.probes is not None
+            return worker.monitor is not None and worker.monitor.probes and worker.is_live()
 
-        await wait_until(listens, description="the worker listens")
+        await wait_until(listens, description="the worker listens, and its loop runs")
         assert await ask(worker, "/live") == (200, "live\n")
         assert await ask(worker, "/ready") == (200, "ready\n")
         assert (await ask(worker, "/nothing"))[0] == 404
         assert (await ask(worker, "/live", "POST"))[0] == 405
         assert await ask(worker, "/live", "HEAD") == (200, "")
-        worker.drain()
+        worker.quiet()
         assert await ask(worker, "/ready") == (503, "draining\n")
         await client.enqueue(works)
         status, lag = await ask(worker, "/lag")
@@ -384,3 +386,62 @@ async def test_metrics_are_what_prometheus_reads(redis_url: str, client: Client)
     assert samples["runner_queue_jobs", keys.DEFAULT_QUEUE, "due"] == 0
     assert samples["runner_concurrency",] == worker.max_jobs
     assert samples["runner_leases_lost_total",] == 0
+
+
+async def test_what_a_limit_refuses_is_counted_and_no_end(redis_url: str, client: Client) -> None:
+    gate = Gate()
+
+    @task(name="one", max_running=1)
+    async def one(_ctx: Context) -> None:
+        await gate()
+
+    async with serving(redis_url, [one], monitor=True, health_port=0) as worker:
+        first = await client.enqueue(one)
+        await gate.runs.wait()
+        second = await client.enqueue(one)
+
+        async def parked() -> Any:
+            return (await client.history.last()).outcomes.get("parked")
+
+        assert await wait_until(parked, description="the second is parked") == 1
+        assert await client.history.finished() == []
+        _, text = await ask(worker, "/metrics")
+        assert 'runner_limit_decisions_total{decision="admitted",limit="one.running"} 1.0' in text
+        assert 'runner_limit_decisions_total{decision="parked",limit="one.running"} 1.0' in text
+        assert 'runner_limit_parked_jobs{limit="one.running"} 1.0' in text
+        assert 'runner_limit_used{limit="one.running"} 1.0' in text
+        gate.opens.set()
+        await first.result(timeout=10)
+        await second.result(timeout=10)
+
+
+async def test_a_quiet_worker_that_ends_is_not_resumed(redis_url: str) -> None:
+    async with serving(redis_url, [works]) as worker:
+        await wait_until(worker.is_live, description="the worker runs")
+        worker.quiet()
+        assert worker.is_quiet
+        worker.drain()
+        worker.resume()
+        assert not worker.allow_pick_jobs
+        assert worker.main_task is not None
+        async with asyncio.timeout(10):
+            await asyncio.wait([worker.main_task])
+
+
+async def test_a_port_that_is_taken_is_a_setting_to_change(redis_url: str) -> None:
+    server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        worker = Worker(
+            [works],
+            redis_settings=runner.RedisSettings.from_dsn(redis_url),
+            handle_signals=False,
+            health_port=port,
+        )
+        with pytest.raises(errors.SettingsError, match=f"nothing can listen at 127.0.0.1:{port}"):
+            await worker.main()
+        assert not worker.events.watched
+        await worker.close()
+    finally:
+        server.close()
+        await server.wait_closed()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
@@ -12,6 +13,7 @@ import runner
 from runner import Context, Depends, Part, task
 from runner.dependencies import STORE, overriding
 from runner.errors import ArgumentsError, RemoteError, SettingsError
+from runner.events import PartEvent
 from runner.worker import Worker
 from tests.engine import serving
 from tests.support import wait_until
@@ -119,6 +121,25 @@ async def test_burst_worker_starts_its_parts_again(redis_url: str) -> None:
         await worker.async_run()
         await worker.close()
     assert NOTES == ["cache starts", "cache stops"] * 2
+
+
+async def test_part_tells_events_of_its_own(redis_url: str) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class CacheFilled(PartEvent):
+        entries: int
+
+    class Filled(Part):
+        async def start(self, worker: Any) -> None:
+            event = CacheFilled(worker=worker.name, at_ms=0, entries=7)
+            worker.events.emit(event)
+
+    events: list[Any] = []
+    async with serving(
+        redis_url, [ask_cache], parts=[Filled(), Cache()], subscribers=[events.append]
+    ) as worker:
+        await wait_until(lambda: NOTES, description="the parts have started")
+    (told,) = [event for event in events if isinstance(event, PartEvent)]
+    assert told == CacheFilled(worker=worker.name, at_ms=0, entries=7)
 
 
 # dependencies

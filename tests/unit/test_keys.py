@@ -35,6 +35,7 @@ PREFIXES = {
     keys.PARKED,
     keys.PARKED_TASK,
     keys.FLOW,
+    keys.FLOWS,
     keys.HELD,
     keys.REPLACED,
     keys.PROGRESS,
@@ -150,6 +151,7 @@ def test_number_of_fields_of_an_entry_fits_the_script() -> None:
         (keys.control("w"), "runner:control:w"),
         (keys.answers("r"), "runner:answers:r"),
         (keys.flow("f"), "runner:flow:f"),
+        (keys.flows("q"), "runner:flows:q"),
         (keys.fleet_member("q", "d"), "runner:fleet:q:d"),
     ],
 )

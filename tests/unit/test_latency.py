@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-import msgspec
 import pytest
 
 from runner.broker import Claimed
 from runner.codec import JobRecord
 from runner.execution import Attempt, Ending
-from runner.inspect.history import FinishedJob
+from runner.inspect.finished import packed, unpacked
 from runner.inspect.latency import BOUNDS_MS, bucket, latency
 from runner.monitor.tally import Tally
 from runner.types import Outcome
@@ -57,17 +56,20 @@ def test_successes_are_counted_and_listed_as_they_come() -> None:
         ("u", "succeeded"): 1,
     }
     assert (counted[0].waited_ms, counted[0].ran_ms) == (18, 40)
-    jobs = [msgspec.msgpack.decode(job, type=FinishedJob) for job in finished["q"]]
-    assert [job.job_id for job in jobs] == ["a", "b", "c"]
+    count, piece = finished["q"]
+    jobs = list(unpacked(piece))
+    assert [job.job_id for job in jobs] == ["c", "b", "a"], "the newest first"
+    assert (count, jobs[1].task, jobs[0].worker) == (3, "u", "w")
     assert tally.take() == ([], {})
 
 
-def test_of_too_many_the_first_are_listed_and_all_are_counted() -> None:
+def test_of_too_many_the_last_are_listed_and_all_are_counted() -> None:
     tally = Tally("w", {"t"}, most=2)
     for number in range(5):
         tally.ended(attempt(str(number)), Ending(Outcome.SUCCEEDED))
     (counted,), finished = tally.take()
-    assert (counted.count, len(finished["q"])) == (5, 2)
+    assert (counted.count, finished["q"][0]) == (5, 2)
+    assert [job.job_id for job in unpacked(finished["q"][1])] == ["4", "3"]
 
 
 @pytest.mark.parametrize("due_ms", [float("inf"), float("-inf"), float("nan"), 5_000.0])
@@ -77,7 +79,7 @@ def test_a_due_time_that_makes_no_sense_harms_nothing(due_ms: float) -> None:
     tally.ended(attempt("b", due_ms=due_ms, context=1), Ending(Outcome.FAILED, ValueError("x")))
     counted, finished = tally.take()
     assert [cell.waited_ms for cell in counted] == [0, 0]
-    assert len(finished["q"]) == 2
+    assert finished["q"][0] == 2
 
 
 @pytest.mark.parametrize("is_taken", [False, True])
@@ -93,5 +95,11 @@ def test_an_end_that_did_not_count_is_taken_back(is_taken: bool) -> None:
         "succeeded": 0 if is_taken else 1,
         "lost_lease": 1,
     }
-    assert len(finished["q"]) == 1
+    assert finished["q"][0] == 1
     assert tally.leases_lost == 1
+
+
+def test_a_piece_takes_ids_that_are_no_text() -> None:
+    row = ("t", "failed", "a\udcff", 1, 2, float("inf"), 3, 4, "Error: \udcff")
+    (job,) = unpacked(packed("w", [row]))
+    assert (job.job_id, job.error, job.due_ms) == ("a\\udcff", "Error: \\udcff", 0)

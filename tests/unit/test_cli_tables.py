@@ -1,0 +1,66 @@
+"""Tables for people: they fit the terminal, and numbers stand on the right."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from runner.cli.tables import ago, length, table
+
+HEADS = ("JOB", "TRY", "STATE", "ERROR")
+ROW = ("a" * 32, "1", "retrying", "e" * 60)
+
+
+def test_numbers_stand_on_the_right() -> None:
+    lines = list(table(("QUEUE", "DUE", "LAG"), [("a", "1", "3 ms"), ("b", "1000", "1.5 s")]))
+    assert lines == ["QUEUE   DUE    LAG", "a         1   3 ms", "b      1000  1.5 s"]
+
+
+def test_a_table_is_as_wide_as_it_is_where_no_terminal_reads() -> None:
+    (_, line) = table(HEADS, [ROW], flexible=(3,), spare=(1,))
+    assert line.split() == list(ROW)
+
+
+@pytest.mark.parametrize("width", [120, 80, 70, 60])
+def test_a_table_fits_by_cutting_first_and_leaving_out_then(width: int) -> None:
+    lines = list(table(HEADS, [ROW], flexible=(3,), spare=(1, 2), width=width))
+    assert max(map(len, lines)) <= width
+    assert ROW[0] in lines[1], "what is named by it is never cut"
+
+
+def test_a_column_is_left_out_only_where_cutting_is_not_enough() -> None:
+    def heads(width: int) -> list[str]:
+        return next(iter(table(HEADS, [ROW], flexible=(3,), spare=(1, 2), width=width))).split()
+
+    assert heads(80) == ["JOB", "TRY", "STATE", "ERROR"]
+    assert heads(59) == ["JOB", "STATE", "ERROR"]
+    assert heads(50) == ["JOB", "ERROR"]
+
+
+def test_a_table_without_rows_is_its_head() -> None:
+    assert list(table(HEADS, [], flexible=(3,), width=80)) == ["JOB  TRY  STATE  ERROR"]
+
+
+@pytest.mark.parametrize(
+    ("ms", "said"),
+    [
+        (0, "0 ms"),
+        (999, "999 ms"),
+        (1_500, "1.5 s"),
+        (90_000, "1.5 m"),
+        (5_400_000, "1.5 h"),
+        (129_600_000, "1.5 d"),
+    ],
+)
+def test_lengths_are_said_in_their_unit(ms: float, said: str) -> None:
+    assert length(ms) == said
+
+
+def test_times_are_said_from_now() -> None:
+    now = datetime.now(UTC)
+    assert ago(now - timedelta(hours=2, seconds=1)) == "2.0 h ago"
+    assert ago(now + timedelta(hours=2, seconds=1)) == "in 2.0 h"
+    assert ago((time.time() - 90.1) * 1000) == "1.5 m ago"
+    assert ago(None) == ago(0) == ""
