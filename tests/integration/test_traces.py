@@ -1,4 +1,4 @@
-"""Traces: one from who enqueues, over each attempt, to the commit; and nothing where they are off."""
+"""One trace from who enqueues, over each attempt, to the commit; nothing where traces are off."""
 
 from __future__ import annotations
 
@@ -82,10 +82,11 @@ async def client(redis_url: str, spans: Spans) -> AsyncIterator[Client]:
 
 
 @pytest.fixture
-async def table(database_url: str) -> None:
+async def with_table(database_url: str) -> str:
     connection = await asyncpg.connect(database_url)
     await connection.execute("CREATE TABLE t (id int PRIMARY KEY)")
     await connection.close()
+    return database_url
 
 
 def ids(span: Any) -> tuple[int, int]:
@@ -156,11 +157,11 @@ SEEN: list[str] = []
 
 
 async def test_a_job_is_one_trace_from_enqueue_to_commit(
-    redis_url: str, database_url: str, table: None, client: Client, spans: Spans
+    redis_url: str, with_table: str, client: Client, spans: Spans
 ) -> None:
     layers = [spans.tracing]
     async with serving(
-        redis_url, [insert_twice], middleware=layers, database_url=database_url
+        redis_url, [insert_twice], middleware=layers, database_url=with_table
     ) as worker:
         job = await client.enqueue(insert_twice, 1)
         await job.result(timeout=20)
@@ -260,9 +261,9 @@ async def test_a_job_that_never_starts_has_a_span_that_says_so(
 
 
 async def test_a_refused_unit_is_an_error_of_the_commit(
-    redis_url: str, database_url: str, table: None, client: Client, spans: Spans
+    redis_url: str, with_table: str, client: Client, spans: Spans
 ) -> None:
-    async with serving(redis_url, [insert], middleware=[spans.tracing], database_url=database_url):
+    async with serving(redis_url, [insert], middleware=[spans.tracing], database_url=with_table):
         await (await client.enqueue(insert, 1)).result(timeout=20)
         with pytest.raises(WriteRejected):
             await (await client.enqueue(insert, 1)).result(timeout=20)
@@ -347,12 +348,12 @@ async def test_a_stock_worker_runs_a_traced_job(redis_url: str, spans: Spans) ->
 
 @pytest.mark.parametrize("provider", [None, TracerProvider(sampler=ALWAYS_OFF)])
 async def test_without_a_sdk_or_a_sample_jobs_run_as_ever(
-    redis_url: str, database_url: str, table: None, provider: TracerProvider | None
+    redis_url: str, with_table: str, provider: TracerProvider | None
 ) -> None:
     layers = [Tracing(provider)]
     async with (
         runner.connect(redis_url, middleware=layers) as client,
-        serving(redis_url, [insert], middleware=layers, database_url=database_url),
+        serving(redis_url, [insert], middleware=layers, database_url=with_table),
     ):
         await (await client.enqueue(insert, 1)).result(timeout=20)
 
