@@ -1,4 +1,4 @@
-"""The job log in Postgres: what ended is found by each of its keys, once, for as long as it is kept."""
+"""The job log in Postgres: what ended is found by each of its keys, as long as it is kept."""
 
 from __future__ import annotations
 
@@ -96,11 +96,14 @@ async def logged(log: JobLog, count: int, **given: Any) -> list[LoggedJob]:
 
     await begun(log)
 
-    async def found() -> list[LoggedJob] | None:
+    async def found() -> Any:
         jobs = await log.search(**given)
         return jobs if len(jobs) >= count else None
 
-    return await wait_until(found, description=f"{count} jobs are logged", timeout_s=20)
+    jobs: list[LoggedJob] = await wait_until(
+        found, description=f"{count} jobs are logged", timeout_s=20
+    )
+    return jobs
 
 
 async def test_a_job_is_logged_with_all_that_is_known_of_it(
@@ -135,7 +138,7 @@ async def test_jobs_are_found_by_each_of_their_keys(
         await good.result(timeout=20)
         await other.result(timeout=20)
         for job in (bad, unknown):
-            with pytest.raises(Exception, match="address|not found"):
+            with pytest.raises(Exception, match=r"address|not found"):
                 await job.result(timeout=20)
         rows = await logged(log, 4)
 

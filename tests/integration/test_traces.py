@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
 import pytest
@@ -61,10 +61,10 @@ class Spans:
 
     async def ended(self, name: str, count: int = 1) -> list[ReadableSpan]:
         """Wait for so many spans of this name, and return them in the order of their ends."""
-        return await wait_until(
-            lambda: found if len(found := self.named(name)) >= count else None,
-            description=f"{count} spans {name!r}",
+        await wait_until(
+            lambda: len(self.named(name)) >= count, description=f"{count} spans {name!r}"
         )
+        return self.named(name)
 
     def named(self, name: str) -> list[ReadableSpan]:
         return [span for span in self.exporter.get_finished_spans() if span.name == name]
@@ -327,7 +327,7 @@ async def test_a_run_of_a_schedule_begins_a_trace_and_names_it(
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated close:DeprecationWarning")  # arq's own
 async def test_a_stock_worker_runs_a_traced_job(redis_url: str, spans: Spans) -> None:
-    async def plain(_ctx: dict[Any, Any], left: int) -> int:
+    async def plain(_ctx: Any, left: int) -> int:
         return left + 1
 
     layers = [spans.tracing]
@@ -337,7 +337,7 @@ async def test_a_stock_worker_runs_a_traced_job(redis_url: str, spans: Spans) ->
     ):
         job = await client.enqueue("plain", 1)
         worker = StockWorker(
-            [runner.func(plain, name="plain")],
+            [runner.func(cast("Any", plain), name="plain")],
             redis_pool=pool,
             handle_signals=False,
             poll_delay=0.05,
