@@ -28,14 +28,15 @@ HEADS = ("NAME", "WHEN", "TIMEZONE", "TASK", "NEXT", "LAST", "RUNS", "STATE")
 
 @click.group(invoke_without_command=True)
 @where.settings_option
+@where.as_json_flag
 @click.pass_context
-def cron(ctx: click.Context, path: str) -> None:
+def cron(ctx: click.Context, path: str, *, as_json: bool) -> None:
     """Look at schedules and change them, while workers run.
 
     Schedules in the settings can be paused, resumed and run; to change one, change the settings.
     """
     ctx.obj = path
-    where.or_list(ctx)
+    where.or_list(ctx, as_json=as_json)
 
 
 as_json = where.as_json_flag

@@ -29,14 +29,15 @@ ENDINGS = [outcome.value for outcome in Outcome if outcome not in NO_LETTER]
 
 @click.group(invoke_without_command=True)
 @options.at_settings
+@options.as_json_flag
 @click.pass_context
-def dead(ctx: click.Context, path: str, queue: str) -> None:
+def dead(ctx: click.Context, path: str, queue: str, *, as_json: bool) -> None:
     """Look at dead letters, and requeue or purge them.
 
     A dead letter is what is left of a job that ended for good without success.
     """
     ctx.obj = Place(path, queue)
-    options.or_list(ctx)
+    options.or_list(ctx, as_json=as_json)
 
 
 def filters(command: Callable[..., None]) -> Callable[..., None]:
@@ -45,7 +46,12 @@ def filters(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--task", help="The task's name."),
         click.option("--error", help="The class of the error, such as ConnectionError."),
         click.option("--text", help="What the error's message holds."),
-        click.option("--outcome", type=click.Choice(ENDINGS), help="How the job ended."),
+        click.option(
+            "--outcome",
+            type=click.Choice(ENDINGS),
+            metavar="OUTCOME",
+            help="How the job ended, such as failed or timed_out.",
+        ),
         click.option("--since", type=options.time, help="Died then or later: a time, or 2h."),
         click.option("--until", type=options.time, help="Died before: a time, or 2h."),
         options.by_arg,

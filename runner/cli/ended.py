@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from runner.cli import where as options
 from runner.cli.dead import shown as letter_shown
 from runner.cli.dead import told_errors
-from runner.cli.tables import ago, as_json, escaped, length, moment, stamp, table
+from runner.cli.tables import ago, as_json, escaped, fields_of, length, moment, stamp, table
 from runner.cli.tables import show as show_lines
 from runner.errors import JobNotFound, LetterNotFound
 from runner.types import Outcome
@@ -33,7 +32,8 @@ HEADS = ("JOB", "TASK", "OUTCOME", "TRY", "ENDED", "TOOK", "ERROR")
     "outcomes",
     multiple=True,
     type=click.Choice([outcome.value for outcome in Outcome]),
-    help="How they ended. Repeatable.",
+    metavar="OUTCOME",
+    help="How they ended, such as failed or timed_out. Repeatable.",
 )
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @options.as_json_flag
@@ -48,7 +48,7 @@ def finished(
         )
     )
     if as_json:
-        click.echo(_json([msgspec.to_builtins(job) for job in found]))
+        click.echo(_json(fields_of(found)))
         return
     show_lines(table(HEADS, [_row(job) for job in found], flexible=(6, 1), spare=(3, 5, 4)))
     click.echo(f"{len(found)} shown", err=True)
@@ -79,7 +79,7 @@ def logs(place: Place, job_id: str, *, as_json: bool) -> None:
     """Print the last lines that job JOB_ID has logged; they are kept for a day."""
     lines = place.do(lambda client, _: client.job_log(job_id))
     if as_json:
-        click.echo(_json([msgspec.to_builtins(line) for line in lines]))
+        click.echo(_json(fields_of(lines)))
         return
     for line in lines:
         head, *rest = line.message.splitlines() or [""]

@@ -23,14 +23,15 @@ by_id = click.argument("flow_id")
 
 @click.group(invoke_without_command=True)
 @options.at_settings
+@options.as_json_flag
 @click.pass_context
-def flows(ctx: click.Context, path: str, queue: str) -> None:
+def flows(ctx: click.Context, path: str, queue: str, *, as_json: bool) -> None:
     """Look at workflows, stop them, or run their failed parts again.
 
     A flow is listed in the queue of its first node.
     """
     ctx.obj = Place(path, queue)
-    options.or_list(ctx)
+    options.or_list(ctx, as_json=as_json)
 
 
 @flows.command(name="list")

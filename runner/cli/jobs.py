@@ -27,11 +27,12 @@ HEADS = ("JOB", "TASK", "STATE", "TRY", "DUE", "ENQUEUED", "ARGUMENTS")
 
 @click.group(invoke_without_command=True)
 @options.at_settings
+@options.as_json_flag
 @click.pass_context
-def jobs(ctx: click.Context, path: str, queue: str) -> None:
+def jobs(ctx: click.Context, path: str, queue: str, *, as_json: bool) -> None:
     """Look at jobs, enqueue them, cancel them, or run them now."""
     ctx.obj = Place(path, queue)
-    options.or_list(ctx)
+    options.or_list(ctx, as_json=as_json)
 
 
 def filters(command: Callable[..., None]) -> Callable[..., None]:

@@ -26,14 +26,15 @@ as_json = options.as_json_flag
 
 @click.group(invoke_without_command=True)
 @settings
+@as_json
 @click.pass_context
-def limits(ctx: click.Context, path: str) -> None:
+def limits(ctx: click.Context, path: str, *, as_json: bool) -> None:
     """Look at limits and change them, in all workers at once.
 
     A task's own limits are called TASK.rate and TASK.running.
     """
     ctx.obj = path
-    options.or_list(ctx)
+    options.or_list(ctx, as_json=as_json)
 
 
 @limits.command(name="list")

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -147,6 +148,13 @@ def escaped(text: str) -> str:
 def as_json(value: Any) -> str:
     """Return indented JSON; what JSON does not know as text."""
     return json.dumps(value, indent=2, default=str)
+
+
+def fields_of(value: Any) -> Any:
+    """Return a record as a dict with the names of its fields, also one that travels as an array."""
+    if isinstance(value, msgspec.Struct):
+        return {name: fields_of(getattr(value, name)) for name in value.__struct_fields__}
+    return [fields_of(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def moment(unix_ms: float) -> str:

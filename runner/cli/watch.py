@@ -17,7 +17,7 @@ import msgspec
 from runner.cli import where as options
 from runner.cli.load import do, load_settings
 from runner.cli.queues import SPAN_MIN, failed, queue_lines, queue_rows, queues_of
-from runner.cli.tables import as_json, escaped, length, show, table
+from runner.cli.tables import as_json, escaped, fields_of, length, show, table
 from runner.cli.where import Place
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def list_workers(place: Place, *, as_json: bool) -> None:
     """Print the workers."""
     found = place.do(lambda client, _: client.workers.list(place.queue or None))
     if as_json:
-        click.echo(_json([msgspec.to_builtins(worker) for worker in found]))
+        click.echo(_json(fields_of(found)))
         return
     show(worker_lines(found))
     click.echo(f"{len(found)} workers", err=True)
@@ -216,7 +216,7 @@ async def _all_shown(client: Client, names: list[str]) -> dict[str, Any]:
     rows = await queue_rows(client, names)
     return {
         "queues": [row.shown() for row in rows],
-        "workers": [msgspec.to_builtins(worker) for worker in await client.workers.list()],
+        "workers": fields_of(await client.workers.list()),
     }
 
 

@@ -116,11 +116,11 @@ by_arg = click.option(
 )
 
 
-def or_list(ctx: click.Context) -> None:
+def or_list(ctx: click.Context, *, as_json: bool) -> None:
     """Run the command `list` of a group where none is named."""
     if ctx.invoked_subcommand is None and isinstance(ctx.command, click.Group):
-        command = ctx.command.commands["list"]
-        with command.make_context("list", [], parent=ctx) as inner:
+        command, words = ctx.command.commands["list"], ["--json"] if as_json else []
+        with command.make_context("list", words, parent=ctx) as inner:
             command.invoke(inner)
 
 

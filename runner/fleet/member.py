@@ -1,8 +1,9 @@
 """The worker's end: load the settings, run the worker, talk to the supervisor.
 
 ``python -m runner.fleet.member settings.WorkerSettings``, with the number of the socket in
-``RUNNER_FLEET_SOCKET``, and that of its place in ``RUNNER_FLEET_PLACE``. The supervisor's end of the stream closes when it
-ends, however it does: then the worker ends as on SIGTERM, and by force when that takes too long.
+``RUNNER_FLEET_SOCKET``, and that of its place in ``RUNNER_FLEET_PLACE``. The supervisor's end
+of the stream closes when it ends, however it does: then the worker ends as on SIGTERM, and by
+force when that takes too long.
 """
 
 from __future__ import annotations

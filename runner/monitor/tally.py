@@ -89,7 +89,7 @@ class Tally:
         self._taken: dict[Key, _Cell] = {}  # those that were taken last
         self._not_taken: Counter[Key] = Counter()  # what counts less, when it can
         self._queue, self._task = "", ""
-        self._add: Callable[[Row], None] = list[Row]().append
+        self._add: Callable[[Row], None]  # set by the first: no task has no name
 
     def ended(self, attempt: Attempt, ending: Ending) -> None:
         """Count one attempt."""

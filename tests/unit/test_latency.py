@@ -37,25 +37,30 @@ def test_nothing_took_no_time_and_beyond_the_last_bound_lies_the_last() -> None:
 
 
 def attempt(
-    job_id: str, *, task: str = "t", due_ms: float = 1_000.5, context: object = None
+    job_id: str,
+    *,
+    task: str = "t",
+    due_ms: float = 1_000.5,
+    ended_ms: int = 1_030,
+    context: object = None,
 ) -> Attempt:
     record = JobRecord(task=task, args=(), kwargs={}, attempt=None, enqueued_ms=900, options={})
     claimed = Claimed(job_id, "q", "token", due_ms, None, 1, 0)
-    made = Attempt(claimed, 1_010, record, 1, 1_030)
+    made = Attempt(claimed, 1_010, record, 1, ended_ms)
     made.context = context  # type: ignore[assignment]  # whether there is one is all that counts
     return made
 
 
 def test_successes_are_counted_and_listed_as_they_come() -> None:
     tally = Tally("w", {"t", "u"}, most=10)
-    for job_id, task in (("a", "t"), ("b", "u"), ("c", "t")):
-        tally.ended(attempt(job_id, task=task), Ending(Outcome.SUCCEEDED))
+    for job_id, task, ended_ms in (("a", "t", 1_030), ("b", "u", 1_031), ("c", "t", 1_032)):
+        tally.ended(attempt(job_id, task=task, ended_ms=ended_ms), Ending(Outcome.SUCCEEDED))
     counted, finished = tally.take()
     assert {(c.task, c.outcome): c.count for c in counted} == {
         ("t", "succeeded"): 2,
         ("u", "succeeded"): 1,
     }
-    assert (counted[0].waited_ms, counted[0].ran_ms) == (18, 40)
+    assert (counted[0].waited_ms, counted[0].ran_ms) == (18, 42)
     count, piece = finished["q"]
     jobs = list(unpacked(piece))
     assert [job.job_id for job in jobs] == ["c", "b", "a"], "the newest first"
