@@ -132,7 +132,11 @@ def _shown(job: LoggedJob) -> dict[str, Any]:
 
 
 def _row(job: LoggedJob) -> tuple[str, ...]:
-    took = "" if job.started_at is None else f"{(job.finished_at - job.started_at).total_seconds():.3f} s"
+    took = (
+        ""
+        if job.started_at is None
+        else f"{(job.finished_at - job.started_at).total_seconds():.3f} s"
+    )
     return (
         job.finished_at.strftime("%Y-%m-%d %H:%M:%S"),
         job.job_id,
