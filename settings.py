@@ -3,7 +3,9 @@
 Everything comes from the environment, with defaults for a machine of one's own:
 ``REDIS_URL``, ``DATABASE_URL``, ``RUNNER_CODEC`` ("pickle" while stock arq clients share the
 queue), ``RUNNER_SIGNING_KEYS`` ("id:hex,id:hex", the first signs; unset: nothing is signed),
-``RUNNER_MAX_JOBS``, and ``RUNNER_LOG`` ("plain", "console" or "json").
+``RUNNER_MAX_JOBS``, ``RUNNER_HEALTH_PORT`` and ``RUNNER_HEALTH_HOST`` (probes and metrics; no port,
+no probes), ``RUNNER_JOB_LOG`` (1: log jobs in Postgres), and ``RUNNER_LOG`` ("plain", "console" or
+"json").
 """
 
 from __future__ import annotations
@@ -44,3 +46,8 @@ class WorkerSettings(runner.WorkerSettings):
     dead_letters_keep = timedelta(days=90)
     dead_letters_max = 500_000  # a year's file may be bad from the first line to the last
     max_jobs = int(os.environ.get("RUNNER_MAX_JOBS", "200"))
+    health_port = (
+        int(os.environ["RUNNER_HEALTH_PORT"]) if "RUNNER_HEALTH_PORT" in os.environ else None
+    )
+    health_host = os.environ.get("RUNNER_HEALTH_HOST", "127.0.0.1")
+    job_log = os.environ.get("RUNNER_JOB_LOG") == "1"

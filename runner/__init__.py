@@ -32,11 +32,13 @@ from runner.errors import (
 from runner.execution import Context
 from runner.inspect import JobFilter, JobInfo, JobState
 from runner.job import Job
+from runner.joblog import JobLog, LoggedJob
 from runner.letters import LetterFilter
 from runner.limits import LimitInfo, RateLimit, RunningLimit
 from runner.many import ManyContext
 from runner.middleware import (
     EnqueueCall,
+    FlowCall,
     JobCall,
     JobTiming,
     Middleware,
@@ -75,18 +77,21 @@ __all__ = [
     "DuplicateJob",
     "EnqueueCall",
     "Flow",
+    "FlowCall",
     "FlowState",
     "FlowStatus",
     "Job",
     "JobCall",
     "JobFilter",
     "JobInfo",
+    "JobLog",
     "JobReplaced",
     "JobState",
     "JobStatus",
     "JobTiming",
     "LetterFilter",
     "LimitInfo",
+    "LoggedJob",
     "ManyContext",
     "Middleware",
     "NodeInfo",

@@ -12,6 +12,7 @@ from runner.connection import open_client
 from runner.cycle import CYCLE_TIMEOUT_S
 from runner.dependencies import STORE, WorkersValues
 from runner.execution import report
+from runner.middleware import all_of
 from runner.parts import JOBS, Made, Part
 from runner.pipe import PlainPipe
 from runner.renewal import Renewed
@@ -19,11 +20,14 @@ from runner.schedule import Book
 from runner.tasks import Task
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from redis.asyncio import Redis
 
     from runner.codec import Codec
     from runner.errors import WriteRejected
     from runner.executors import Executors
+    from runner.joblog import Collector
     from runner.leases import Leases
     from runner.limits import Gate
     from runner.middleware import Middleware
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from runner.types import Retention
     from runner.wake import Waker
     from runner.writer.entries import Unit
+    from runner.writer.told import Told
 
 
 class Assembled(Renewed):
@@ -47,6 +52,7 @@ class Assembled(Renewed):
     codec: Codec
     cycles: Queues
     history: bool
+    job_log: Collector | None
     database_url: str | None
     reads: writers.ReadPool | None
     candidate: writers.Candidate | None
@@ -65,6 +71,7 @@ class Assembled(Renewed):
     _pipe: PlainPipe | None
     _retention: Retention
     _tickers: Tickers
+    _unwatch: Callable[[], None]
     _waker: Waker
 
     async def _end_jobs(self) -> None:
@@ -83,6 +90,7 @@ class Assembled(Renewed):
             Made("leases", start=self._start_leases, stop=leases.stop),
             Made("watch", start=watch.start, stop=watch.stop),
             Made("writer", start=self._start_candidate, stop=self._stop_candidate),
+            Made("job log", start=self._start_job_log, stop=self._stop_job_log),
             Made("provided", start=self._start_providing, stop=self._stop_providing),
             Made("limits", start=lambda: self.gate.declare(self.pool), stop=self.gate.drain),
             Made("executors", start=self._start_executors, stop=self.executors.stop),
@@ -177,13 +185,33 @@ class Assembled(Renewed):
                 bounds=self._bounds,
                 retention=self._retention,
                 statement_timeout_s=self._statement_timeout_s,
-                on_refused=self._tell_refused,
+                told=self._told(),
             )
             await self.candidate.start()
 
-    def _tell_refused(self, unit: Unit, why: WriteRejected) -> None:
-        if self.events.wanted:
-            self.events.emit(report.refused(self.name, unit, why))
+    async def _start_job_log(self) -> None:
+        if self.job_log is not None:
+            await self.job_log.start(self.pool)
+            self._unwatch = self.events.watch(self.job_log)
+
+    async def _stop_job_log(self) -> None:
+        if self.job_log is not None:
+            self._unwatch()
+            await self.job_log.stop()
+
+    def _told(self) -> Sequence[Told]:
+        """Return who hears what the writer in this process commits."""
+        heard = (self._tell_refused, *all_of(self.middleware, "committed"))
+        return heard if self.job_log is None else (*heard, self.job_log.told)
+
+    def _tell_refused(
+        self, units: Sequence[Unit], refused: Mapping[str, WriteRejected], _began_ns: int
+    ) -> None:
+        if not (refused and self.events.wanted):
+            return
+        for unit in units:
+            if unit.entry in refused:
+                self.events.emit(report.refused(self.name, unit, refused[unit.entry]))
 
     async def _stop_candidate(self) -> None:
         if self.candidate is not None:

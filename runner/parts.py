@@ -60,8 +60,8 @@ class Part:
     Attributes:
         name: by which others need it; by default the name of the class.
         needs: the names of the parts that are to be started before it, and stopped after it:
-            of yours, or of the worker's: "leases", "watch", "writer", "provided", "limits",
-            "executors", "progress", "monitor", "jobs", "schedules", "wake".
+            of yours, or of the worker's: "leases", "watch", "writer", "job log", "provided",
+            "limits", "executors", "progress", "monitor", "jobs", "schedules", "wake".
         start_s: how many seconds the start may take.
         stop_s: how many seconds the stop may take; None: any time.
 

@@ -28,7 +28,7 @@ from runner.schedule import Schedule, check_names
 from runner.signing import KeyRing, SigningKeys
 from runner.tasks import KEPT_RULE, MOST_KEPT_S, Task, seconds
 from runner.watch import LEFT_RESOURCES, LEFT_TASKS, RECYCLED
-from runner.worker import CANCEL_GRACE_S, KEEP_LETTERS_S, MOST_LETTERS, Worker
+from runner.worker import CANCEL_GRACE_S, KEEP_JOB_LOG_S, KEEP_LETTERS_S, MOST_LETTERS, Worker
 from runner.writer import BOUND_ENTRIES, STATEMENT_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ class WorkerSettings:
     job_log_lines: ClassVar[int] = 100
     health_port: ClassVar[int | None] = None
     health_host: ClassVar[str] = "127.0.0.1"
+    job_log: ClassVar[bool] = False
+    job_log_keep: ClassVar[float | timedelta | None] = KEEP_JOB_LOG_S
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -317,6 +319,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "handle_signals",
             "log_results",
             "monitor",
+            "job_log",
         ),
         (_flag, "True or False"),
     ),
@@ -367,7 +370,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a client that runner.connect or arq's create_pool made, or None",
     ),
     **dict.fromkeys(
-        ("max_age", "blocked_after", "vitals_interval"),
+        ("max_age", "blocked_after", "vitals_interval", "job_log_keep"),
         (_above_zero, "a number of seconds, more than 0, a timedelta, or None"),
     ),
     **dict.fromkeys(
@@ -475,6 +478,10 @@ def _check_together(cls: type[WorkerSettings]) -> None:
         named(cls.queue_name, cls.queues, default=keys.DEFAULT_QUEUE)
     except SettingsError as exc:
         raise SettingsError(f"{cls.__name__}: {exc}") from None
+    if cls.job_log and cls.database_url is None:
+        raise SettingsError(
+            f"{cls.__name__}.job_log is True, but there is no database: set database_url, too"
+        )
     if not cls.functions and not cls.cron_jobs:
         logging.getLogger(__name__).debug("%s names no functions yet", cls.__name__)
 

@@ -34,9 +34,10 @@ from runner.errors import SettingsError
 from runner.events import Bus, Subscriber
 from runner.execution import Ending, report
 from runner.executors import MAX_THREADS, Executors
+from runner.joblog import Collector
 from runner.leases import Leases
 from runner.limits import Gate
-from runner.middleware import Middleware, around_execute
+from runner.middleware import Middleware, all_of, around_execute
 from runner.middleware import check as checked_middleware
 from runner.monitor import MonitorOptions, monitor_of
 from runner.parts import JOBS, Part, Parts
@@ -72,6 +73,7 @@ logger = logging.getLogger("arq.worker")
 LEASE_S = 15.0
 MAX_CRASHES = 3
 KEEP_LETTERS_S = 30 * 24 * 3600.0
+KEEP_JOB_LOG_S = 30 * 24 * 3600.0
 MOST_LETTERS = 100_000
 LEAST_WAIT_S = 0.01
 SOONEST_BACKOFF_S, LATEST_BACKOFF_S = 0.1, 5.0
@@ -138,6 +140,8 @@ class Worker(Assembled):
         job_log_lines: how many lines of each job are kept; 0: none.
         health_port: answer probes and metrics over HTTP on this port; 0: a free one; None: no.
         health_host: the address to listen on for that.
+        job_log: let the writer log each job that ends in the table `runner.job_log` of Postgres.
+        job_log_keep: seconds for which its rows are kept; None: the writer deletes none.
 
     Every other parameter is arq's own; its documentation holds.
     """
@@ -213,6 +217,8 @@ class Worker(Assembled):
         job_log_lines: int = 100,
         health_port: int | None = None,
         health_host: str = "127.0.0.1",
+        job_log: bool = False,
+        job_log_keep: SecondsTimedelta | None = KEEP_JOB_LOG_S,
     ) -> None:
         self.events = Bus(subscribers)
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
@@ -258,7 +264,12 @@ class Worker(Assembled):
         self.max_crashes = max_crashes
         self.history = history
         self.database_url = database_url
-        self._retention = Retention(int(seconds(dead_letters_keep) * 1000), dead_letters_max)
+        self.job_log = _job_log(self.name, database_url) if job_log else None
+        self._retention = Retention(
+            int(seconds(dead_letters_keep) * 1000),
+            dead_letters_max,
+            job_log_ms=int((seconds(job_log_keep) or 0) * 1000) if job_log else 0,
+        )
         self._bounds = writers.Bounds(writer_backlog_entries, writer_backlog_bytes)
         self._statement_timeout_s = seconds(writer_statement_timeout)
         self._offers_writer = writer and database_url is not None
@@ -330,6 +341,8 @@ class Worker(Assembled):
         )
         self.middleware = checked_middleware(middleware)
         self.around = around_execute((*self.middleware, *self.watch.layers))
+        for join in all_of(self.middleware, "join"):
+            join(self.name, self.events)
         self.progress = ProgressBoard(lambda: self.pool)
         self.monitor = monitor_of(
             self,
@@ -534,7 +547,9 @@ class Worker(Assembled):
         """Return what an attempt commits with before its end."""
         if self._commits is None:
             self._commits = writers.Commits(lambda: self.pool)
-        return self._commits.of_job(attempt.claimed, attempt.record.enqueued_ms)
+        return self._commits.of_job(
+            attempt.claimed, attempt.record.enqueued_ms, attempt.traceparent
+        )
 
     def limit_lease(self, attempt: execution.Attempt, timeout_s: float) -> None:
         """Renew the lease for as long as the job may run, and one lease more to end it."""
@@ -673,6 +688,12 @@ def _lease(given: SecondsTimedelta) -> float:
     if not LEAST_LEASE_S <= lease_s < math.inf:
         raise SettingsError(f"lease is {given!r}, but must be at least {LEAST_LEASE_S} s")
     return lease_s
+
+
+def _job_log(worker: str, database_url: str | None) -> Collector:
+    if database_url is None:
+        raise SettingsError("job_log is on, but there is no database: set database_url, too")
+    return Collector(worker)
 
 
 def _limits_of(functions: Mapping[str, Any]) -> Iterator[tuple[str, Limit]]:

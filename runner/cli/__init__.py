@@ -12,6 +12,7 @@ from runner.cli import (
     dead,
     dev,
     flows,
+    history,
     jobs,
     limits,
     queues,
@@ -56,6 +57,7 @@ main.add_command(queues.queues)
 main.add_command(jobs.jobs)
 main.add_command(jobs.purge)
 main.add_command(dead.dead)
+main.add_command(history.history)
 main.add_command(cron.cron)
 main.add_command(flows.flows)
 main.add_command(limits.limits)

@@ -14,6 +14,8 @@ from runner.cli import where as options
 from runner.cli.load import client_by, codec_by, do, load_settings
 from runner.cli.tables import as_json, escaped, length
 from runner.errors import SettingsError
+from runner.joblog import Collector
+from runner.middleware import all_of
 from runner.tasks import seconds
 from runner.types import Retention, WriterStatus
 from runner.writer import Bounds, Candidate, adopt_database
@@ -123,6 +125,7 @@ async def serve(settings: type[WorkerSettings]) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     redis = await client_by(settings)
+    log = Collector("") if settings.job_log else None  # of what is refused, here
     candidate = Candidate(
         redis=redis,
         database_url=database_url,
@@ -130,14 +133,21 @@ async def serve(settings: type[WorkerSettings]) -> None:
         bounds=Bounds(settings.writer_backlog_entries, settings.writer_backlog_bytes),
         statement_timeout_s=seconds(settings.writer_statement_timeout),
         retention=Retention(
-            int(seconds(settings.dead_letters_keep) * 1000), settings.dead_letters_max
+            int(seconds(settings.dead_letters_keep) * 1000),
+            settings.dead_letters_max,
+            job_log_ms=int((seconds(settings.job_log_keep) or 0) * 1000) if log else 0,
         ),
+        told=(*all_of(settings.middleware, "committed"), *((log.told,) if log else ())),
     )
+    if log is not None:
+        await log.start(redis)
     await candidate.start()
     try:
         await stop.wait()
     finally:
         await candidate.stop()
+        if log is not None:
+            await log.stop()
         await redis.aclose()
 
 

@@ -31,6 +31,12 @@ class Bridge(Protocol):
         ...
 
 
+class Trace(Protocol):
+    """What a tracer keeps with an attempt."""
+
+    traceparent: str
+
+
 class Context(dict[Any, Any]):
     """What a task gets as its first argument: arq's dict, with our parts as attributes.
 
@@ -43,7 +49,17 @@ class Context(dict[Any, Any]):
         ...     ctx.db.update("orders", key={"id": order_id}, shipped=True)
     """
 
-    __slots__ = ("_board", "_bridge", "_commits", "_db", "_flow", "_make_flow", "_reads", "_run")
+    __slots__ = (
+        "_board",
+        "_bridge",
+        "_commits",
+        "_db",
+        "_flow",
+        "_make_flow",
+        "_reads",
+        "_run",
+        "_trace",
+    )
 
     def __init__(
         self,
@@ -104,6 +120,20 @@ class Context(dict[Any, Any]):
     def due(self) -> datetime | None:
         """When the schedule that made this job was due, None when none did."""
         return None if self._run is None else self._run.due
+
+    @property
+    def traceparent(self) -> str:
+        """The trace and span of this attempt as W3C writes them, "" where nothing traces."""
+        return self._trace.traceparent if hasattr(self, "_trace") else ""
+
+    @property
+    def trace(self) -> Trace | None:
+        """What traces this attempt, None where nothing does."""
+        return getattr(self, "_trace", None)
+
+    @trace.setter
+    def trace(self, trace: Trace) -> None:
+        self._trace = trace
 
     async def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Say how far this job is, as often as you like: what is said too often is gathered.

@@ -200,6 +200,11 @@ class Attempt:
         return hasattr(self.function, "next_run")
 
     @property
+    def traceparent(self) -> str:
+        """What ties other spans to that of this attempt, "" where nothing traces."""
+        return "" if self.context is None else self.context.traceparent
+
+    @property
     def slots(self) -> bytes:
         """What it gives up when it ends: the slots of its limits."""
         return b"" if self.limited is None else self.limited.slots

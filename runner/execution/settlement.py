@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import msgspec
 from arq.constants import keep_cronjob_progress
@@ -139,18 +140,20 @@ def header(host: Host, attempt: Attempt, keep_ms: int, *, had_errors: bool) -> b
     """Return what the writer needs to settle the job when its unit is committed, or refused."""
     decision = decision_on_refusal(host, attempt)
     again_s = (decision.delay_s or 0) if decision.verdict is Verdict.AGAIN else None
-    fields = (
+    fields: tuple[Any, ...] = (
         attempt.claimed.job_id,
         attempt.claimed.queue,
         attempt.number,
         attempt.started_ms,
-        now_ms(),
+        attempt.ended_ms or now_ms(),
         keep_ms,
         keep_cronjob_progress * 1000 if attempt.is_cron else 0,
         -1 if again_s is None else in_ms(again_s),
         host.name,
         had_errors,
     )
+    if trace := attempt.traceparent:
+        fields = (*fields, trace)
     return msgspec.msgpack.encode(fields)
 
 

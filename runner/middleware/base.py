@@ -16,8 +16,11 @@ from runner.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from runner.events import Bus
     from runner.job import Job
     from runner.tasks import EnqueueOptions, Task
+    from runner.writer.batch import Refusals
+    from runner.writer.entries import Unit
 
 CARRIED = "carried"
 """Under which name of the payload's options travels what middleware sends along."""
@@ -70,8 +73,22 @@ class JobCall:
     function: Callable[..., Awaitable[Any]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowCall:
+    """A flow, or a batch, that is about to be started.
+
+    Attributes:
+        name: what it is called.
+        flow_id: its id, None for one by chance.
+    """
+
+    name: str
+    flow_id: str | None
+
+
 Enqueue: TypeAlias = "Callable[[EnqueueCall], Awaitable[Job[Any] | None]]"
 Execute: TypeAlias = Callable[[JobCall], Awaitable[Any]]
+StartFlow: TypeAlias = Callable[[FlowCall], Awaitable[str]]
 
 
 class Middleware:
@@ -123,6 +140,20 @@ class Middleware:
         """
         return await proceed(job)
 
+    async def start(self, call: FlowCall, proceed: StartFlow) -> str:
+        """Stand around the start of a flow, a chain, a group, a chord or a batch; return its id."""
+        return await proceed(call)
+
+    def join(self, worker: str, events: Bus) -> None:
+        """Hear, once and before it connects, in which worker this stands, to watch its events."""
+
+    def committed(self, units: Sequence[Unit], refused: Refusals, began_ns: int) -> None:
+        """Hear, in the process of the elected writer, what was committed. Be quick.
+
+        Called behind each batch, also for units of other workers: those of `refused` were not
+        applied. What this raises is logged.
+        """
+
 
 def around_enqueue(middleware: Iterable[Middleware], last: Enqueue) -> Enqueue | None:
     """Put the layers around enqueueing together, around `last`; None when there are none."""
@@ -139,6 +170,17 @@ def around_execute(middleware: Iterable[Middleware]) -> Execute | None:
     """Put the layers around running together; None when there are none."""
     layers = [one.execute for one in middleware if _overrides(one, "execute")]
     return _composed(layers, _call) if layers else None
+
+
+def around_start(middleware: Iterable[Middleware], last: StartFlow) -> StartFlow | None:
+    """Put the layers around the start of flows together; None when there are none."""
+    layers = [one.start for one in middleware if _overrides(one, "start")]
+    return _composed(layers, last) if layers else None
+
+
+def all_of(middleware: Iterable[Middleware], method: str) -> tuple[Any, ...]:
+    """Return this method of all that override it."""
+    return tuple(getattr(one, method) for one in middleware if _overrides(one, method))
 
 
 def check(middleware: Sequence[Middleware]) -> tuple[Middleware, ...]:

@@ -96,6 +96,13 @@ SELECT entry, answer FROM runner.answers WHERE entry = ANY($1::text[]);
 WITH rejected AS (DELETE FROM runner.rejected WHERE at < now() - interval '2 minutes')
 DELETE FROM runner.answers WHERE at < now() - interval '2 minutes';
 
+-- name: forget_job_log
+DELETE FROM runner.job_log
+ WHERE ctid = ANY(ARRAY(
+           SELECT ctid FROM runner.job_log
+            WHERE finished_at < now() - make_interval(secs => $1::float8)
+            ORDER BY finished_at LIMIT $2));
+
 -- name: table
 SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
        c.relkind IN ('v', 'm', 'f') OR c.relrowsecurity

@@ -17,7 +17,7 @@ from runner.workflow.run import Run
 from runner.workflow.store import PAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from types import TracebackType
 
     from runner.job import Results
@@ -118,10 +118,17 @@ class Batch(Run[None]):
         return args
 
 
-async def open_batch(flow: Flow, batch_id: str | None, store: FlowStore, results: Results) -> Batch:
+async def open_batch(
+    flow: Flow,
+    batch_id: str | None,
+    store: FlowStore,
+    results: Results,
+    *,
+    begin: Callable[[Flow, str | None, FlowStore], Awaitable[str]],
+) -> Batch:
     """Start a flow of one node that stands for its being open, and return it as a batch."""
     flow.hold_open(FlowNode(Node(name=OPEN, is_gate=True, is_open=True), None))
-    return Batch(await store.start(flow, batch_id), store, results)
+    return Batch(await begin(flow, batch_id, store), store, results)
 
 
 __all__ = ["Batch", "open_batch"]

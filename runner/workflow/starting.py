@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from runner.middleware import FlowCall, Middleware, around_start
 from runner.workflow.batch import Batch, open_batch
 from runner.workflow.flow import KEEP_RESULT_S, Flow, flow_of
 from runner.workflow.run import Run, converter
@@ -27,6 +28,7 @@ class StartsFlows:
 
     default_queue_name: str
     expires_extra_ms: int
+    _middleware: tuple[Middleware, ...]
 
     @property
     def codec(self) -> Codec:
@@ -81,7 +83,7 @@ class StartsFlows:
         """
         whole = flow_of(flow)
         store = self.flows
-        started = await store.start(whole, flow_id)
+        started = await self._begin(whole, flow_id, store)
         return Run(started, store, self._waiting_results(), converter(whole))
 
     async def batch(
@@ -115,7 +117,17 @@ class StartsFlows:
             on_complete=on_complete,
             keep_result=keep_result,
         )
-        return await open_batch(whole, batch_id, self.flows, self._waiting_results())
+        store = self.flows
+        return await open_batch(whole, batch_id, store, self._waiting_results(), begin=self._begin)
+
+    async def _begin(self, flow: Flow, flow_id: str | None, store: FlowStore) -> str:
+        """Start a flow through the middleware."""
+
+        async def put(call: FlowCall) -> str:
+            return await store.start(flow, call.flow_id)
+
+        around = around_start(self._middleware, put)
+        return await (put if around is None else around)(FlowCall(name=flow.name, flow_id=flow_id))
 
     def flow(self, flow_id: str) -> Run[Any]:
         """Return a handle on a flow by its id; nothing is asked of Redis."""

@@ -37,15 +37,14 @@ from runner.writer.status import writer_status
 from runner.writer.term import Term
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from asyncpg import Connection, Record
     from redis.asyncio import Redis
 
     from runner.codec import Codec
-    from runner.errors import WriteRejected
     from runner.types import WriterStatus
-    from runner.writer.entries import Unit
+    from runner.writer.told import Told
 
 __all__ = ["Candidate"]
 
@@ -70,9 +69,10 @@ class Candidate:
         name: what it is called in the status; by default host, process and a random part.
         term_s: a leader that does not answer for this long may be replaced.
         bounds: how much may wait for the writer while this one leads.
-        retention: how long the dead letters of refused units are kept, and how many.
+        retention: how long the dead letters of refused units are kept, and how many; and how
+            long the job log is.
         statement_timeout_s: how long one statement may take where Postgres sets no bound.
-        on_refused: is told of each unit that was refused, and why.
+        told: plain functions that hear of each batch, see `runner.writer.told`.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Candidate:
         bounds: Bounds | None = None,
         retention: Retention | None = None,
         statement_timeout_s: float = STATEMENT_TIMEOUT_S,
-        on_refused: Callable[[Unit, WriteRejected], None] | None = None,
+        told: Sequence[Told] = (),
     ) -> None:
         self._redis = redis
         self._database_url = database_url
@@ -97,7 +97,7 @@ class Candidate:
         self._bounds = bounds or Bounds()
         self._retention = retention or Retention()
         self._statement_timeout_s = statement_timeout_s
-        self._on_refused = on_refused
+        self._told = told
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._backoff_s = SOONEST_BACKOFF_S
@@ -202,7 +202,7 @@ class Candidate:
             name=self.name,
             pulse=pulse,
             retention=self._retention,
-            on_refused=self._on_refused,
+            told=self._told,
         )
         logger.info("%s is the writer: term %d, from %s", self.name, office.epoch, office.position)
         self.leading = self._led = True

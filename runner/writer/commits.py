@@ -20,7 +20,7 @@ from runner.connections import TROUBLE
 from runner.errors import LeaseLost, StoreWentBack, UnitChanged
 from runner.scripts import load
 from runner.writer.answers import Answers
-from runner.writer.entries import CommitHeader, decode_rejection
+from runner.writer.entries import decode_rejection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,9 +57,9 @@ class Commits:
         self._redis = redis
         self._answers: Answers | None = None
 
-    def of_job(self, claimed: Claimed, enqueued_ms: int) -> JobCommits:
-        """Return the commits of one attempt of a job."""
-        return JobCommits(self, claimed, enqueued_ms)
+    def of_job(self, claimed: Claimed, enqueued_ms: int, trace: str = "") -> JobCommits:
+        """Return the commits of one attempt of a job; `trace` is its span."""
+        return JobCommits(self, claimed, enqueued_ms, trace)
 
     async def stop(self) -> None:
         """Stop listening; whoever still waits hears of it."""
@@ -104,12 +104,15 @@ class Commits:
 class JobCommits:
     """The commits of one attempt: fenced by its claim, numbered alike in every attempt."""
 
-    __slots__ = ("_claimed", "_commits", "_enqueued_ms")
+    __slots__ = ("_claimed", "_commits", "_enqueued_ms", "_trace")
 
-    def __init__(self, commits: Commits, claimed: Claimed, enqueued_ms: int) -> None:
+    def __init__(
+        self, commits: Commits, claimed: Claimed, enqueued_ms: int, trace: str = ""
+    ) -> None:
         self._commits = commits
         self._claimed = claimed
         self._enqueued_ms = enqueued_ms
+        self._trace = trace
 
     async def submit(
         self, number: int, operations: bytes, *, max_rows: int, max_bytes: int
@@ -123,7 +126,9 @@ class JobCommits:
         claimed = self._claimed
         job_id = raw_id(claimed.job_id)
         digest = hashlib.blake2b(operations, digest_size=16).hexdigest()
-        header = CommitHeader(claimed.job_id, claimed.queue, number)
+        header: tuple[Any, ...] = (claimed.job_id, claimed.queue, number)  # see `CommitHeader`
+        if self._trace:
+            header = (*header, self._trace)
         status, *rest = await self._commits.call(
             [claimed.queue, keys.held(claimed.queue), self._key, keys.UNITS, keys.WRITER],
             [

@@ -63,6 +63,18 @@ class ReadPool:
                 self._pool = await self._open()
             return self._pool
 
+    async def read(self, sql: str, *values: Any) -> list[dict[str, Any]]:
+        """Return the rows of a query of ours.
+
+        Raises:
+            WriterUnavailable: the database does not answer, or says no.
+        """
+        pool = await self.pool()
+        try:
+            return [dict(row) for row in await pool.fetch(sql, *values)]
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+            raise WriterUnavailable(f"cannot read from the database: {exc!r}") from exc
+
     async def close(self) -> None:
         """Close the connections; the next read opens them again."""
         async with self._opening:

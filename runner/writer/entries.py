@@ -34,6 +34,7 @@ class JobHeader(msgspec.Struct, frozen=True, array_like=True):
         again_ms: should the unit be refused, the delay until the job runs again; -1: it fails.
         worker: the name of the worker that ran the attempt.
         had_errors: attempts before it may have left records of their errors.
+        trace: the span of the attempt, as W3C writes it; "" where nothing traces.
     """
 
     job_id: str
@@ -46,6 +47,7 @@ class JobHeader(msgspec.Struct, frozen=True, array_like=True):
     again_ms: int = -1
     worker: str = ""
     had_errors: bool = False
+    trace: str = ""
 
 
 class CommitHeader(msgspec.Struct, frozen=True, array_like=True):
@@ -55,11 +57,13 @@ class CommitHeader(msgspec.Struct, frozen=True, array_like=True):
         job_id: the job's id.
         queue: its queue.
         sequence: the number of the commit within the job, counted from 1.
+        trace: the span of the attempt, as W3C writes it; "" where nothing traces.
     """
 
     job_id: str
     queue: str
     sequence: int
+    trace: str = ""
 
 
 class Asks(NamedTuple):

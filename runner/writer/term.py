@@ -20,14 +20,16 @@ from runner.errors import WriteRejected
 from runner.writer.backlog import Recount
 from runner.writer.batch import Batch, Batches, Refusals
 from runner.writer.failures import Fenced
+from runner.writer.housekeeping import forget
 from runner.writer.inheritance import LEDGER_KEPT_S, Inheritance
 from runner.writer.office import check_held, note_loss
 from runner.writer.queries import query
 from runner.writer.settle import Settler
 from runner.writer.stream import OPERATIONS_AT_ONCE, Buffer, Reader, Tail
+from runner.writer.told import tell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from asyncpg import Connection, Record
     from redis.asyncio import Redis
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from runner.writer.entries import Unit
     from runner.writer.office import Office
     from runner.writer.pulse import Pulse
+    from runner.writer.told import Told
 
 __all__ = ["Term"]
 
@@ -70,10 +73,11 @@ class Term:
         name: str,
         pulse: Pulse,
         retention: Retention,
-        on_refused: Callable[[Unit, WriteRejected], None] | None = None,
+        told: Sequence[Told] = (),
     ) -> None:
-        self._on_refused = on_refused
         self._pulse = pulse
+        self._told = told
+        self._retention = retention
         self._redis = redis
         self._connection = connection
         self._office = office
@@ -142,12 +146,10 @@ class Term:
             if batch is None:
                 break
             self._wanted.set()
+            began_ns = time.time_ns()
             refused = await self._apply(batch)
+            tell(self._told, batch.units, refused, began_ns)
             _log_refused(batch.units, refused)
-            if self._on_refused is not None:
-                for unit in batch.units if refused else ():
-                    if unit.entry in refused:
-                        self._on_refused(unit, refused[unit.entry])
             answers = self._batches.take_answers()
             await self._unsettled.put((batch.units, refused, answers))
             if time.monotonic() - self._housed_at > HOUSE_S or self._swap_is_due():
@@ -183,6 +185,8 @@ class Term:
         self._housed_at = time.monotonic()
         with self._pulse.asking():
             await self._connection.execute(query("forget_told"))
+            if self._retention.job_log_ms:
+                await forget(self._connection, self._retention.job_log_ms)
         if self._swap_is_due():
             await self._swap_ledger()
 
