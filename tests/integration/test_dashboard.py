@@ -365,7 +365,7 @@ async def test_what_jobs_hold_is_shown_as_text(redis_url: str, client: Client) -
             assert HOSTILE not in reply.text
             assert len(reply.content) < 200_000
         for path in ("/job", "/jobs", "/task", "/dead", "/workflow", "/worker"):
-            hostile = {name: HOSTILE for name in ("id", "name", "queue", "task", "after", "arg")}
+            hostile = dict.fromkeys(("id", "name", "queue", "task", "after", "arg"), HOSTILE)
             assert HOSTILE not in (await visitor.get(path, **hostile)).text
             for name in hostile:
                 reply = await visitor.http.get(f"{path}?{name}=%ff%00%0d%0aset-cookie:x")
