@@ -889,3 +889,17 @@ async def test_a_rate_that_is_raised_brings_near_places_together(redis: Any) -> 
     for name, score in pulled[:50]:
         queue_id = name.decode().split("\n")[2]
         assert await redis.zscore(QUEUE, queue_id) == score
+
+
+async def test_a_bad_key_of_one_bucket_keeps_no_other_from_its_look(redis: Any) -> None:
+    rig = Rig(redis)
+    bad, good = ("running", "l", "l[bad]", 1), ("running", "l", "l[good]", 1)
+    for limit in (bad, good):
+        assert await admit(redis, await rig.claim_one(limit[2]), limit) == [1, 0]
+        await park_all(redis, rig, limit, f"waits for {limit[2]}")
+    await redis.set("runner:parked:l[bad]", "no set", ex=60)
+    await redis.hset(keys.LIMITS_DECLARED, "l", OLD)
+    await redis.expire(keys.LIMITS_DECLARED, 60)
+    while await sweep(redis) == 2:
+        pass
+    assert [claimed.job_id for claimed in await rig.claim()] == ["waits for l[good]"]
