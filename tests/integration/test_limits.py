@@ -869,26 +869,27 @@ async def test_a_sweep_forgets_hundreds_of_empty_buckets(redis: Any) -> None:
 async def test_a_rate_that_is_raised_brings_near_places_together(redis: Any) -> None:
     """The first of them is no later than it was: they lie too far apart."""
     rig = Rig(redis)
-    limit = ("window", "l", "l", 10, 1_000_000, 0, 1)
-    names = [f"{number:03}" for number in range(100)]
-    await rig.put(*names)
+    limit = ("window", "l", "l", 10, 100_000_000, 0, 1)
+    await rig.put(*(f"{number:03}" for number in range(100)))
     for claimed in await rig.claim(limit=100):
         await admit(redis, claimed, limit)
-    places = await redis.zrange("runner:reserved:l", 0, -1, withscores=True)
-    assert places[49][1] - places[0][1] == pytest.approx(4900, abs=1)
-    raised = '{"name":"l","kind":"window","count":1000,"period_us":1000000,"burst":0}'
+    names = await redis.zrange("runner:reserved:l", 0, -1)
+    ids = [name.decode().split("\n")[2] for name in names]
+    soon = await rig.server_ms() + 100
+    places = {job_id: soon + 10_000 * index for index, job_id in enumerate(ids)}
+    await redis.zadd(QUEUE, places)
+    await redis.zadd("runner:reserved:l", dict(zip(names, places.values(), strict=True)))
+    raised = '{"name":"l","kind":"window","count":1000,"period_us":100000000,"burst":0}'
     await redis.hset(keys.LIMITS, "l", raised)
     await load("limit_apply").call(
-        redis, keys=[keys.limit_buckets("l")], args=["window", "l", 0, 1_000_000, 0, 10]
+        redis, keys=[keys.limit_buckets("l")], args=["window", "l", 0, 100_000_000, 0, 10]
     )
     pulled = await redis.zrange("runner:reserved:l", 0, -1, withscores=True)
-    assert [name for name, _ in pulled] == [name for name, _ in places]
-    assert pulled[49][1] - pulled[0][1] == pytest.approx(49, abs=1)
-    # What is behind them follows with each admission.
-    assert pulled[50][1] == places[50][1]
-    for name, score in pulled[:50]:
-        queue_id = name.decode().split("\n")[2]
-        assert await redis.zscore(QUEUE, queue_id) == score
+    assert [name for name, _ in pulled] == names
+    assert pulled[49][1] < soon + 100_000, "and not after 490 s"
+    assert pulled[50][1] == pytest.approx(places[ids[50]], abs=1), "it follows with admissions"
+    for job_id, (_, score) in zip(ids, pulled, strict=True):
+        assert await redis.zscore(QUEUE, job_id) == pytest.approx(score, abs=1)
 
 
 async def test_a_bad_key_of_one_bucket_keeps_no_other_from_its_look(redis: Any) -> None:
