@@ -124,7 +124,21 @@ local function take(state, member, weight, at, has_place)
   end
 end
 
--- Where places were given up, or the rate was raised, those behind come earlier.
+-- Whether a place lies later than it has to, and not by accident: it could be `rank` jobs from now.
+local function is_loose(state, rank)
+  local found = redis.call('ZRANGE', state.reserved, rank, rank, 'WITHSCORES')
+  if not found[1] then
+    return false
+  end
+  local weight = place_parts(found[1])
+  local earliest = state.rule.earliest(state, math.min(weight, state.rule.most(state)))
+  local at = math.max(now_us, earliest) + rank * state.spacing
+  return tonumber(found[2]) * 1000 - at > 2 * state.spacing * weight + SLACK_US
+end
+
+-- Where places were given up, or the rate was raised, those behind come earlier. Given up places
+-- leave a gap before the first; after a raise the first is no later than it was, and they lie too
+-- far apart.
 local function pull_forward(state)
   for _ = 1, DROPPED do
     local head = redis.call('ZRANGE', state.reserved, 0, 0, 'WITHSCORES')
@@ -135,29 +149,22 @@ local function pull_forward(state)
     end
     forget_place(state, head[1])
   end
-  local at = now_us
-  -- How far in front of its place one could start, and how much of that is no accident.
-  local function gap(place, weight)
-    at = math.max(at, state.rule.earliest(state, math.min(weight, state.rule.most(state))))
-    return place * 1000 - at > 2 * state.spacing * weight + SLACK_US
-  end
-  local head = redis.call('ZRANGE', state.reserved, 0, 0, 'WITHSCORES')
-  if not head[1] or not gap(tonumber(head[2]), (place_parts(head[1]))) then
+  if not is_loose(state, 0) and not is_loose(state, math.min(PULLED, state.waiting) - 1) then
     return
   end
+  local at = now_us
   local places = redis.call('ZRANGE', state.reserved, 0, PULLED - 1, 'WITHSCORES')
   for index = 1, #places, 2 do
     local score = tonumber(places[index + 1])
     local weight, queue_name, id = place_parts(places[index])
-    if not gap(score, weight) then
-      break
-    end
-    if tonumber(redis.call('ZSCORE', queue_name, id) or 0) == score then
+    at = math.max(at, state.rule.earliest(state, math.min(weight, state.rule.most(state))))
+    if score * 1000 - at > 2 * state.spacing * weight
+      and tonumber(redis.call('ZSCORE', queue_name, id) or 0) == score then
       redis.call('ZADD', queue_name, 'XX', score_text(at / 1000), id)
       redis.call('ZADD', state.reserved, score_text(at / 1000), places[index])
       note_release(queue_name)
-      at = at + state.spacing * weight
     end
+    at = at + state.spacing * weight
   end
   state.tail = nil
 end

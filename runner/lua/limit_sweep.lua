@@ -38,6 +38,7 @@ local more = false
 
 local function release(place, name, limit)
   local looked = 0
+  drop_stale(place)
   if limit.kind == 'running' then
     looked = unpark(place, gone[name] and math.huge or most_running(place, limit.count))
   elseif gone[name] then
@@ -48,6 +49,8 @@ local function release(place, name, limit)
       pull_forward(state)
     end
   end
+  -- Who is parked stays on the list for as long as somebody looks.
+  redis.call('PEXPIRE', 'runner:parked:' .. place, LIMIT_MS)
   more = more or looked >= RELEASES or (gone[name] and looked > 0)
 end
 
@@ -60,11 +63,8 @@ local function sweep(name, limit)
       redis.call('ZREM', buckets, place)
     elseif looked_at < LOOKED_AT then
       looked_at = looked_at + 1
-      drop_stale(place)
-      release(place, name, limit)
-      -- Who is parked stays on the list for as long as somebody looks.
-      redis.call('PEXPIRE', 'runner:parked:' .. place, LIMIT_MS)
       redis.call('ZADD', buckets, 'XX', now, place)
+      pcall(release, place, name, limit)  -- a bad key of one bucket keeps no other from its look
     end
   end
   redis.call('PEXPIRE', buckets, LIMIT_MS)

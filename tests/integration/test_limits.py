@@ -864,3 +864,43 @@ async def test_a_sweep_forgets_hundreds_of_empty_buckets(redis: Any) -> None:
     await redis.expire(keys.LIMITS_DECLARED, 60)
     await sweep(redis)
     assert not await redis.exists("runner:limit-buckets:l")
+
+
+async def test_a_rate_that_is_raised_brings_near_places_together(redis: Any) -> None:
+    """The first of them is no later than it was: they lie too far apart."""
+    rig = Rig(redis)
+    limit = ("window", "l", "l", 10, 100_000_000, 0, 1)
+    await rig.put(*(f"{number:03}" for number in range(100)))
+    for claimed in await rig.claim(limit=100):
+        await admit(redis, claimed, limit)
+    names = await redis.zrange("runner:reserved:l", 0, -1)
+    ids = [name.decode().split("\n")[2] for name in names]
+    soon = await rig.server_ms() + 100
+    places = {job_id: soon + 10_000 * index for index, job_id in enumerate(ids)}
+    await redis.zadd(QUEUE, places)
+    await redis.zadd("runner:reserved:l", dict(zip(names, places.values(), strict=True)))
+    raised = '{"name":"l","kind":"window","count":1000,"period_us":100000000,"burst":0}'
+    await redis.hset(keys.LIMITS, "l", raised)
+    await load("limit_apply").call(
+        redis, keys=[keys.limit_buckets("l")], args=["window", "l", 0, 100_000_000, 0, 10]
+    )
+    pulled = await redis.zrange("runner:reserved:l", 0, -1, withscores=True)
+    assert [name for name, _ in pulled] == names
+    assert pulled[49][1] < soon + 100_000, "and not after 490 s"
+    assert pulled[50][1] == pytest.approx(places[ids[50]], abs=1), "it follows with admissions"
+    for job_id, (_, score) in zip(ids, pulled, strict=True):
+        assert await redis.zscore(QUEUE, job_id) == pytest.approx(score, abs=1)
+
+
+async def test_a_bad_key_of_one_bucket_keeps_no_other_from_its_look(redis: Any) -> None:
+    rig = Rig(redis)
+    bad, good = ("running", "l", "l[bad]", 1), ("running", "l", "l[good]", 1)
+    for limit in (bad, good):
+        assert await admit(redis, await rig.claim_one(limit[2]), limit) == [1, 0]
+        await park_all(redis, rig, limit, f"waits for {limit[2]}")
+    await redis.set("runner:parked:l[bad]", "no set", ex=60)
+    await redis.hset(keys.LIMITS_DECLARED, "l", OLD)
+    await redis.expire(keys.LIMITS_DECLARED, 60)
+    while await sweep(redis) == 2:
+        pass
+    assert [claimed.job_id for claimed in await rig.claim()] == ["waits for l[good]"]
