@@ -78,7 +78,7 @@ async def run(host: Host, attempt: Attempt, ending: Ending | None = None) -> Non
         try:
             ending = load(host, attempt) or await admit(host, attempt)
             if ending is None and attempt.limited is not None:
-                ending = await pass_gate(host, attempt)
+                ending = await take_results(host, attempt) or await pass_gate(host, attempt)
             if ending is None:
                 ending = await perform(host, attempt)
         except Exception as exc:  # noqa: BLE001  whatever it is, the job must end
@@ -348,6 +348,8 @@ async def results_for(host: Host, attempt: Attempt) -> tuple[tuple[Any, ...], di
         Snooze: Redis does not answer; the job is run again, and it costs no try.
     """
     record = attempt.record
+    if attempt.given is not None:
+        return attempt.given
     try:
         async with asyncio.timeout(RESULTS_TIMEOUT_S):
             return await filled_arguments(
@@ -360,6 +362,18 @@ async def results_for(host: Host, attempt: Attempt) -> tuple[tuple[Any, ...], di
     except (RedisError, OSError) as exc:  # TimeoutError is an OSError
         logger.warning("could not read the results that %s takes: %s", attempt.ref, exc)
         raise Snooze(RESULTS_AGAIN_S) from exc
+
+
+async def take_results(host: Host, attempt: Attempt) -> Ending | None:
+    """Look at a node's limits with the results it takes: one may be the key of a limit."""
+    if REFERENCES not in attempt.record.options:
+        return None
+    try:
+        attempt.given = await results_for(host, attempt)
+    except Exception as exc:  # noqa: BLE001  every end is classified
+        return classify(host, attempt, exc)
+    attempt.limited = limits_of(host, attempt)
+    return None
 
 
 def arguments(

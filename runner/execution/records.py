@@ -162,6 +162,7 @@ class Attempt:
         is_discarded: no further line of its function is to run.
         is_left: it is not settled, and its lease goes on: its function runs in a thread.
         limited: its limits, None when it has none.
+        given: its arguments with the results of other nodes among them, where it takes some.
     """
 
     claimed: Claimed
@@ -185,6 +186,7 @@ class Attempt:
     is_discarded: bool = False
     is_left: bool = False
     limited: Limited | None = None
+    given: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     @property
     def is_cron(self) -> bool:

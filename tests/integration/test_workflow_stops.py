@@ -462,3 +462,37 @@ async def test_shortest_deadline_is_one(client: Client, rig: Rig) -> None:
         return (await run.status()).state is FlowState.EXPIRED
 
     await wait_until(has_expired, description="the deadline came")
+
+
+@task(max_running=1, max_running_key="name")
+async def one_of_each(ctx: Context, name: str) -> str:
+    await ctx["gate"](name)
+    return name
+
+
+@task
+async def name_of(_ctx: Context, number: int) -> str:
+    return f"name {number}"
+
+
+async def test_limit_of_each_key_takes_the_result_that_is_its_key(
+    redis_url: str, client: Client
+) -> None:
+    gate = Gate()
+    parts = [chain(name_of.call(number), one_of_each.s()) for number in (1, 2, 2)]
+    tasks: list[Any] = [name_of, one_of_each]
+    async with serving(redis_url, tasks, ctx={"gate": gate}):
+        run = await client.start(group(*parts))
+
+        async def buckets() -> set[tuple[Any, int, int]]:
+            info = await client.limits.get("one_of_each.running")
+            return {(each.value, each.used, each.parked) for each in info.buckets}
+
+        async def is_full() -> bool:
+            return await buckets() == {("name 1", 1, 0), ("name 2", 1, 1)}
+
+        await gate.runs.wait()  # its worker has declared the limit
+        await wait_until(is_full, description="each name has a slot")
+        gate.opens.set()
+        assert await run.result(timeout=20) == ["name 1", "name 2", "name 2"]
+    assert sum(used + parked for _, used, parked in await buckets()) == 0
