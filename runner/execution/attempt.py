@@ -58,6 +58,7 @@ from runner.workflow import (
     FlowStore,
     JobFlow,
     filled_arguments,
+    has_waited,
     plain_encoder,
 )
 
@@ -147,7 +148,7 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
         message = f"function {record.task!r} not found{hint}"
         return Ending(Outcome.UNKNOWN_TASK, errors.TaskNotFound(message))
     timed = "exp" in record.options or WITHIN in record.options
-    if timed and has_expired(attempt, attempt.started_ms):
+    if timed and has_expired(attempt, attempt.started_ms) and not await has_begun(host, attempt):
         return expired()
     most = attempt.task.task_options.max_crashes if attempt.task else None
     most = host.max_crashes if most is None else most
@@ -173,9 +174,21 @@ def has_expired(attempt: Attempt, at_ms: int) -> bool:
     within_s = attempt.record.options.get(WITHIN)
     if within_s is not None:  # a node of a flow, since it was queued
         expires_ms = attempt.claimed.run_at_ms + within_s * 1000
-    if expires_ms is None or attempt.claimed.attempt > 1 or attempt.claimed.crashes:
+    has_started = attempt.claimed.attempt > 1 or attempt.claimed.crashes or attempt.has_begun
+    if expires_ms is None or has_started:
         return False
     return bool(at_ms > expires_ms)
+
+
+async def has_begun(host: Host, attempt: Attempt) -> bool:
+    """Look whether an attempt has ended to wait for a flow: that spends no try."""
+    redis, enqueued_ms = host.ctx["redis"], attempt.record.enqueued_ms
+    try:
+        attempt.has_begun = await has_waited(redis, attempt.claimed, enqueued_ms)
+    except (RedisError, OSError) as exc:
+        logger.warning("could not see whether %s has begun: %s", attempt.ref, exc)
+        attempt.has_begun = True  # to run late is better than not at all
+    return attempt.has_begun
 
 
 def expired() -> Ending:

@@ -41,7 +41,7 @@ local counts = {}
 local buried = false
 
 local function run_again(id, attempt, extra, costs_a_try)
-  local delay_ms = extra ~= '' and flow_delay(extra)
+  local delay_ms = extra ~= '' and flow_delay(id, extra)
   put_back(id, delay_ms and now_exact + delay_ms)
   if costs_a_try then
     redis.call('SET', 'arq:retry:' .. id, attempt, 'EX', RETRY_TTL_S)
