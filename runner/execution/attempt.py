@@ -66,6 +66,7 @@ from runner.workflow import (
     FlowStore,
     JobFlow,
     filled_arguments,
+    has_waited,
     plain_encoder,
 )
 
@@ -84,7 +85,7 @@ async def run(host: Host, attempt: Attempt, ending: Ending | None = None) -> Non
         try:
             ending = load(host, attempt) or await admit(host, attempt)
             if ending is None and attempt.limited is not None:
-                ending = await pass_gate(host, attempt)
+                ending = await take_results(host, attempt) or await pass_gate(host, attempt)
             if ending is None:
                 ending = await perform(host, attempt)
         except Exception as exc:  # noqa: BLE001  whatever it is, the job must end
@@ -153,7 +154,7 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
         message = f"function {record.task!r} not found{hint}"
         return Ending(Outcome.UNKNOWN_TASK, errors.TaskNotFound(message))
     timed = "exp" in record.options or WITHIN in record.options
-    if timed and has_expired(attempt, attempt.started_ms):
+    if timed and has_expired(attempt, attempt.started_ms) and not await has_begun(host, attempt):
         return expired()
     most = attempt.task.task_options.max_crashes if attempt.task else None
     most = host.max_crashes if most is None else most
@@ -168,6 +169,17 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
         message = f"max {max_tries} retries exceeded"
         return Ending(Outcome.TOO_MANY_TRIES, errors.TooManyTries(message))
     return None
+
+
+async def has_begun(host: Host, attempt: Attempt) -> bool:
+    """Look whether an attempt has ended to wait for a flow: that spends no try."""
+    redis, enqueued_ms = host.ctx["redis"], attempt.record.enqueued_ms
+    try:
+        attempt.has_begun = await has_waited(redis, attempt.claimed, enqueued_ms)
+    except (RedisError, OSError) as exc:
+        logger.warning("could not see whether %s has begun: %s", attempt.ref, exc)
+        attempt.has_begun = True  # to run late is better than not at all
+    return attempt.has_begun
 
 
 async def perform(host: Host, attempt: Attempt) -> Ending:
@@ -262,6 +274,8 @@ async def results_for(host: Host, attempt: Attempt) -> tuple[tuple[Any, ...], di
         Snooze: Redis does not answer; the job is run again, and it costs no try.
     """
     record = attempt.record
+    if attempt.given is not None:
+        return attempt.given
     try:
         async with asyncio.timeout(RESULTS_TIMEOUT_S):
             return await filled_arguments(
@@ -274,6 +288,18 @@ async def results_for(host: Host, attempt: Attempt) -> tuple[tuple[Any, ...], di
     except (RedisError, OSError) as exc:  # TimeoutError is an OSError
         logger.warning("could not read the results that %s takes: %s", attempt.ref, exc)
         raise Snooze(RESULTS_AGAIN_S) from exc
+
+
+async def take_results(host: Host, attempt: Attempt) -> Ending | None:
+    """Look at a node's limits with the results it takes: one may be the key of a limit."""
+    if REFERENCES not in attempt.record.options:
+        return None
+    try:
+        attempt.given = await results_for(host, attempt)
+    except Exception as exc:  # noqa: BLE001  every end is classified
+        return classify(host, attempt, exc)
+    attempt.limited = limits_of(host, attempt)
+    return None
 
 
 def arguments(

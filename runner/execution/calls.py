@@ -164,7 +164,8 @@ def has_expired(attempt: Attempt, at_ms: int) -> bool:
     within_s = attempt.record.options.get(WITHIN)
     if within_s is not None:  # a node of a flow, since it was queued
         expires_ms = attempt.claimed.run_at_ms + within_s * 1000
-    if expires_ms is None or attempt.claimed.attempt > 1 or attempt.claimed.crashes:
+    has_started = attempt.claimed.attempt > 1 or attempt.claimed.crashes or attempt.has_begun
+    if expires_ms is None or has_started:
         return False
     return bool(at_ms > expires_ms)
 

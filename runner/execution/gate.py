@@ -53,7 +53,7 @@ async def pass_gate(host: Host, attempt: Attempt) -> Ending | None:
 
 def _value_of(attempt: Attempt, name: str) -> Any:
     """Return an argument by the name of its parameter; "" where there is none."""
-    record = attempt.record
-    if name in record.kwargs or attempt.task is None:
-        return record.kwargs.get(name, "")
-    return attempt.task.signature.value_of(name, record.args)
+    args, kwargs = attempt.given or (attempt.record.args, attempt.record.kwargs)
+    if name in kwargs or attempt.task is None:
+        return kwargs.get(name, "")
+    return attempt.task.signature.value_of(name, args)

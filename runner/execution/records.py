@@ -170,6 +170,8 @@ class Attempt:
         is_discarded: no further line of its function is to run.
         is_left: it is not settled, and its lease goes on: its function runs in a thread.
         limited: its limits, None when it has none.
+        given: its arguments with the results of other nodes among them, where it takes some.
+        has_begun: an attempt of it has ended to wait for a flow, and spent no try.
     """
 
     claimed: Claimed
@@ -193,6 +195,8 @@ class Attempt:
     is_discarded: bool = False
     is_left: bool = False
     limited: Limited | None = None
+    given: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    has_begun: bool = False
 
     @property
     def is_cron(self) -> bool:

@@ -40,7 +40,7 @@ local counts = {}
 local buried = false
 
 local function run_again(id, attempt, extra, costs_a_try)
-  local delay_ms = extra ~= '' and flow_delay(extra) or nil
+  local delay_ms = extra ~= '' and flow_delay(id, extra) or nil
   put_back(id, delay_ms and now_exact + delay_ms)
   if costs_a_try then
     local kept_ms = RETRY_TTL_MS + math.max(delay_ms or 0, 0)

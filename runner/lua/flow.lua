@@ -87,11 +87,19 @@ local function flow_horizon(key)
   return now + math.max(redis.call('PTTL', key), 0) + FLOW_SOON_MS
 end
 
--- For how long a job goes back into its queue: ms, and behind it a flow whose end it waits for.
-local function flow_delay(extra)
+-- For how long a job goes back into its queue: ms, and behind it a flow whose end it waits for, as long
+-- as which it is kept.
+local function flow_delay(id, extra)
   local delay_ms, flow = string.match(extra, '^(%S+) ?(.*)$')
-  if flow ~= '' and redis.call('HGET', 'runner:flow:' .. flow, 'state') ~= 'running' then
-    return 0  -- it has ended meanwhile
+  if flow ~= '' then
+    local key, job = 'runner:flow:' .. flow, 'arq:job:' .. id
+    if redis.call('HGET', key, 'state') ~= 'running' then
+      return 0  -- it has ended meanwhile
+    end
+    local left_ms, flow_ms = redis.call('PTTL', job), redis.call('PTTL', key)
+    if left_ms >= 0 and left_ms < flow_ms then
+      redis.call('PEXPIRE', job, flow_ms)
+    end
   end
   return tonumber(delay_ms)
 end

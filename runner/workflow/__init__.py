@@ -10,7 +10,7 @@ in ``lua/flow.lua``, a part of the scripts that settle.
 from runner.workflow.batch import Batch
 from runner.workflow.flow import Added, Flow
 from runner.workflow.graph import FlowState, NodeState
-from runner.workflow.inside import JobFlow, WaitForFlow, filled_arguments
+from runner.workflow.inside import JobFlow, WaitForFlow, filled_arguments, has_waited
 from runner.workflow.plan import JOB_PREFIX, REFERENCES, RETRIES, TIMEOUT, WITHIN, plain_encoder
 from runner.workflow.run import Progress, Run
 from runner.workflow.starting import StartsFlows
@@ -37,5 +37,6 @@ __all__ = [
     "StartsFlows",
     "WaitForFlow",
     "filled_arguments",
+    "has_waited",
     "plain_encoder",
 ]

@@ -229,7 +229,8 @@ class Flow(Part[dict[str, Any]]):
                 flow._callbacks[when] = callback.whole_call()
         except (LookupError, TypeError, ValueError) as exc:
             raise FlowRefused(f"this is no definition of a flow: {exc!r}") from exc
-        flow._names = dict.fromkeys((each.node.name for each in flow._nodes), 1)
+        scopes = (each.node.within[0] for each in flow._nodes if each.node.within)
+        flow._names = dict.fromkeys((*(each.node.name for each in flow._nodes), *scopes), 1)
         return flow
 
     def to_mermaid(self) -> str:

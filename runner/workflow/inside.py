@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
@@ -141,7 +142,7 @@ class JobFlow:
         """
         self._waited += 1
         flow = flow_of(part)
-        flow_id = self._sub_flow_id()
+        flow_id = awaited_id(self._claimed, self._enqueued_ms, self._waited)
         try:
             status = await self._store.status(flow_id)
         except FlowNotFound:
@@ -158,12 +159,6 @@ class JobFlow:
             )
         return cast(R, await self._store.result(flow_id))
 
-    def _sub_flow_id(self) -> str:
-        """Return the id that the same job, when it runs again, gives to the same flow."""
-        plain = re.sub(r"[{}:\s]", "-", self._claimed.job_id)[:150]
-        tag = re.search(r"\{[^{}:]+\}", self._claimed.queue)
-        return f"{tag[0] if tag else ''}{plain}-{self._enqueued_ms}-{self._waited}"
-
     def _own(self) -> tuple[str, int]:
         if self._place is None:
             raise FlowError(
@@ -174,6 +169,26 @@ class JobFlow:
 
     def _stops(self, flow_id: str) -> FlowError:
         return FlowError(f"flow {flow_id} takes nothing more: it has ended, or was stopped")
+
+
+def awaited_id(claimed: Claimed, enqueued_ms: int, number: int) -> str:
+    """Return the id that the same job, when it runs again, gives to the same flow.
+
+    Args:
+        claimed: the job.
+        enqueued_ms: when it was enqueued.
+        number: which of the flows that it waits for, counted from 1.
+    """
+    shown = re.sub(r"[{}:\s]", "-", claimed.job_id)[:100]
+    # What is shown of two jobs may be alike.
+    digest = hashlib.sha256(claimed.job_id.encode()).hexdigest()[:16]
+    tag = re.search(r"\{[^{}:]+\}", claimed.queue)
+    return f"{tag[0] if tag else ''}{shown}-{digest}-{enqueued_ms}-{number}"
+
+
+async def has_waited(redis: Any, claimed: Claimed, enqueued_ms: int) -> bool:
+    """Say whether an attempt of this job has ended to wait for a flow; none may have been spent."""
+    return bool(await redis.hexists(keys.flow(awaited_id(claimed, enqueued_ms, 1)), "state"))
 
 
 class WaitForFlow(Snooze):
@@ -263,4 +278,4 @@ def _without_children(plan: bytes) -> bytes:
     return _pack((flags, queue, delay_ms, fallback, owner, ()))
 
 
-__all__ = ["JobFlow", "WaitForFlow", "filled_arguments"]
+__all__ = ["JobFlow", "WaitForFlow", "filled_arguments", "has_waited"]

@@ -462,3 +462,85 @@ async def test_shortest_deadline_is_one(client: Client, rig: Rig) -> None:
         return (await run.status()).state is FlowState.EXPIRED
 
     await wait_until(has_expired, description="the deadline came")
+
+
+@task(max_running=1, max_running_key="name")
+async def one_of_each(ctx: Context, name: str) -> str:
+    await ctx["gate"](name)
+    return name
+
+
+@task
+async def name_of(_ctx: Context, number: int) -> str:
+    return f"name {number}"
+
+
+async def test_limit_of_each_key_takes_the_result_that_is_its_key(
+    redis_url: str, client: Client
+) -> None:
+    gate = Gate()
+    parts = [chain(name_of.call(number), one_of_each.s()) for number in (1, 2, 2)]
+    tasks: list[Any] = [name_of, one_of_each]
+    async with serving(redis_url, tasks, ctx={"gate": gate}):
+        run = await client.start(group(*parts))
+
+        async def buckets() -> set[tuple[Any, int, int]]:
+            info = await client.limits.get("one_of_each.running")
+            return {(each.value, each.used, each.parked) for each in info.buckets}
+
+        async def is_full() -> bool:
+            return await buckets() == {("name 1", 1, 0), ("name 2", 1, 1)}
+
+        await gate.runs.wait()  # its worker has declared the limit
+        await wait_until(is_full, description="each name has a slot")
+        gate.opens.set()
+        assert await run.result(timeout=20) == ["name 1", "name 2", "name 2"]
+    assert sum(used + parked for _, used, parked in await buckets()) == 0
+
+
+@task
+async def wait_and_return(ctx: Context, number: int) -> int:
+    return await ctx.flow.wait(work.call(number))
+
+
+async def test_jobs_of_ids_that_are_alike_wait_for_flows_of_their_own(
+    redis_url: str, client: Client
+) -> None:
+    ids = ["a:b", "a-b", "a b", "{a}b", *("x" * 200 + end for end in "yz")]
+    calls = [wait_and_return.options(key=each).call(at) for at, each in enumerate(ids)]
+    jobs = await client.enqueue_many(calls)
+    async with serving(redis_url, [work, wait_and_return]):
+        assert [await job.result(timeout=20) for job in jobs] == list(range(len(ids)))
+
+
+async def test_job_that_waits_for_a_flow_has_started_before_it_expires(
+    redis_url: str, client: Client
+) -> None:
+    gate = Gate()
+    tasks: list[Any] = [hold, wait_for_hold]
+    async with serving(redis_url, tasks, ctx={"gate": gate}):
+        job = await client.enqueue(wait_for_hold.options(expires=0.3), "x")
+        await gate.runs.wait()
+        second_s = await seconds_of(client)
+
+        async def is_late() -> bool:
+            return await seconds_of(client) > second_s + 0.5
+
+        await wait_until(is_late, description="its time to start is over")
+        gate.opens.set()
+        assert await job.result(timeout=20) == "waited for x"
+
+
+async def seconds_of(client: Any) -> float:
+    seconds, micros = await client.time()
+    return float(seconds + micros / 1e6)
+
+
+async def test_job_is_kept_as_long_as_the_flow_that_it_waits_for(client: Client, rig: Rig) -> None:
+    job = await client.enqueue(wait_and_return, 1)
+    (claimed,) = await rig.claim()
+    with pytest.raises(WaitForFlow) as waits:
+        await inside(client, claimed).wait(work.call(1))
+    await rig.redis.pexpire(keys.job(job.job_id), 60_000)  # as a stock client may have it
+    await rig.settle(back(claimed, f"60000 {waits.value.flow_id}"))
+    assert min(await lifetimes(rig, keys.job(job.job_id))) > DAY_MS

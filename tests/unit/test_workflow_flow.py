@@ -321,6 +321,10 @@ def test_definition_comes_back_from_plain_data() -> None:
     assert plans[0] == plans[1], "it runs as the one that was written down"
     found.add(ping.call())
     assert "ping" in edges(found)
+    inner = Flow("inner")
+    inner.add(ping.call())
+    found.add(inner)
+    assert "inner-2/ping" in edges(found), "a name that is taken is not taken twice"
     outer = Flow("outer")
     assert flow_of(chain(Flow.from_dict(bare().to_dict(), [load]), ping.call())).returns == "ping"
     outer.add(Flow.from_dict(bare().to_dict(), [load]), fallback=load.call(0))

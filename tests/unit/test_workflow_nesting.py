@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runner import Context, Flow, chain, group, node, task
 from runner.errors import ArgumentsError, FlowRefused
@@ -222,3 +224,33 @@ def test_nested_flows_are_drawn_as_boxes() -> None:
     assert "    subgraph cluster_0 {" in dot
     assert '        label="say \\"no\\"\\n<b>";' in dot
     assert '[label="a"];' in dot
+
+
+@st.composite
+def flows(draw: st.DrawFn) -> Flow:
+    """Draw a flow of calls that wait for earlier ones, some with a fallback, or that go on."""
+    flow = Flow("inner")
+    for number in range(draw(st.integers(1, 8))):
+        earlier = st.sets(st.integers(0, number - 1), max_size=3) if number else st.just(set())
+        flow.add(
+            load.call(number),
+            name=f"n{number}",
+            after=[f"n{parent}" for parent in draw(earlier)],
+            on_failure=draw(st.sampled_from([None, "continue"])),
+            fallback=draw(st.sampled_from([None, load.call(0)])),
+        )
+    return flow
+
+
+@given(flow=flows(), fails=st.sets(st.integers(0, 7)), both=st.booleans())
+def test_nested_flow_ends_as_it_does_alone(flow: Flow, fails: set[int], *, both: bool) -> None:
+    failing = {f"n{number}" for number in fails} | ({"n3:fallback"} if both else set())
+    outer = Flow("outer")
+    outer.add(chain(load.call(0), flow, tell.call({})))
+    alone = interpret(flow.graph(), lambda name: name not in failing)
+    nested = interpret(outer.graph(), lambda name: name.removeprefix("inner/") not in failing)
+    final = nested.final()
+    assert {f"inner/{name}": state for name, state in alone.final().items()} == {
+        name: state for name, state in final.items() if name.startswith("inner/")
+    }
+    assert alone.state is nested.state
