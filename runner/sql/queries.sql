@@ -126,8 +126,8 @@ SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind::
                   AND contype <> 'f') AS is_deferred,
        ARRAY(SELECT DISTINCT conrelid::bigint FROM pg_constraint
               WHERE contype = 'f' AND confrelid = c.oid) AS referenced_by,
-       ARRAY(SELECT c.oid::bigint
-             UNION SELECT relid::oid::bigint FROM pg_partition_tree(c.oid)) AS family
+       ARRAY(SELECT relid::oid::bigint FROM pg_partition_tree(c.oid)
+              WHERE relid <> c.oid) AS partitions
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
    AND CASE WHEN $1::text IS NULL THEN pg_table_is_visible(c.oid) ELSE n.nspname = $1 END;

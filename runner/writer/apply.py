@@ -15,7 +15,7 @@ from runner.writer.failures import CHANGED, DUPLICATE, FENCED, MISSING, PASSED
 from runner.writer.guards import AFTER_RAW, TO_DEFAULTS, TO_OURS
 from runner.writer.queries import query
 from runner.writer.statements import raw_row
-from runner.writer.steps import watched
+from runner.writer.steps import Watched, watched
 from runner.writer.tallying import Tally
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Applier:
         last = units[-1].entry
         is_refused = {entry for entry, _ in refused}
         recorded = [unit.key for unit in units if unit.key and unit.entry not in is_refused]
-        seen = watched(steps) if planned else ((), 0)
+        seen = watched(steps) if planned else Watched()
         if len(steps) <= 1 and not (steps and not steps[0].branches):
             await self._fused(steps[0].branches if steps else (), recorded, refused, last, seen)
         else:
@@ -94,7 +94,7 @@ class Applier:
         recorded: list[bytes],
         refused: Sequence[tuple[str, bytes]],
         last: str,
-        seen: tuple[Sequence[int], int] = ((), 0),
+        seen: Watched = Watched(),  # noqa: B008  immutable
     ) -> dict[str, bytes]:
         try:
             async with self._connection.transaction():
@@ -170,7 +170,7 @@ class Applier:
         recorded: list[bytes],
         refused: Sequence[tuple[str, bytes]],
         last: str,
-        seen: tuple[Sequence[int], int] = ((), 0),
+        seen: Watched = Watched(),  # noqa: B008  immutable
     ) -> None:
         """Run branches with the ledger, what is refused and the position in one statement."""
         parts, checks, args = _branch_parts(branches)
@@ -198,14 +198,11 @@ class Applier:
             ),
             *checks,
         ]
-        if seen[0]:
+        if seen.tables:
             # Its snapshot is taken when the tables are locked: what changed before, shows.
             next_at = at + 5 + len(told)
-            checks.append(
-                _expect(
-                    version_sql(f"${next_at}::oid[]"), f"${next_at + 1}", CHANGED, "tables changed"
-                )
-            )
+            counted = version_sql(f"${next_at}::oid[]", f"${next_at + 1}::oid[]")
+            checks.append(_expect(counted, f"${next_at + 2}", CHANGED, "tables changed"))
             told += seen
         prepared = await self._prepare(f"WITH {', '.join(parts)} SELECT {', '.join(checks)}")
         office = self.office

@@ -157,7 +157,9 @@ class Attempts:
                 if isinstance(exc, asyncpg.PostgresError) and exc.sqlstate == UNPREPARED:
                     # A unit has taken the prepared statements away, ours among them.
                     await self.reload()
-                if await self._is_kept_out(exc, watched(steps)[0], raw_texts(steps)):
+                seen = watched(steps)
+                oids = (*seen.tables, *seen.partitions)
+                if await self._is_kept_out(exc, oids, raw_texts(steps)):
                     tries = 0
                 elif not self._is_passing(exc):
                     await self._look_behind(exc)
