@@ -38,11 +38,26 @@ SELECT c.oid::regclass::text AS name, l.pid
 -- name: hurry
 SELECT set_config('lock_timeout', $1, false) WHERE current_setting('lock_timeout') = '0';
 
--- name: holds_lock
-SELECT count(*) > 0 FROM pg_locks
+-- name: advisory_locks
+-- Whether the session holds the writer's lock, and how many others, which raw SQL has left.
+SELECT count(*) FILTER (WHERE is_ours) > 0 AS is_held, count(*) FILTER (WHERE NOT is_ours) AS left_over
+  FROM (SELECT objsubid = 1 AND ((classid::bigint << 32) | objid::bigint) = $1 AS is_ours
+          FROM pg_locks
+         WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS locks;
+
+-- name: give_locks_back
+-- Once each: a lock that was taken several times is given back as often.
+SELECT CASE
+       WHEN objsubid = 1 AND mode = 'ExclusiveLock'
+       THEN pg_advisory_unlock((classid::bigint << 32) | objid::bigint)
+       WHEN objsubid = 1 THEN pg_advisory_unlock_shared((classid::bigint << 32) | objid::bigint)
+       WHEN mode = 'ExclusiveLock' THEN pg_advisory_unlock(classid::bigint::bit(32)::int, objid::bigint::bit(32)::int)
+       ELSE pg_advisory_unlock_shared(classid::bigint::bit(32)::int, objid::bigint::bit(32)::int) END
+  FROM pg_locks
  WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()
    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-   AND ((classid::bigint << 32) | objid::bigint) = $1 AND objsubid = 1;
+   AND NOT (objsubid = 1 AND ((classid::bigint << 32) | objid::bigint) = $1);
 
 -- name: end_holder
 -- Ends exactly the session that was elected here and does not answer any more.

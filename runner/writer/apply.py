@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Applier"]
 
 STATEMENTS_KEPT = 200
+RELEASES_AT_MOST = 100
 
 
 class Applier:
@@ -222,10 +223,22 @@ class Applier:
         """Undo what raw SQL may have left in the session."""
         await self._connection.execute(AFTER_RAW)
         lock = self.office.lock
-        held = await self._connection.fetchval(query("holds_lock"), lock)
+        locks = await self._advisory_locks()
+        for _ in range(RELEASES_AT_MOST):
+            if not locks["left_over"]:
+                break
+            await self._connection.execute(query("give_locks_back"), lock)
+            locks = await self._advisory_locks()
+        else:
+            raise ConnectionResetError("raw SQL took locks without end: the term is over")
         # Taken back at once, nobody can have begun a term; if somebody has, the fence tells.
-        if not held and not await self._connection.fetchval(query("try_lock"), lock):
+        if not locks["is_held"] and not await self._connection.fetchval(query("try_lock"), lock):
             raise ConnectionResetError("raw SQL gave the writer's lock away: the term is over")
+
+    async def _advisory_locks(self) -> Record:
+        locks = await self._connection.fetchrow(query("advisory_locks"), self.office.lock)
+        assert locks is not None
+        return locks
 
 
 def _branch_parts(
