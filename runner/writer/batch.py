@@ -125,7 +125,7 @@ class Batches:
             await attempts.reload()
         await attempts.check_epoch()
         applied = await attempts.applied(units)
-        if applied or is_stale(cause):
+        if applied or (is_stale(cause) and not is_changed(cause)):
             units = [_without_writes(unit) if unit.key in applied else unit for unit in units]
             try:
                 return await attempts.attempt(units)
