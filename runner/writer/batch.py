@@ -65,6 +65,7 @@ DENSE = 8
 """With more than one bad unit in so many, parts that fail go unit by unit."""
 
 TRIES_APART = 3
+OPERATIONS_IN_ORDER = 50
 HURRY_MS = 300
 """How long parts wait for a lock, where one was waited for in vain: to find whose lock it is."""
 
@@ -230,12 +231,15 @@ class Batches:
 
     async def _cause(self, unit: Unit, known: Known) -> BaseException | None:
         """Commit one unit, or return why that cannot be."""
-        if unit.count == 1 and unit.asks is None:
-            # One operation is its own order: one statement instead of a transaction.
+        is_single = unit.count == 1 and unit.asks is None
+        if is_single or unit.count > OPERATIONS_IN_ORDER:
+            # One operation is its own order: one statement instead of a transaction. Of thousands
+            # the most will pass, as they may only have had a bad neighbour: together first.
             try:
                 await self.attempts.attempt([unit])
             except UnitFault as fault:
-                if was_told_by_server(fault.cause) and not is_changed(fault.cause):
+                is_told = was_told_by_server(fault.cause) and not is_changed(fault.cause)
+                if is_single and is_told:
                     return fault.cause
             else:
                 return None
