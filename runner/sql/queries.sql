@@ -38,11 +38,26 @@ SELECT c.oid::regclass::text AS name, l.pid
 -- name: hurry
 SELECT set_config('lock_timeout', $1, false) WHERE current_setting('lock_timeout') = '0';
 
--- name: holds_lock
-SELECT count(*) > 0 FROM pg_locks
+-- name: advisory_locks
+-- Whether the session holds the writer's lock, and how many others, which raw SQL has left.
+SELECT count(*) FILTER (WHERE is_ours) > 0 AS is_held, count(*) FILTER (WHERE NOT is_ours) AS left_over
+  FROM (SELECT objsubid = 1 AND ((classid::bigint << 32) | objid::bigint) = $1 AS is_ours
+          FROM pg_locks
+         WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS locks;
+
+-- name: give_locks_back
+-- Once each: a lock that was taken several times is given back as often.
+SELECT CASE
+       WHEN objsubid = 1 AND mode = 'ExclusiveLock'
+       THEN pg_advisory_unlock((classid::bigint << 32) | objid::bigint)
+       WHEN objsubid = 1 THEN pg_advisory_unlock_shared((classid::bigint << 32) | objid::bigint)
+       WHEN mode = 'ExclusiveLock' THEN pg_advisory_unlock(classid::bigint::bit(32)::int, objid::bigint::bit(32)::int)
+       ELSE pg_advisory_unlock_shared(classid::bigint::bit(32)::int, objid::bigint::bit(32)::int) END
+  FROM pg_locks
  WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()
    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-   AND ((classid::bigint << 32) | objid::bigint) = $1 AND objsubid = 1;
+   AND NOT (objsubid = 1 AND ((classid::bigint << 32) | objid::bigint) = $1);
 
 -- name: end_holder
 -- Ends exactly the session that was elected here and does not answer any more.
@@ -133,8 +148,8 @@ SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind::
                   AND contype <> 'f') AS is_deferred,
        ARRAY(SELECT DISTINCT conrelid::bigint FROM pg_constraint
               WHERE contype = 'f' AND confrelid = c.oid) AS referenced_by,
-       ARRAY(SELECT c.oid::bigint
-             UNION SELECT relid::oid::bigint FROM pg_partition_tree(c.oid)) AS family
+       ARRAY(SELECT relid::oid::bigint FROM pg_partition_tree(c.oid)
+              WHERE relid <> c.oid) AS partitions
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
    AND CASE WHEN $1::text IS NULL THEN pg_table_is_visible(c.oid) ELSE n.nspname = $1 END;

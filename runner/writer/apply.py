@@ -15,7 +15,7 @@ from runner.writer.failures import CHANGED, DUPLICATE, FENCED, MISSING, PASSED
 from runner.writer.guards import AFTER_RAW, TO_DEFAULTS, TO_OURS
 from runner.writer.queries import query
 from runner.writer.statements import raw_row
-from runner.writer.steps import watched
+from runner.writer.steps import Watched, watched
 from runner.writer.tallying import Tally
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Applier"]
 
 STATEMENTS_KEPT = 200
+RELEASES_AT_MOST = 100
 
 
 class Applier:
@@ -80,7 +81,7 @@ class Applier:
         last = units[-1].entry
         is_refused = {entry for entry, _ in refused}
         recorded = [unit.key for unit in units if unit.key and unit.entry not in is_refused]
-        seen = watched(steps) if planned else ((), 0)
+        seen = watched(steps) if planned else Watched()
         if len(steps) <= 1 and not (steps and not steps[0].branches):
             await self._fused(steps[0].branches if steps else (), recorded, refused, last, seen)
         else:
@@ -94,7 +95,7 @@ class Applier:
         recorded: list[bytes],
         refused: Sequence[tuple[str, bytes]],
         last: str,
-        seen: tuple[Sequence[int], int] = ((), 0),
+        seen: Watched = Watched(),  # noqa: B008  immutable
     ) -> dict[str, bytes]:
         try:
             async with self._connection.transaction():
@@ -170,7 +171,7 @@ class Applier:
         recorded: list[bytes],
         refused: Sequence[tuple[str, bytes]],
         last: str,
-        seen: tuple[Sequence[int], int] = ((), 0),
+        seen: Watched = Watched(),  # noqa: B008  immutable
     ) -> None:
         """Run branches with the ledger, what is refused and the position in one statement."""
         parts, checks, args = _branch_parts(branches)
@@ -198,14 +199,11 @@ class Applier:
             ),
             *checks,
         ]
-        if seen[0]:
+        if seen.tables:
             # Its snapshot is taken when the tables are locked: what changed before, shows.
             next_at = at + 5 + len(told)
-            checks.append(
-                _expect(
-                    version_sql(f"${next_at}::oid[]"), f"${next_at + 1}", CHANGED, "tables changed"
-                )
-            )
+            counted = version_sql(f"${next_at}::oid[]", f"${next_at + 1}::oid[]")
+            checks.append(_expect(counted, f"${next_at + 2}", CHANGED, "tables changed"))
             told += seen
         prepared = await self._prepare(f"WITH {', '.join(parts)} SELECT {', '.join(checks)}")
         office = self.office
@@ -225,10 +223,22 @@ class Applier:
         """Undo what raw SQL may have left in the session."""
         await self._connection.execute(AFTER_RAW)
         lock = self.office.lock
-        held = await self._connection.fetchval(query("holds_lock"), lock)
+        locks = await self._advisory_locks()
+        for _ in range(RELEASES_AT_MOST):
+            if not locks["left_over"]:
+                break
+            await self._connection.execute(query("give_locks_back"), lock)
+            locks = await self._advisory_locks()
+        else:
+            raise ConnectionResetError("raw SQL took locks without end: the term is over")
         # Taken back at once, nobody can have begun a term; if somebody has, the fence tells.
-        if not held and not await self._connection.fetchval(query("try_lock"), lock):
+        if not locks["is_held"] and not await self._connection.fetchval(query("try_lock"), lock):
             raise ConnectionResetError("raw SQL gave the writer's lock away: the term is over")
+
+    async def _advisory_locks(self) -> Record:
+        locks = await self._connection.fetchrow(query("advisory_locks"), self.office.lock)
+        assert locks is not None
+        return locks
 
 
 def _branch_parts(

@@ -49,6 +49,7 @@ SOONEST_RETRY_S = 0.05
 LATEST_RETRY_S = 5.0
 TRIES_TOGETHER = 8
 PLANS_AT_MOST = 5
+PLANS_BESIDE_RAW = 2
 
 Refusals = dict[str, WriteRejected]
 _FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, BadValue, ValueError, TypeError)
@@ -86,16 +87,25 @@ class Attempts:
         Raises:
             UnitFault: one of them prevents it.
         """
-        for left in reversed(range(PLANS_AT_MOST)):
+        plans = 0
+        while True:
             try:
                 return await self._attempt_once(units, steps)
             except UnitFault as fault:
-                if not left or not is_changed(fault.cause):
+                plans += 1
+                if not is_changed(fault.cause) or plans >= self._plans_at_most(units):
                     raise
                 # A migration came between the look at the tables and the locks on them.
                 await self.reload()
                 steps = None
-        raise AssertionError("the last of the tries raises what it met")
+
+    def _plans_at_most(self, units: Sequence[Unit]) -> int:
+        """Return how often to plan; raw SQL may itself be what changes a table each time."""
+        known = self.catalogue.known(units) or {}
+        is_raw = any(
+            known[t].profile.facts is None for u in units for t, _ in u.operations if known
+        )
+        return PLANS_BESIDE_RAW if is_raw else PLANS_AT_MOST
 
     async def _attempt_once(self, units: Sequence[Unit], steps: list[Step] | None) -> Refusals:
         refused: Refusals = {}
@@ -157,7 +167,9 @@ class Attempts:
                 if isinstance(exc, asyncpg.PostgresError) and exc.sqlstate == UNPREPARED:
                     # A unit has taken the prepared statements away, ours among them.
                     await self.reload()
-                if await self._is_kept_out(exc, watched(steps)[0], raw_texts(steps)):
+                seen = watched(steps)
+                oids = (*seen.tables, *seen.partitions)
+                if await self._is_kept_out(exc, oids, raw_texts(steps)):
                     tries = 0
                 elif not self._is_passing(exc):
                     await self._look_behind(exc)

@@ -65,6 +65,7 @@ DENSE = 8
 """With more than one bad unit in so many, parts that fail go unit by unit."""
 
 TRIES_APART = 3
+OPERATIONS_IN_ORDER = 50
 HURRY_MS = 300
 """How long parts wait for a lock, where one was waited for in vain: to find whose lock it is."""
 
@@ -125,7 +126,7 @@ class Batches:
             await attempts.reload()
         await attempts.check_epoch()
         applied = await attempts.applied(units)
-        if applied or is_stale(cause):
+        if applied or (is_stale(cause) and not is_changed(cause)):
             units = [_without_writes(unit) if unit.key in applied else unit for unit in units]
             try:
                 return await attempts.attempt(units)
@@ -230,12 +231,15 @@ class Batches:
 
     async def _cause(self, unit: Unit, known: Known) -> BaseException | None:
         """Commit one unit, or return why that cannot be."""
-        if unit.count == 1 and unit.asks is None:
-            # One operation is its own order: one statement instead of a transaction.
+        is_single = unit.count == 1 and unit.asks is None
+        if is_single or unit.count > OPERATIONS_IN_ORDER:
+            # One operation is its own order: one statement instead of a transaction. Of thousands
+            # the most will pass, as they may only have had a bad neighbour: together first.
             try:
                 await self.attempts.attempt([unit])
             except UnitFault as fault:
-                if was_told_by_server(fault.cause) and not is_changed(fault.cause):
+                is_told = was_told_by_server(fault.cause) and not is_changed(fault.cause)
+                if is_single and is_told:
                     return fault.cause
             else:
                 return None

@@ -33,7 +33,7 @@ __all__ = ["Catalogue", "Known"]
 FRESH_S = 60.0
 SHAPES_AT_MOST = 2_000
 NUMERIC_HEADER = 4
-_VERSION = f"SELECT {version_sql('$1::oid[]')}"
+_VERSION = f"SELECT {version_sql('$1::oid[]', '$2::oid[]')}"
 JOB_LOG = "job_log"
 """The one table of the writer's schema that units may write to."""
 
@@ -154,14 +154,14 @@ class Catalogue:
             raise await self._no_such_table(table)
         oid = row["oid"]
         # Before the facts: what changes while they are read shows with the first batch.
-        version = await self._connection.fetchval(_VERSION, row["family"])
+        version = await self._connection.fetchval(_VERSION, [oid], row["partitions"])
         columns = await self._connection.fetch(query("columns"), oid)
         indexes = await self._connection.fetch(query("indexes"), oid)
         checked = await self._connection.fetch(query("checked"), oid)
         references = await self._connection.fetch(query("references"), oid)
         return TableFacts(
             oid=oid,
-            family=tuple(row["family"]),
+            partitions=tuple(row["partitions"]),
             version=version,
             schema=row["schema"],
             name=row["name"],

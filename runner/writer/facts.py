@@ -89,7 +89,7 @@ class TableFacts:
 
     Attributes:
         oid: what tells tables apart, however they are spelt.
-        family: the oids of the table and its partitions.
+        partitions: the oids of its partitions.
         version: what `version_sql` counted for these when the facts were read.
         schema: its schema.
         name: its name.
@@ -109,7 +109,7 @@ class TableFacts:
     """
 
     oid: int
-    family: tuple[int, ...] = ()
+    partitions: tuple[int, ...] = ()
     version: int = 0
     schema: str
     name: str
@@ -125,24 +125,28 @@ class TableFacts:
     referenced_by: tuple[int, ...] = ()
 
 
-def version_sql(oids: str) -> str:
+def version_sql(tables: str, partitions: str) -> str:
     """Return the expression that counts what Postgres knows of tables, up to each change of it.
 
     Every change of a table, its columns, indexes, constraints, triggers or partitions writes a
-    row of the catalogue anew, by a later transaction: the sum of their numbers grows. VACUUM and
-    ANALYZE write in place. The sum over some tables is the sum of theirs; one that comes twice
-    counts twice.
+    row of the catalogue anew, by a later transaction, or takes one away: the sum of their numbers
+    changes. VACUUM and ANALYZE write in place. The sum over some tables is the sum of theirs.
+
+    Args:
+        tables: an array of their oids, as SQL.
+        partitions: the same of their partitions, whose columns are those of the tables, and whose
+            constraints show as indexes, triggers and in pg_class.
     """
     places = (
-        ("pg_class", "oid"),
-        ("pg_attribute", "attrelid"),
-        ("pg_index", "indrelid"),
-        ("pg_constraint", "conrelid"),
-        ("pg_trigger", "tgrelid"),
-        ("pg_inherits", "inhparent"),
+        ("pg_class", "oid", f"{tables} || {partitions}"),
+        ("pg_index", "indrelid", f"{tables} || {partitions}"),
+        ("pg_trigger", "tgrelid", f"{tables} || {partitions}"),
+        ("pg_inherits", "inhparent", f"{tables} || {partitions}"),
+        ("pg_attribute", "attrelid", tables),
+        ("pg_constraint", "conrelid", tables),
     )
     rows = " UNION ALL ".join(
-        f"SELECT c.xmin FROM unnest({oids}) AS o JOIN pg_catalog.{name} c ON c.{column} = o"  # noqa: S608  names of ours
-        for name, column in places
+        f"SELECT xmin FROM pg_catalog.{name} WHERE {column} = ANY({oids})"  # noqa: S608  names of ours
+        for name, column, oids in places
     )
     return f"(SELECT coalesce(sum(xmin::text::bigint), 0)::bigint FROM ({rows}) AS rows)"  # noqa: S608  names of ours

@@ -92,7 +92,8 @@ async def take_office(connection: Connection[Record], redis: Redis, name: str) -
         ledger=row["ledger"],
         lock=LOCK,
         answered=answered,
-        ledger_age_s=row["ledger_age"].total_seconds(),
+        # Below nothing, when a clock was set back: the ledger is not kept for as long as that.
+        ledger_age_s=max(0.0, row["ledger_age"].total_seconds()),
         losses=_losses(position, facts),
         redis_lost=redis_lost,
     )

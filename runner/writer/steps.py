@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Branch",
     "Step",
+    "Watched",
     "prepare_steps",
     "raw_texts",
     "reset_steps",
@@ -245,11 +246,19 @@ def _slow_steps(group: Group, statements: Statements) -> list[Step]:
     return [Step(many=(statements, rows))]
 
 
-def watched(steps: Sequence[Step]) -> tuple[Sequence[int], int]:
-    """Return the tables that the steps are about, and the sum of what was counted for them.
+class Watched(NamedTuple):
+    """Tables that something is about, their partitions, and what was counted for them."""
 
-    Shapes of one table may have been learnt before a change of it and behind it: then it is there
-    twice, and the sum is that of no moment.
+    tables: Sequence[int] = ()
+    partitions: Sequence[int] = ()
+    version: int = 0
+
+
+def watched(steps: Sequence[Step]) -> Watched:
+    """Return the tables that the steps are about.
+
+    Shapes of one table may have been learnt before a change of it and behind it: then its versions
+    are summed, and that is the version of no moment.
     """
     found: dict[tuple[int, int], TableFacts] = {}
     for step in steps:
@@ -257,8 +266,11 @@ def watched(steps: Sequence[Step]) -> tuple[Sequence[int], int]:
             facts = statements.profile.facts
             if facts is not None:
                 found[facts.oid, facts.version] = facts
-    oids = [oid for facts in found.values() for oid in facts.family]
-    return oids, sum(facts.version for facts in found.values())
+    return Watched(
+        tables=[facts.oid for facts in found.values()],
+        partitions=[oid for facts in found.values() for oid in facts.partitions],
+        version=sum(facts.version for facts in found.values()),
+    )
 
 
 def raw_texts(steps: Sequence[Step]) -> str:

@@ -295,7 +295,7 @@ async def test_raw_sql_that_gives_the_lock_away_gets_it_back(database_url: str) 
     async with bench(database_url, SCHEMA) as b:
         given_away = unit(1, lambda u: u.execute("SELECT pg_advisory_unlock_all()"))
         assert await b.apply(given_away) == {}
-        assert await b.connection.fetchval(query("holds_lock"), LOCK)
+        assert await b.connection.fetchval(query("advisory_locks"), LOCK)
 
 
 async def test_a_lock_that_another_session_took_ends_the_term(database_url: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from runner import Context, connect, task
 from runner.writer import writer_status
+from runner.writer.session import APPLICATION_NAME
 from tests.engine import serving
 from tests.integration.test_writer_support import LASTING, Engine, engine, unit_of, writing
 from tests.support import wait_until
@@ -77,10 +78,16 @@ async def full(servers: ChaosServers) -> AsyncIterator[None]:
     """Let others take every connection that there is, and end the writer's."""
     admin = await admin_of(servers.database_url)
     others: list[asyncpg.Connection] = []
-    await _end_writers(admin)
-    with contextlib.suppress(asyncpg.TooManyConnectionsError):
-        while True:
-            others.append(await asyncpg.connect(servers.database_url))
+    ended = True
+    while ended:  # until others have what was the writer's: it comes back at once
+        with contextlib.suppress(asyncpg.TooManyConnectionsError):
+            while True:
+                others.append(await asyncpg.connect(servers.database_url))
+        ended = await admin.fetchval(
+            "SELECT count(pg_terminate_backend(pid)) > 0 FROM pg_stat_activity "
+            "WHERE application_name = $1",
+            APPLICATION_NAME,
+        )
     yield
     for other in others:
         await other.close()

@@ -22,6 +22,7 @@ from tests.integration.test_writer_support import (
     unit_of,
     writing,
 )
+from tests.support import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,7 +61,7 @@ async def test_a_transaction_of_thousands_of_operations_commits_as_one_or_not_at
 ) -> None:
     async with service(redis_url, database_url) as (e, db):
         with pytest.raises(WriteRejected) as caught:
-            await _insert(db, range(MANY), MANY - 1)
+            await _insert(db, range(500), 499)  # one by one, to find out why
         assert caught.value.sqlstate == "23505"
         await asyncio.gather(db.insert("t", id=-1), _insert(db, range(MANY)), db.insert("t", id=-2))
         assert await e.rows("SELECT count(*), min(id), max(id) FROM t") == [(MANY + 2, -2, 9_999)]
@@ -147,3 +148,64 @@ async def test_redis_may_have_lived_in_the_future(redis_url: str, database_url: 
         async with writing(e.candidate()):
             await e.answered(last)
         assert await e.rows("SELECT id FROM log ORDER BY seq") == [(1,), (2,), (3,), (4,)]
+
+
+async def test_postgres_may_have_lived_in_the_future(
+    redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock was set back: the ledgers change places all the same, and not in a year."""
+    monkeypatch.setattr("runner.writer.term.LEDGER_KEPT_S", 0.1)
+    async with engine(redis_url, database_url, SCHEMA) as e:
+        async with writing(e.candidate()):
+            await e.answered(await e.submit("j1", noting(1)))
+        before = "SELECT ledger FROM runner.writer"
+        ledger = await e.rows(before)
+        await e.database.execute("UPDATE runner.writer SET swapped_at = now() + interval '1 year'")
+        async with writing(e.candidate()):
+
+            async def swapped() -> bool:
+                await e.answered(await e.submit("j2", noting(2)))
+                return await e.rows(before) != ledger
+
+            _: bool = await wait_until(swapped, description="the ledgers have changed places")
+
+
+async def test_the_writer_needs_no_more_rights_than_the_tables_it_writes_to(
+    redis_url: str, database_url: str
+) -> None:
+    async with engine(redis_url, database_url, SCHEMA) as e:
+        async with writing(e.candidate("owner")):
+            await e.answered(await e.submit("j0", noting(0)))
+        role = f"{database_url.rpartition('/')[2].partition('?')[0]}_w"
+        await e.database.execute(
+            f"""
+            CREATE ROLE {role} LOGIN;
+            GRANT USAGE ON SCHEMA runner TO {role};
+            GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA runner TO {role};
+            GRANT SELECT, INSERT, UPDATE, DELETE ON t, log, total TO {role};
+            GRANT USAGE ON SEQUENCE log_seq_seq TO {role};
+            UPDATE runner.writer SET swapped_at = now() - interval '1 hour';
+            """
+        )
+        e.database_url = database_url.replace("postgres@", f"{role}@")
+        try:
+            async with writing(e.candidate()):
+                last = ""
+                for number, call in enumerate(
+                    (
+                        lambda u: u.insert("log", id=1),
+                        lambda u: u.add("total", key={"name": "x"}, n=1),
+                        lambda u: u.execute("SELECT 1/0"),
+                        lambda u: u.execute("SELECT pg_advisory_lock(1)"),
+                        lambda u: u.execute("TRUNCATE t"),
+                        lambda u: u.update("total", key={"name": "y"}, n=7),
+                    )
+                ):
+                    last = await e.submit_alone(f"u:{number}", unit_of(call))
+                await e.answered(last)
+                assert (await writer_status(e.redis)).rejected == 2
+            assert await e.rows("SELECT id FROM log ORDER BY seq") == [(0,), (1,)]
+            assert await e.rows("SELECT n FROM total ORDER BY name") == [(1,), (7,), (0,)]
+            assert await e.rows("SELECT epoch, ledger FROM runner.writer") == [(2, 2)]
+        finally:
+            await e.database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")

@@ -11,7 +11,7 @@ import pytest
 
 from runner.writer.batch import Batch
 from runner.writer.session import close, connect
-from tests.integration.test_writer_support import bench, unit
+from tests.integration.test_writer_support import Bench, bench, unit
 from tests.support import wait_until
 
 if TYPE_CHECKING:
@@ -100,18 +100,59 @@ async def test_each_change_of_a_table_makes_a_batch_be_planned_again(
         planned = b.batches.plan_ahead([row(2, s="b"), row(3, s="c")])
         assert planned.steps is not None
         await _elsewhere(database_url, change)
-        reloads = 0
-        reload = b.batches.attempts.reload
-
-        async def counted() -> None:
-            nonlocal reloads
-            reloads += 1
-            await reload()
-
-        b.batches.attempts.reload = counted  # type: ignore[method-assign]
-        assert await b.batches.apply(planned) == {}
-        assert reloads == 1
+        assert await _reloads(b, planned) == 1
         assert not caplog.records
+
+
+async def _reloads(b: Bench, planned: Batch) -> int:
+    """Apply a batch; return how often the tables were looked at again."""
+    reloads = 0
+    reload = b.batches.attempts.reload
+
+    async def counted() -> None:
+        nonlocal reloads
+        reloads += 1
+        await reload()
+
+    b.batches.attempts.reload = counted  # type: ignore[method-assign]
+    assert await b.batches.apply(planned) == {}
+    return reloads
+
+
+PARTED = """
+CREATE TABLE parted (id int PRIMARY KEY, s text) PARTITION BY RANGE (id);
+CREATE TABLE low PARTITION OF parted FOR VALUES FROM (0) TO (100);
+CREATE TABLE high PARTITION OF parted FOR VALUES FROM (100) TO (200) PARTITION BY RANGE (id);
+CREATE TABLE higher PARTITION OF high FOR VALUES FROM (100) TO (150);
+"""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE TABLE more PARTITION OF parted FOR VALUES FROM (200) TO (300)",
+        "CREATE TABLE more PARTITION OF high FOR VALUES FROM (150) TO (200)",
+        "ALTER TABLE high DETACH PARTITION higher",
+        "CREATE UNIQUE INDEX ON low (s)",
+        "ALTER TABLE higher ADD CONSTRAINT short CHECK (length(s) < 9)",
+        "CREATE TRIGGER f AFTER INSERT ON higher FOR EACH ROW EXECUTE FUNCTION fire()",
+        "ALTER TABLE low ADD FOREIGN KEY (id) REFERENCES t",
+    ],
+)
+async def test_each_change_of_a_partition_makes_a_batch_be_planned_again(
+    database_url: str, change: str
+) -> None:
+    async with bench(database_url, SCHEMA + PARTED) as b:
+        assert await b.apply(*map(row, range(1, 5)), _parted(11)) == {}
+        planned = b.batches.plan_ahead([_parted(12), _parted(13)])
+        assert planned.steps is not None
+        await _elsewhere(database_url, change)
+        assert await _reloads(b, planned) == 1
+        assert await b.rows("SELECT count(*) FROM parted") == [(3,)]
+
+
+def _parted(number: int) -> Unit:
+    return unit(number, lambda u: u.insert("parted", id=number - 10, s=f"s{number}"))
 
 
 async def test_maintenance_changes_nothing(database_url: str) -> None:

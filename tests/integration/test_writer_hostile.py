@@ -234,3 +234,25 @@ async def test_names_are_quoted_whatever_they_hold(database_url: str) -> None:
         rows = await b.rows('SELECT * FROM "Odd; --"."it\'s a ""table"" $1" ORDER BY "Id"')
         assert rows == [(1, "y", 0, 0), (2, "'; DROP TABLE t; --", 7, 1), (4, None, 7, 0)]
         assert await b.rows("SELECT id FROM t") == [(0,)]
+
+
+async def test_locks_that_raw_sql_keeps_are_given_back(database_url: str) -> None:
+    """Whoever else waits for them would wait for as long as this writer leads."""
+    takes = [
+        "SELECT pg_advisory_lock(1), pg_advisory_lock(1), pg_advisory_lock(-5)",
+        "SELECT pg_advisory_lock_shared(2)",
+        "SELECT pg_advisory_lock(3, -4), pg_advisory_lock_shared(-3, 4)",
+    ]
+    tries = "pg_try_advisory_lock"
+    async with bench(database_url, SCHEMA) as b:
+        units = [unit(n, lambda u, sql=sql: u.execute(sql)) for n, sql in enumerate(takes, 1)]  # type: ignore[misc]
+        assert await b.apply(good(9), *units) == {}
+        other = await asyncpg.connect(database_url)
+        try:
+            row = await other.fetchrow(
+                f"SELECT {tries}(1), {tries}(-5), {tries}(2), {tries}(3, -4), {tries}(-3, 4)"
+            )
+            assert tuple(row or ()) == (True,) * 5
+            assert not await other.fetchval(f"SELECT {tries}($1)", LOCK)
+        finally:
+            await other.close()

@@ -12,6 +12,7 @@ import asyncpg
 import msgspec
 import pytest
 
+from runner.writer.apply import Applier
 from runner.writer.batch import Batches, Refusals
 from runner.writer.entries import Unit, encode_rejection, read_entry
 from runner.writer.failures import Fenced
@@ -296,3 +297,29 @@ async def test_a_batch_with_too_many_locks_goes_in_parts(
         units = [unit(n, lambda u: u.insert("marks", n=1)) for n in range(1, 11)]
         assert await b.apply(*units) == {}
         assert await b.rows("SELECT count(*) FROM marks") == [(10,)]
+
+
+async def test_a_large_unit_beside_a_bad_one_is_not_run_one_by_one(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thousands of operations would take as many round trips, and everybody would wait."""
+    longest = 0
+    commit = Applier.commit
+
+    async def counted(self: Applier, steps: Any, *args: Any, **named: Any) -> dict[str, bytes]:
+        nonlocal longest
+        longest = max(longest, len(steps))
+        return await commit(self, steps, *args, **named)
+
+    monkeypatch.setattr(Applier, "commit", counted)
+
+    def much(u: UnitBuilder) -> None:
+        for number in range(1_000, 2_000):
+            u.insert("t", id=number)
+            u.insert("parent", id=number)
+
+    async with bench(database_url, SCHEMA) as b:
+        bad = unit(2, lambda u: u.insert("t", id=0))
+        assert list(await b.apply(bad, unit(3, much))) == ["2-0"]
+        assert await b.rows("SELECT count(*) FROM t") == [(1_001,)]
+    assert longest < 10
