@@ -6,7 +6,10 @@
 --
 -- The turn saves the others the same work; that each due time is run once rests on
 -- schedule_offer.lua alone. `book` is the prefix of the schedules' own keys. A schedule whose
--- own key is gone is dropped.
+-- own key is gone is dropped; one whose key is none of ours is put off, and comes without a
+-- definition: the others are not to wait for it.
+
+local BROKEN_MS = 60000
 
 local due = redis.call('ZRANGEBYSCORE', schedules, '-inf', now, 'LIMIT', 0, limit)
 local following = redis.call('ZRANGEBYSCORE', schedules, '(' .. now, '+inf', 'WITHSCORES',
@@ -26,8 +29,11 @@ end
 redis.call('SET', turn, worker, 'PX', turn_ms)
 local found = {}
 for _, name in ipairs(due) do
-  local parts = redis.call('HMGET', book .. name, 'definition', 'due', 'job', 'call')
-  if parts[1] and parts[2] then
+  local parts = redis.pcall('HMGET', book .. name, 'definition', 'due', 'job', 'call')
+  if parts.err or (parts[2] and not string.match(parts[2], '^%d+$')) then
+    redis.call('ZADD', schedules, 'XX', now + BROKEN_MS, name)
+    found[#found + 1] = {name, '', '0', '', ''}
+  elseif parts[1] and parts[2] then
     found[#found + 1] = {name, parts[1], parts[2], parts[3] or '', parts[4] or ''}
   else
     redis.call('ZREM', schedules, name)

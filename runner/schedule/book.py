@@ -12,9 +12,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from runner import codec as codecs
 from runner import keys
+from runner.broker import raw_id
 from runner.codec import Codec, JobRecord
 from runner.errors import ArgumentsError, CodecError, ScheduleError
 from runner.schedule.run import call_id
@@ -186,9 +188,7 @@ class Book:
             args=[self._prefix, worker, LOOK_LIMIT, TURN_MS],
         )
         due = [
-            self._due(
-                raw.decode(), definition, call, int(due), job.decode(errors="surrogateescape")
-            )
+            self._due(_text(raw), definition, call, int(due), _text(job))
             for raw, definition, due, job, call in found
         ]
         return Look(now_ms, int(float(again)) if again else None, due)
@@ -243,7 +243,7 @@ class Book:
             for schedule in schedules[start : start + PAGE]:
                 trigger = schedule.trigger
                 args += (
-                    schedule.name,
+                    raw_id(schedule.name),
                     self._encode(schedule),
                     msgspec.json.encode(trigger.fields()),
                     first_due(schedule, now_ms),
@@ -257,20 +257,20 @@ class Book:
         status: int = await load("schedule_pause").call(
             self.redis,
             keys=[self._schedules],
-            args=[self._prefix, name, "1" if paused else "0", due_ms],
+            args=[self._prefix, raw_id(name), "1" if paused else "0", due_ms],
         )
         return status == 1
 
     async def remove(self, source: str, names: Sequence[str]) -> list[int | str]:
         """Forget schedules of one source; return 1, -1 (absent) or whose it is for each."""
         answers = await load("schedule_remove").call(
-            self.redis, keys=[self._schedules], args=[self._prefix, source, *names]
+            self.redis, keys=[self._schedules], args=[self._prefix, source, *map(raw_id, names)]
         )
         return [a if isinstance(a, int) else a.decode() for a in answers]
 
     async def names(self) -> list[str]:
         """Return the names of all schedules, those that are due next first."""
-        return [raw.decode() for raw in await self.redis.zrange(self._schedules, 0, -1)]
+        return [_text(raw) for raw in await self.redis.zrange(self._schedules, 0, -1)]
 
     async def infos(self, names: Sequence[str]) -> list[ScheduleInfo]:
         """Return the schedules of these names that exist, in their order."""
@@ -279,8 +279,8 @@ class Book:
             part = names[start : start + PAGE]
             async with self.redis.pipeline(transaction=False) as pipe:
                 for name in part:
-                    pipe.hgetall(self._prefix + name)
-                states = await pipe.execute()
+                    pipe.hgetall(self._key(name))
+                states = await pipe.execute(raise_on_error=False)
             found += [self._info(n, state) for n, state in zip(part, states, strict=True) if state]
         return found
 
@@ -291,8 +291,8 @@ class Book:
         for start in range(0, len(names), PAGE):
             async with self.redis.pipeline(transaction=False) as pipe:
                 for name in names[start : start + PAGE]:
-                    pipe.hget(self._prefix + name, "source")
-                sources += await pipe.execute()
+                    pipe.hget(self._key(name), "source")
+                sources += await pipe.execute(raise_on_error=False)
         return [name for name, source in zip(names, sources, strict=True) if source == b"settings"]
 
     async def enlist(
@@ -346,6 +346,10 @@ class Book:
         return codecs.encode_job(self._codec, record)
 
     def _decode(self, name: str, definition: bytes) -> Schedule:
+        if not _is_text(name):
+            raise ScheduleError(f"schedule {name!r} cannot be read: its name is no UTF-8 text")
+        if not definition:
+            raise ScheduleError(f"schedule {name!r} cannot be read: {_NONE_OF_OURS}")
         known = self._read.get(name)
         if known is not None and known[0] == definition:
             return known[1]
@@ -358,6 +362,9 @@ class Book:
             self._read.clear()
         self._read[name] = (definition, schedule)
         return schedule
+
+    def _key(self, name: str) -> Any:
+        return raw_id(self._prefix + name)  # redis-py's types know no keys of bytes
 
     def _bound_id(self, name: str) -> str:
         return f"schedule:{self.queue}:{name}"
@@ -376,22 +383,32 @@ class Book:
         except (CodecError, ScheduleError) as exc:
             return DueSchedule(name, None, due_ms, job, str(exc))
 
-    def _info(self, name: str, state: dict[bytes, bytes]) -> ScheduleInfo:
+    def _info(self, name: str, state: dict[bytes, bytes] | Exception) -> ScheduleInfo:
+        if isinstance(state, ResponseError):
+            return _broken(name, str(state))
+        if isinstance(state, Exception):
+            raise state
+        try:
+            return self._info_of(name, state)
+        except (ValueError, OverflowError) as exc:  # what should be a number is none
+            return _broken(name, str(exc))
+
+    def _info_of(self, name: str, state: dict[bytes, bytes]) -> ScheduleInfo:
         schedule, error = None, ""
         try:
-            declared = self._decode(name, state[b"definition"])
+            declared = self._decode(name, state.get(b"definition", b""))
             schedule = self._with_call(name, declared, state.get(b"call", b""))
         except (CodecError, ScheduleError) as exc:
             error = str(exc)
         paused = state.get(b"paused") == b"1"
         return ScheduleInfo(
             name=name,
-            source=state[b"source"].decode(),
+            source=state.get(b"source", b"api").decode(errors="replace"),
             schedule=schedule,
             paused=paused,
             next_due=None if paused else _moment(state.get(b"due")),
             last_due=_moment(state.get(b"last")),
-            last_job_id=state.get(b"job", b"").decode(errors="surrogateescape"),
+            last_job_id=_text(state.get(b"job", b"")),
             runs=int(state.get(b"runs", 0)),
             skipped=int(state.get(b"skipped", 0)),
             error=error,
@@ -401,7 +418,7 @@ class Book:
         schedule = offer.schedule
         look_at = keys.FAR_OFF_MS if offer.next_ms is None else offer.next_ms
         fields: list[Any] = [
-            offer.name,
+            raw_id(offer.name),
             offer.kind,
             offer.expected_ms,
             "" if offer.next_ms is None else offer.next_ms,
@@ -457,6 +474,22 @@ class Book:
 
 
 _KNOWN = tuple[list[str], list[str]]
+_NONE_OF_OURS = "its key in Redis holds something else"
+
+
+def _broken(name: str, why: str) -> ScheduleInfo:
+    return ScheduleInfo(
+        name=name,
+        source="api",
+        schedule=None,
+        paused=False,
+        next_due=None,
+        last_due=None,
+        last_job_id="",
+        runs=0,
+        skipped=0,
+        error=f"{_NONE_OF_OURS}: {why}",
+    )
 
 
 def first_due(schedule: Schedule, now_ms: int) -> int:
@@ -482,6 +515,15 @@ def _overlap(schedule: Schedule) -> str:
     if isinstance(schedule.trigger, Perpetual) and schedule.overlap == "skip":
         return "wait"
     return schedule.overlap
+
+
+def _text(raw: bytes) -> str:
+    """Return a name as a text, where anybody may have put bytes that are none."""
+    return raw.decode(errors="surrogateescape")
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _moment(text: bytes | None) -> datetime | None:
