@@ -645,3 +645,58 @@ async def test_due_times_while_redis_was_away_are_run_when_it_is_back(
         await wait_until(lambda: past(stopped_at + 3000), description="it goes on", timeout_s=30)
     dues.sort()
     assert dues == list(range(dues[0], dues[-1] + 1, 100))
+
+
+# What somebody else wrote into the book
+
+
+async def spoil_book(redis: Any, how: str) -> bytes:
+    """Put something that is no schedule into the book, due before all others; return its name."""
+    name = b"bro\xffken" if how == "name" else b"broken"
+    key = keys.schedule_book(QUEUE).encode() + name
+    await redis.zadd(keys.schedules(QUEUE), {name: 1})
+    if how == "type":
+        await redis.set(key, "no hash")
+    elif how == "due":
+        await redis.hset(key, mapping={"definition": b"\x80", "due": "soon", "source": "api"})
+    else:
+        await redis.hset(key, mapping={"definition": b"\x80", "due": 1, "source": "api"})
+    return name
+
+
+@pytest.mark.parametrize("how", ["name", "type", "due", "definition"])
+async def test_what_is_no_schedule_stops_no_other(
+    redis: Any, book: Book, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    last_ms = await overdue(redis, book, cron(work, "0 * * * *", grace=7200))
+    name = await spoil_book(redis, how)
+    await ticker(book).tick()
+    assert await jobs(redis) == [f"cron:work:{last_ms}"]
+    assert "cannot be read" in caplog.text or "is not run" in caplog.text
+    assert await redis.zscore(keys.schedules(QUEUE), name) > await book.now_ms(), "it is put off"
+    shown = {info.name: info for info in await Schedules(book).list()}
+    assert shown["work"].error == ""
+    (broken,) = (info for info in shown.values() if info.name != "work")
+    assert broken.schedule is None
+    assert broken.error
+    await redis.delete(keys.schedule_book(QUEUE).encode() + name)
+
+
+async def test_schedule_whose_name_is_no_text_can_be_paused_and_removed(
+    redis: Any, book: Book
+) -> None:
+    name = await spoil_book(redis, "name")
+    (shown,) = await Schedules(book).list()
+    await Schedules(book).pause(shown.name)
+    await Schedules(book).remove(shown.name)
+    assert await Schedules(book).list() == []
+    assert await redis.zscore(keys.schedules(QUEUE), name) is None
+
+
+async def test_runs_are_made_though_the_tokens_key_is_none(redis: Any, book: Book) -> None:
+    last_ms = await overdue(redis, book, cron(work, "0 * * * *", grace=7200))
+    await redis.zadd(keys.idle(QUEUE), {"worker": 2**53})
+    await redis.set(keys.wake(QUEUE), "no list", ex=60)
+    await redis.expire(keys.idle(QUEUE), 60)
+    await ticker(book).tick()
+    assert await jobs(redis) == [f"cron:work:{last_ms}"]
