@@ -36,6 +36,7 @@ PREFIXES = {
     keys.PARKED_TASK,
     keys.FLOW,
     keys.HELD,
+    keys.UNHEARD,
     keys.REPLACED,
 }
 NAMES = PREFIXES | {
