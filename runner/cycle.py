@@ -11,10 +11,13 @@ import asyncio
 import contextvars
 import itertools
 import logging
+import math
 import os
 import secrets
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from redis.exceptions import ResponseError
 
 from runner import broker
 from runner.connections import TROUBLE
@@ -33,6 +36,9 @@ CYCLE_TIMEOUT_S = 10.0
 """A call that takes longer has an unknown outcome; it is sent again, and the fence decides."""
 
 RETRY_DELAYS_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+UNHEARD_AT_MOST = 1000
+"""Claims without an answer that are remembered: the first, which may have run after all."""
 
 
 class Settling(asyncio.Future[int | str]):
@@ -103,6 +109,9 @@ class Cycles:
         # That of the worker: a job that hands in is not to lend its own to those that follow.
         self._context = contextvars.copy_context()
         self._troubles = 0
+        self._problem = ""  # what Redis said against the last claims
+        self._unheard: list[str] = []  # claims without an answer
+        self._until = math.inf  # when Redis may go on to refuse no longer, in the loop's time
         self._given_up = False
         self.lanes: list[str] = []
         """Where Redis remembers what was settled last."""
@@ -181,9 +190,14 @@ class Cycles:
         self._drop(self._waiting)
         self._waiting.clear()
 
+    def give_up_at(self, until: float) -> None:
+        """Leave what Redis still refuses then to its lease; by the loop's time."""
+        self._until = until
+
     def reopen(self) -> None:
         """Settle again after `cancel`: a closed worker may start another time."""
         self._given_up = False
+        self._until = math.inf
         self._context = contextvars.copy_context()
         if self._process != os.getpid():
             self._take_names(len(self.lanes))
@@ -279,11 +293,14 @@ class Cycles:
                 try:
                     await self._run(batch, limit, token=token, name=name, lane=lane)
                 except TROUBLE as exc:
+                    if isinstance(exc, ResponseError) and self._is_too_late():
+                        logger.error("Redis refuses the ends of %d jobs (%s)", len(batch), exc)  # noqa: TRY400  the message says it
+                        return self._drop(batch)
                     await self._wait_for_redis(exc)
                 else:
-                    return
+                    return None
                 if not batch:
-                    return
+                    return None
                 token, limit = self._name(), self._reserve() if self.claims else 0
         except BaseException:
             if self._given_up:
@@ -292,9 +309,13 @@ class Cycles:
                 self._waiting.extendleft(reversed(batch))
             raise
 
+    def _is_too_late(self) -> bool:
+        return asyncio.get_running_loop().time() >= self._until
+
     async def _wait_for_redis(self, exc: Exception) -> None:
         if self._troubles == 0:
-            logger.warning("Redis does not answer (%s); finished jobs wait for it", exc)
+            does = "refuses" if isinstance(exc, ResponseError) else "does not answer"
+            logger.warning("Redis %s (%s); finished jobs wait for it", does, exc)
         delay_s = RETRY_DELAYS_S[min(self._troubles, len(RETRY_DELAYS_S) - 1)]
         self._troubles += 1
         await asyncio.sleep(delay_s)
@@ -312,8 +333,12 @@ class Cycles:
         lane: str = "",
     ) -> CycleReply:
         idle = self.worker if self.idle_ms and limit else ""
+        is_unheard = False
         try:
             async with asyncio.timeout(CYCLE_TIMEOUT_S):
+                if self._unheard:
+                    await self._give_back()
+                is_unheard = limit > 0
                 reply = await self.broker.cycle(
                     self._redis(),
                     token=token,
@@ -324,16 +349,44 @@ class Cycles:
                     batch=name,
                     lane=lane,
                 )
+            is_unheard = False
         finally:
             self.reserved -= limit
+            if is_unheard and len(self._unheard) < UNHEARD_AT_MOST:
+                self._unheard.append(token)
         if self._troubles:
             logger.info("Redis answers again")
             self._troubles = 0
         self._take(reply, batch)
         return reply
 
+    async def _give_back(self) -> None:
+        """Let Redis know which claims nobody heard of: their jobs run nowhere."""
+        tokens, self._unheard = self._unheard, []
+        try:
+            given = await self.broker.give_back(self._redis(), tokens)
+        except ResponseError as exc:
+            self._unheard[:0] = tokens  # it is no reason to keep back the call behind it
+            logger.warning("could not give back what was claimed without an answer: %s", exc)
+        except BaseException:
+            self._unheard[:0] = tokens
+            raise
+        else:
+            if given:
+                logger.info("gave %d jobs back that were claimed without an answer", given)
+
+    def _note_problem(self, problem: str) -> None:
+        """Say what keeps jobs from being claimed: once, and when it is over."""
+        if problem:
+            logger.error("cannot claim jobs from queue %r: %s", self.broker.queue, problem)
+        else:
+            logger.info("jobs are claimed from queue %r again", self.broker.queue)
+        self._problem = problem
+
     def _take(self, reply: CycleReply, batch: list[_Pending]) -> None:
         self.backlog = reply.more
+        if reply.problem != self._problem:
+            self._note_problem(reply.problem)
         for claimed in reply.claimed:
             self._start(claimed)
         for (settlement, future), status in zip(batch, reply.statuses, strict=True):

@@ -18,6 +18,7 @@ runner:held:<queue>             HASH     while it has claims: id → "token cras
 runner:clock:<queue>            STRING   time of the last claim in ms; 1 h, gone with the last claim
 runner:idle:<queue>             ZSET     idle workers → expiry in ms; seconds
 runner:wake:<queue>             LIST     wake tokens; seconds
+runner:unheard:<queue>          ZSET     claims whose answers were lost → expiry in ms; 1 h
 runner:settled:<lane>           STRING   the last batch that a lane of a worker settled; 1 h
 runner:waiters:<id>             SET      reply channels that wait for the result; a minute, renewed
 runner:replaced:<id>            STRING   the job that took its place while it waited; a minute
@@ -124,6 +125,7 @@ COMMITS = "runner:commits:"
 FLOW = "runner:flow:"
 FLOWS = "runner:flows:"
 HELD = "runner:held:"
+UNHEARD = "runner:unheard:"
 REPLACED = "runner:replaced:"
 PROGRESS = "runner:progress:"
 JOB_LOG = "runner:log:"
@@ -265,6 +267,11 @@ def idle(queue: str) -> str:
 def wake(queue: str) -> str:
     """LIST: tokens that wake idle workers."""
     return WAKE + queue
+
+
+def unheard(queue: str) -> str:
+    """ZSET: claims whose answers were lost, so that nobody runs what they hold."""
+    return UNHEARD + queue
 
 
 def settled(lane: str) -> str:

@@ -304,6 +304,11 @@ class Queues:
         for line in self._lines:
             await line.drain()
 
+    def give_up_at(self, until: float) -> None:
+        """Leave what Redis still refuses then to its lease; by the loop's time."""
+        for line in self._lines:
+            line.give_up_at(until)
+
     def cancel(self) -> None:
         """Give up what is still to be settled: the leases run out, and others take over."""
         for line in self._lines:

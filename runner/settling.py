@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 from typing import TYPE_CHECKING
 
 from runner.execution import Ending, report
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("arq.worker")
 
 SETTLE_AGAIN_S = 1.0
+
+PATIENCE_S = 10.0
+"""How long a worker that closes tries to settle what Redis refuses."""
 
 
 class Settler:
@@ -43,6 +47,16 @@ class Settler:
         self._leases = leases
         self._over = over
         self._again: set[asyncio.Task[None]] = set()
+        self._until = math.inf  # in the loop's time
+
+    def open(self) -> None:
+        """Try without end to settle what Redis refuses."""
+        self._until = math.inf
+
+    def hurry(self) -> None:
+        """Leave what Redis goes on to refuse to its lease, for the worker closes."""
+        self._until = asyncio.get_running_loop().time() + PATIENCE_S
+        self.cycles.give_up_at(self._until)
 
     def release(self, attempt: Attempt) -> None:
         """Free the job's slot, once."""
@@ -66,7 +80,10 @@ class Settler:
         status = await self._hand_in(settlement)
         while isinstance(status, str):
             _log_refused(settlement, status)
-            await asyncio.sleep(SETTLE_AGAIN_S)
+            if self._is_too_late():
+                _log_left(settlement)
+                return 0
+            await self._wait_to_settle(settlement, attempt, status)
             status = await self._hand_in(settlement)
         if status == 0:
             self._lost(settlement)
@@ -89,6 +106,10 @@ class Settler:
         claimed = settlement.claimed
         if isinstance(status, str):
             _log_refused(settlement, status)
+        if isinstance(status, str) and self._is_too_late():
+            _log_left(settlement)
+            status = None
+        if isinstance(status, str):
             again = asyncio.get_running_loop().create_task(
                 self._settle_again(settlement),
                 name=f"runner settles {claimed.job_id} again",
@@ -149,6 +170,17 @@ class Settler:
         else:
             self._emit(attempt, Ending(Outcome.LOST_LEASE, ending.result), None)
 
+    async def _wait_to_settle(self, settlement: Settlement, attempt: Attempt, status: str) -> None:
+        try:
+            await asyncio.sleep(SETTLE_AGAIN_S)
+        except asyncio.CancelledError:
+            attempt.passed_in = True  # the end is to be settled though nobody waits for it any more
+            self.settled(settlement, status)
+            raise
+
+    def _is_too_late(self) -> bool:
+        return asyncio.get_running_loop().time() >= self._until
+
     async def _settle_again(self, settlement: Settlement) -> None:
         await asyncio.sleep(SETTLE_AGAIN_S)
         self.cycles.pass_in(settlement)
@@ -156,3 +188,10 @@ class Settler:
 
 def _log_refused(settlement: Settlement, status: str) -> None:
     logger.error("Redis refused the end of job %s: %s", settlement.claimed.job_id, status)
+
+
+def _log_left(settlement: Settlement) -> None:
+    logger.error(
+        "the worker closes: job %s is left to its lease, and runs again",
+        settlement.claimed.job_id,
+    )

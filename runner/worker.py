@@ -22,6 +22,7 @@ import uvloop
 from arq.connections import ArqRedis, log_redis_info
 from arq.constants import default_queue_name, expires_extra_ms
 from arq.worker import Function
+from redis.exceptions import ResponseError
 
 from runner import broker, execution, keys
 from runner import writer as writers
@@ -379,6 +380,7 @@ class Worker(Assembled):
         self._turns.adopt_context()
         await self.parts.start(self)
         idle_ms = 0 if self.burst else int(max(self._wait_s() * 4, 2) * 1000)
+        self.settler.open()
         self.cycles.open(claims=self.max_burst_jobs < 0, idle_ms=idle_ms)
         self._closing = False
         self._loop_ended.clear()
@@ -431,7 +433,8 @@ class Worker(Assembled):
                 if self.burst and await self._burst_is_over():
                     return
             except TROUBLE as exc:
-                logger.warning("Redis does not answer (%s); trying again", exc)
+                does = "refuses a call" if isinstance(exc, ResponseError) else "does not answer"
+                logger.warning("Redis %s (%s); trying again", does, exc)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, LATEST_BACKOFF_S)
                 continue
@@ -467,16 +470,15 @@ class Worker(Assembled):
     async def _cancel_aborted_jobs(self) -> None:
         """Cancel those of our jobs that are to be aborted; an id may be any bytes.
 
-        arq's own also throws away what is asked for by a clock that is ahead of this one.
+        arq's own also throws away what is asked for by a clock that is ahead of this one. The
+        request goes with the job's end, so that it outlives a worker that dies meanwhile.
         """
         asked = await self.pool.zrange(keys.ABORT, 0, -1)
         ids = [raw.decode(errors="surrogateescape") for raw in asked]
-        aborted = [job_id for job_id in ids if job_id in self.job_tasks]
-        for job_id in aborted:
-            self.job_tasks[job_id].cancel()
-        if aborted:
-            self.aborting_tasks.update(aborted)
-            await self.pool.zrem(keys.ABORT, *map(broker.raw_id, aborted))
+        for job_id in ids:
+            if job_id in self.job_tasks and job_id not in self.aborting_tasks:
+                self.aborting_tasks.add(job_id)
+                self.job_tasks[job_id].cancel()
 
     async def _burst_is_over(self) -> bool:
         if 0 <= self.max_burst_jobs <= self._jobs_started():
@@ -603,8 +605,9 @@ class Worker(Assembled):
             self._nudge.set()
 
     async def _note_abort(self, job_id: str) -> None:
+        # The request goes with the job's end: an answer that is lost costs no abort.
         try:
-            if await self.pool.zrem(keys.ABORT, broker.raw_id(job_id)):
+            if await self.pool.zscore(keys.ABORT, broker.raw_id(job_id)) is not None:
                 self.aborting_tasks.add(job_id)
         except TROUBLE as exc:
             # The next poll looks again, and cancels the job then.
@@ -670,6 +673,7 @@ class Worker(Assembled):
             return
         self.cycles.rest()
         await self._end_loop()
+        self.settler.hurry()
         await self.parts.stop()
         with contextlib.suppress(*TROUBLE):
             async with asyncio.timeout(CYCLE_TIMEOUT_S):

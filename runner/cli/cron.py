@@ -161,7 +161,8 @@ def shown(info: ScheduleInfo) -> dict[str, Any]:
     """Return what is printed of a schedule."""
     made = info.schedule
     return {
-        "name": info.name,
+        # A name may be any bytes.
+        "name": info.name.encode(errors="surrogateescape").decode(errors="backslashreplace"),
         "source": info.source,
         "state": _state(info),
         "when": "?" if made is None else str(made.trigger),
@@ -177,7 +178,7 @@ def shown(info: ScheduleInfo) -> dict[str, Any]:
         "last_job_id": info.last_job_id,
         "runs": info.runs,
         "skipped": info.skipped,
-        "error": info.error,
+        "error": info.error.encode(errors="backslashreplace").decode(),
     }
 
 

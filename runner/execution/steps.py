@@ -52,7 +52,10 @@ def go_on(
         try:
             given = yield waits_for
         except GeneratorExit:
-            coroutine.close()
+            if run is None:
+                coroutine.close()
+            else:
+                run(coroutine.close)
             raise
         except BaseException as exc:  # noqa: BLE001  all that is thrown in goes to the coroutine
             step, given = coroutine.throw, exc if watch is None else watch.thrown(exc)

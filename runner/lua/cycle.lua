@@ -2,7 +2,7 @@
 -- KEYS: queue held clock_key idle wake counters dead units writer note paused gated
 -- ARGV: token lease_ms:int limit:int worker idle_ms:int keeps:int heeds:int dead_ms:int dead_max:int batch settling:int entries...
 -- Uses: clock grace wake tell bury errors fence backlog again limits flow flow_stops
--- Returns: {now, next due or '', more, statuses, claimed}, and sixth what is gated, where it is set
+-- Returns: {now, next due or '', more, statuses, claimed}, and if there are any: what is gated, what Redis says against the claims
 --
 -- Settled first: `settling` entries. An entry begins with id, token of its claim, attempt, mode.
 --   ok      it succeeded, and that is all: two more, result and keep_ms
@@ -15,9 +15,10 @@
 -- operations, job header. The letter of `again` is the record of the attempt's error. The last is
 -- always the slots that the attempt gives up, or ''.
 -- A status is 1 (settled), 2 (settled by an earlier sending of this batch), 0 (the lease is lost:
--- nothing was done) or an error text. `batch` names the entries: the token of the call that carried
--- them first, or '' when they are never sent again. `note` remembers the last batch of its lane, so
--- that one whose answer was lost is known when it is sent again.
+-- nothing was done) or an error text; behind ENDED it says what Redis refused beside the end, which
+-- stands. `batch` names the entries: the token of the call that carried them first, or '' when they
+-- are never sent again. `note` remembers the last batch of its lane, so that one whose answer was
+-- lost is known when it is sent again.
 --
 -- Then claimed: up to `limit` jobs with a score up to now; each five values: id, run-at score, payload
 -- or false, attempt, crashes. The id's score becomes the end of the lease, so that running jobs
@@ -36,8 +37,13 @@ local FAR_OFF_MS = 4102444800000
 local COUNTERS_MS = 2592000000
 local NOTE_MS = 3600000
 local LOOK_AHEAD = 5000
+local ENDED = 'ENDED '
 local counts = {}
 local buried = false
+
+local function text_of(problem)
+  return type(problem) == 'table' and problem.err or tostring(problem)
+end
 
 local function run_again(id, attempt, extra, costs_a_try)
   local delay_ms = extra ~= '' and flow_delay(id, extra) or nil
@@ -72,7 +78,7 @@ local function submit(id, result, unit, operations, header)
   return 1
 end
 
--- Returns 1, or the text of what Redis says against it.
+-- The end stands whatever becomes of the result: returns 1, or what Redis says against it.
 local function keep_result(id, result, keep_ms)
   if keep_ms == '0' then
     return 1
@@ -83,12 +89,13 @@ local function keep_result(id, result, keep_ms)
   else
     stored = redis.pcall('SET', 'arq:result:' .. id, result, 'PX', keep_ms)
   end
-  return stored.err or 1
+  return stored.err and ENDED .. stored.err or 1
 end
 
+-- While the id is in the set somebody may wait for it: what else could be refused goes first.
 local function finish(id, result, keep_ms, extra, letter)
-  redis.call('ZREM', queue, id)
   redis.call('HDEL', held, id)
+  redis.call('ZREM', queue, id)
   local names = {'arq:job:' .. id, 'arq:retry:' .. id, 'runner:commits:' .. id}
   if extra == '' then
     names[#names + 1] = 'arq:in-progress:' .. id
@@ -148,11 +155,15 @@ local function settle(at, holder)
     give_up(id, ARGV[at + 6])
   end
   if keeps == 1 then
-    if letter ~= '' and mode == 'again' then
-      note_error(id, letter)
-    elseif letter ~= '' then
-      bury(dead, id, letter, dead_ms)
-      buried = true
+    if letter ~= '' then
+      local ran, problem
+      if mode == 'again' then
+        ran, problem = pcall(note_error, id, letter)
+      else
+        ran, problem = pcall(bury, dead, id, letter, dead_ms)
+        buried = true
+      end
+      status = ran and status or ENDED .. text_of(problem)
     end
     if counter ~= '' then
       counts[counter] = (counts[counter] or 0) + 1
@@ -163,8 +174,8 @@ end
 
 -- The jobs that simply succeeded, freed in one command of each kind.
 local function free(ids, names)
-  redis.call('ZREM', queue, unpack(ids))
   redis.call('HDEL', held, unpack(ids))
+  redis.call('ZREM', queue, unpack(ids))
   redis.call('DEL', unpack(names))
 end
 
@@ -243,12 +254,12 @@ local function settle_all()
       else
         -- What goes wrong with one entry stays with it: the others are settled.
         local ran, status = pcall(settle, ats[index], holders[index])
-        statuses[index] = ran and status
-          or (type(status) == 'table' and status.err or tostring(status))
+        statuses[index] = ran and status or text_of(status)
       end
     end
     local status = statuses[index]
-    marks[index] = (status == 1 or status == 2) and '1' or '0'
+    local ended = status == 1 or status == 2 or string.sub(status, 1, #ENDED) == ENDED
+    marks[index] = ended and '1' or '0'
   end
   if batch ~= '' then
     redis.pcall('SET', note, batch .. ' ' .. table.concat(marks), 'PX', NOTE_MS)
@@ -258,7 +269,7 @@ end
 
 local statuses = settling > 0 and settle_all() or {}
 if buried then
-  trim_dead(dead, dead_ms, dead_max)
+  pcall(trim_dead, dead, dead_ms, dead_max)
 end
 -- Before the claims, which find what comes next in a flow.
 flow_settle()
@@ -286,6 +297,7 @@ local function is_ghost(id, score)
 end
 
 local claimed = {}
+local kept = 0  -- values of `claimed` whose jobs are held
 local taken = 0
 local flows_due = 0
 local offset = 0
@@ -312,6 +324,12 @@ local function note_crash(id, attempt, holder)
       worker = string.match(holder, '^r:(.+):%x+:%d+$') or holder,
     }))
   end
+end
+
+-- Whether a claim's worker has had its answer: whose was lost has run nothing.
+local function was_heard(holder)
+  local lost = redis.pcall('ZSCORE', 'runner:unheard:' .. queue, holder)
+  return not lost or type(lost) == 'table'
 end
 
 -- Take one page of due ids; return how many it held.
@@ -351,12 +369,14 @@ local function claim_page(count)
     else
       local mark, crashes = no_crash, 0
       local attempt = (tonumber(values[2 * size + index]) or 0) + 1
-      local holder, counted, kept = held_parts(leftover or '')
-      if holder and tonumber(kept) then  -- what else stands there is none of ours
+      local holder, counted, before = held_parts(leftover or '')
+      if holder and tonumber(before) then  -- what else stands there is none of ours
         crashes = tonumber(counted)
         if holder ~= WAITS then
+          score = before
+        end
+        if holder ~= WAITS and was_heard(holder) then
           crashes = crashes + 1
-          score = kept
           counts.crashed = (counts.crashed or 0) + 1
           note_crash(id, attempt, holder)
         end
@@ -376,60 +396,80 @@ local function claim_page(count)
   end
   if #mine > 0 then
     hold(mine, marks)
+    kept = #claimed
   end
   return size
 end
 
-local more = 0
+local more, upcoming = 0, ''
 local gates = redis.call('MGET', paused, gated)
-local wanted = limit
-if gates[1] then
-  limit = 0
-end
-local holds_back = heeds == 1 and limit > 0 and is_behind()
-if holds_back then
-  limit, wanted = 0, 0
-end
-if limit > 0 and flow_clear(queue) then
-  flows_due = 1
-end
-if limit > 0 then
-  while taken < limit and offset < LOOK_AHEAD do
-    if claim_page(math.min(limit - taken, 500)) == 0 then
-      break
+
+-- Claim what is due, or register as idle; say what else there is.
+local function claim()
+  local wanted, room = limit, limit
+  if gates[1] then
+    room = 0
+  end
+  local holds_back = heeds == 1 and room > 0 and is_behind()
+  if holds_back then
+    room, wanted = 0, 0
+  end
+  if room > 0 and flow_clear(queue) then
+    flows_due = 1
+  end
+  if room > 0 then
+    while taken < room and offset < LOOK_AHEAD do
+      if claim_page(math.min(room - taken, 500)) == 0 then
+        break
+      end
+    end
+    flow_settle()
+  end
+  if taken >= room and not holds_back and not gates[1] then
+    more = #redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', offset, 1)
+  end
+  if flows_due == 1 then
+    more = 1
+  end
+
+  if redis.call('EXISTS', held) == 1 then
+    note_time()
+  elseif noted > 0 then
+    redis.call('DEL', clock_key)
+  end
+
+  if worker ~= '' then
+    if wanted > 0 and taken < wanted then
+      redis.pcall('ZADD', idle, now + idle_ms, worker)
+      redis.pcall('ZREMRANGEBYSCORE', idle, '-inf', now)
+      redis.call('PEXPIRE', idle, idle_ms)
+    else
+      redis.pcall('ZREM', idle, worker)
+    end
+    if more == 1 then
+      wake_idle(idle, wake, 1)
     end
   end
-  flow_settle()
-end
-if taken >= limit and not holds_back and not gates[1] then
-  more = #redis.call('ZRANGEBYSCORE', queue, '-inf', now + 1, 'LIMIT', offset, 1)
-end
-if flows_due == 1 then
-  more = 1
-end
-
-if redis.call('EXISTS', held) == 1 then
-  note_time()
-elseif noted > 0 then
-  redis.call('DEL', clock_key)
-end
-
-if worker ~= '' then
-  if wanted > 0 and taken < wanted then
-    redis.pcall('ZADD', idle, now + idle_ms, worker)
-    redis.pcall('ZREMRANGEBYSCORE', idle, '-inf', now)
-    redis.call('PEXPIRE', idle, idle_ms)
-  else
-    redis.pcall('ZREM', idle, worker)
-  end
-  if more == 1 then
-    pcall(wake_idle, idle, wake, 1)
+  if more == 0 and not gates[1] then
+    upcoming = redis.call('ZRANGEBYSCORE', queue, '(' .. (now + 1), '+inf', 'WITHSCORES',
+      'LIMIT', 0, 1)[2] or ''
   end
 end
+
+-- What goes wrong with the claims must not hide what was settled, nor what is held already.
+local ran, problem = pcall(claim)
+if not ran then
+  problem = text_of(problem)
+  more, upcoming = 0, ''
+  for index = #claimed, kept + 1, -1 do
+    claimed[index] = nil
+  end
+end
+
 if next(released) then
   -- What this call has claimed itself needs nobody else.
   released[queue] = (released[queue] or 0) - taken
-  pcall(wake_released)
+  wake_released()
 end
 
 flow_wake(worker ~= '' and queue or '')
@@ -442,12 +482,9 @@ if keeps == 1 and next(counts) then
   redis.call('PEXPIRE', counters, COUNTERS_MS)
 end
 
-local upcoming = ''
-if more == 0 and not gates[1] then
-  upcoming = redis.call('ZRANGEBYSCORE', queue, '(' .. (now + 1), '+inf', 'WITHSCORES',
-    'LIMIT', 0, 1)[2] or ''
-end
-if gates[2] then
+if problem then
+  return {now, upcoming, more, statuses, claimed, gates[2], problem}
+elseif gates[2] then
   return {now, upcoming, more, statuses, claimed, gates[2]}
 end
 return {now, upcoming, more, statuses, claimed}

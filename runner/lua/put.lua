@@ -45,5 +45,5 @@ local function wake_for_these()
   if due == 0 and soon then
     due = 1  -- one worker wakes to set its timer
   end
-  pcall(wake_idle, idle, wake, due)  -- a hint: the jobs are queued
+  wake_idle(idle, wake, due)
 end

@@ -2,10 +2,7 @@
 
 local WAKE_TTL_MS = 5000
 
-local function wake_idle(idle_key, wake_key, jobs)
-  if jobs < 1 then
-    return
-  end
+local function push_tokens(idle_key, wake_key, jobs)
   local waiting = redis.call('ZCOUNT', idle_key, now, '+inf')
   if waiting == 0 then
     return
@@ -15,4 +12,11 @@ local function wake_idle(idle_key, wake_key, jobs)
     redis.call('RPUSH', wake_key, '1')
   end
   redis.call('PEXPIRE', wake_key, WAKE_TTL_MS)
+end
+
+-- A hint: what is wrong with its keys must not cost the caller what it has done already.
+local function wake_idle(idle_key, wake_key, jobs)
+  if jobs > 0 then
+    pcall(push_tokens, idle_key, wake_key, jobs)
+  end
 end

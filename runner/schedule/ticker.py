@@ -202,7 +202,9 @@ class Ticker:
             return
         stale = [n for n in await self._book.of_settings() if n not in fleet.schedules]
         if stale:
-            logger.info("schedules that settings do not have any more: %s", ", ".join(stale))
+            logger.info(
+                "schedules that settings do not have any more: %s", ", ".join(map(ascii, stale))
+            )
             await self._book.remove("settings", stale)
         self._fleet = fleet.digests
 

@@ -750,3 +750,12 @@ async def test_a_schedule_that_was_lost_alone_is_written_again(
         assert await redis.zscore(keys.schedules(QUEUE), "one")
     finally:
         await started.stop()
+
+
+async def test_runs_are_made_though_the_tokens_key_is_none(redis: Any, book: Book) -> None:
+    last_ms = await overdue(redis, book, cron(work, "0 * * * *", grace=7200))
+    await redis.zadd(keys.idle(QUEUE), {"worker": 2**53})
+    await redis.set(keys.wake(QUEUE), "no list", ex=60)
+    await redis.expire(keys.idle(QUEUE), 60)
+    await ticker(book).tick()
+    assert await jobs(redis) == [f"cron:work:{last_ms}"]

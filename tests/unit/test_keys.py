@@ -38,6 +38,7 @@ PREFIXES = {
     keys.FLOW,
     keys.FLOWS,
     keys.HELD,
+    keys.UNHEARD,
     keys.REPLACED,
     keys.PROGRESS,
     keys.JOB_LOG,

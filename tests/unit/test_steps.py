@@ -116,6 +116,24 @@ async def test_closing_it_closes_the_coroutine() -> None:
     assert closed == [True]
 
 
+async def test_coroutine_that_is_closed_cleans_up_in_its_own_context() -> None:
+    values: list[str] = []
+
+    async def wait() -> None:
+        token = seen.set("inside")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            values.append(seen.get())
+            seen.reset(token)  # raises in any other context
+
+    coroutine, context = wait(), contextvars.copy_context()
+    waiting: Any = go_on(coroutine, context.run(coroutine.send, None), context.run)
+    waiting.send(None)
+    waiting.close()
+    assert values == ["inside"]
+
+
 async def test_any_awaitable_can_be_stepped() -> None:
     class Later:
         def __await__(self) -> Generator[Any, Any, str]:
