@@ -61,9 +61,7 @@ async def quick(_ctx: runner.Context, _seconds: float = 0) -> int:
     return 0
 
 
-async def test_all_kinds_of_jobs_pass_through_a_replacement(
-    redis_url: str, tmp_path: Path
-) -> None:
+async def test_all_kinds_of_jobs_pass_through_a_replacement(redis_url: str, tmp_path: Path) -> None:
     more = "max_jobs_per_process = 80\nfunctions += [in_process]"
     async with (
         runner.connect(redis_url) as client,
@@ -72,8 +70,8 @@ async def test_all_kinds_of_jobs_pass_through_a_replacement(
         await running.ready()
         jobs, flows, elsewhere = [], [], []
         while not running.says("has left", 2):
-            for name in ("quick", "limited", "in_thread"):
-                jobs.append(await client.enqueue(name, 0.05))
+            names = ("quick", "limited", "in_thread")
+            jobs += [await client.enqueue(name, 0.05) for name in names]
             elsewhere.append(await client.enqueue("in_process", 0.02))
             if len(jobs) % 10 == 0:
                 flows.append(await client.start(group(quick.call(0.02), quick.call(0.02))))
