@@ -66,9 +66,7 @@ async def test_nothing_that_runs_is_nothing_to_count(redis: Any) -> None:
     assert await redis.dbsize() == 0
 
 
-async def test_history_that_cannot_be_written_does_not_cost_the_count(
-    rig: Rig, redis: Any
-) -> None:
+async def test_history_that_cannot_be_written_does_not_cost_the_count(rig: Rig, redis: Any) -> None:
     claimed = await rig.claim_one()
     await redis.set(keys.errors("j"), "no list")
     await redis.set(keys.counters(QUEUE), "no hash")

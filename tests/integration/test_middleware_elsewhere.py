@@ -207,9 +207,7 @@ async def test_job_that_waits_in_it_is_aborted(redis_url: str, client: runner.Cl
     assert end.outcome is Outcome.ABORTED
 
 
-async def test_time_limit_of_a_thread_comes_through(
-    redis_url: str, client: runner.Client
-) -> None:
+async def test_time_limit_of_a_thread_comes_through(redis_url: str, client: runner.Client) -> None:
     notes, looks = Notes(), threading.Event()
     async with serving(redis_url, [overrun], middleware=[notes], ctx={"looks": looks}) as worker:
         with pytest.raises(TimeoutError):
@@ -240,9 +238,7 @@ async def test_job_that_expires_while_it_waits_is_no_failure_to_it(
     assert "NotStarted" in notes.notes
 
 
-async def test_tasks_that_a_thread_leaves_are_named(
-    redis_url: str, client: runner.Client
-) -> None:
+async def test_tasks_that_a_thread_leaves_are_named(redis_url: str, client: runner.Client) -> None:
     events: list[Any] = []
     held: list[asyncio.Task[Any]] = []
     settings: dict[str, Any] = {"left_tasks": "cancel", "subscribers": [events.append]}
