@@ -1,7 +1,8 @@
 """Count how attempts end: little for each, the rest twice a second.
 
 A drain of jobs that do nothing takes some 15 µs of CPU a job. So for each success one tuple is made
-and appended; histograms come of many at once, by `Counter` in C, when they are taken.
+and appended; times are counted by `Counter` in C, a few hundred at once. Not more: what is kept for
+longer than the processor's caches hold it costs more than the counting.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from runner.inspect.latency import bucket
 from runner.types import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable
+    from collections.abc import Container, Iterable
     from typing import Any, TypeAlias
 
     from runner.execution import Attempt, Ending
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 UNKNOWN = "<unknown>"
 MOST_ERROR = 500
+FOLDED = 250
+"""How many successes of a task are counted at once: these, and so many before, may be listed."""
 
 NOT_OVER = frozenset(outcome.value for outcome in AGAIN | {Outcome.LOST_LEASE})
 """Ends that no job is listed for: it runs elsewhere, or will again."""
@@ -37,13 +40,38 @@ _JOB, _DUE, _STARTED, _ENDED, _ERROR = 0, 3, 4, 5, 6
 
 
 class _Cell:
-    """Attempts of one queue, task and outcome since the last call."""
+    """Attempts of one queue, task and outcome since the last call.
 
-    __slots__ = ("rows", "unstarted")
+    Attributes:
+        rows: those that ran and are not counted yet.
+        before: those that were counted last, as they may be listed.
+        unstarted: those whose function was never called.
+        count: how many are counted.
+        waited: of these, how many waited for so many ms.
+        ran: of these, how many ran for so many ms.
+    """
+
+    __slots__ = ("before", "count", "ran", "rows", "unstarted", "waited")
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
-        self.unstarted: list[Row] = []  # those whose function was never called
+        self.before: list[Row] = []
+        self.unstarted: list[Row] = []
+        self.count = 0
+        self.waited: Counter[int] = Counter()
+        self.ran: Counter[int] = Counter()
+
+    def fold(self) -> None:
+        """Count the rows."""
+        rows, self.rows = self.rows, []
+        self.count += len(rows)
+        try:
+            # Whole ones, as there are few of them: scores have fractions.
+            self.waited.update([int(row[_STARTED] - row[_DUE]) for row in rows])
+        except (OverflowError, ValueError):  # a score may be infinite
+            self.waited.update(_whole(row[_STARTED] - row[_DUE]) for row in rows)
+        self.ran.update([row[_ENDED] - row[_STARTED] for row in rows])
+        self.before = rows
 
 
 @dataclass(slots=True)
@@ -89,7 +117,7 @@ class Tally:
         self._taken: dict[Key, _Cell] = {}  # those that were taken last
         self._not_taken: Counter[Key] = Counter()  # what counts less, when it can
         self._queue, self._task = "", ""
-        self._add: Callable[[Row], None]  # set by the first: no task has no name
+        self._rows: list[Row] = []  # of the cell that the last success was in
 
     def ended(self, attempt: Attempt, ending: Ending) -> None:
         """Count one attempt."""
@@ -99,7 +127,8 @@ class Tally:
         claimed, record = attempt.claimed, attempt.record
         if record.task != self._task or claimed.queue != self._queue:
             self._turn_to(claimed.queue, record.task)
-        self._add(
+        rows = self._rows
+        rows.append(
             (
                 claimed.job_id,
                 attempt.number,
@@ -109,11 +138,15 @@ class Tally:
                 attempt.ended_ms,
             )
         )
+        if len(rows) == FOLDED:
+            cell = self._cell((self._queue, self._task, _SUCCEEDED.value))
+            cell.fold()
+            self._rows = cell.rows
 
     def _turn_to(self, queue: str, task: str) -> None:
         """Count successes of this task from now on: the next is most often of the same one."""
         self._queue, self._task = queue, task
-        self._add = self._cell((queue, task, _SUCCEEDED.value)).rows.append
+        self._rows = self._cell((queue, task, _SUCCEEDED.value)).rows
 
     def _ended_otherwise(self, attempt: Attempt, ending: Ending) -> None:
         claimed, record, outcome = attempt.claimed, attempt.record, ending.outcome
@@ -148,7 +181,7 @@ class Tally:
             key, rows, row = found
             task = key[1]
             rows.remove(row)
-            if cells is self._taken:
+            if cells is self._taken or rows is cells[key].before:
                 self._not_taken[key] += 1
             break
         self._cell((queue, task, Outcome.LOST_LEASE.value)).unstarted.append((job_id,))
@@ -165,11 +198,10 @@ class Tally:
         listed: dict[str, list[Row]] = {}
         counted = []
         for key, cell in cells.items():
-            if not (cell.rows or cell.unstarted):
-                continue
-            counted.append(self._counted(key, cell))
             if key[2] not in NOT_OVER:
-                listed.setdefault(key[0], []).extend(_listed(key, cell, self._most))
+                listed.setdefault(key[0], []).extend(_listed(key, cell))
+            if made := self._counted(key, cell):
+                counted.append(made)
         by_queue = {}
         for queue, rows in listed.items():
             rows.sort(key=_end_of)
@@ -177,38 +209,39 @@ class Tally:
             by_queue[queue] = (len(last), packed(self.worker, last))
         return counted, by_queue
 
-    def _counted(self, key: Key, cell: _Cell) -> Counted:
-        waited = _finite(Counter([row[_STARTED] - row[_DUE] for row in cell.rows]))
-        ran = Counter([row[_ENDED] - row[_STARTED] for row in cell.rows])
+    def _counted(self, key: Key, cell: _Cell) -> Counted | None:
+        taken = cell.rows, cell.before
+        cell.fold()
+        cell.rows, cell.before = taken  # as `lost` looks for them
         counted = Counted(
             *key,
-            count=len(cell.rows) + len(cell.unstarted),
-            waited=_by_bucket(waited),
-            ran=_by_bucket(ran),
-            waited_ms=_sum(waited),
-            ran_ms=_sum(ran),
+            count=cell.count + len(cell.unstarted),
+            waited=_by_bucket(cell.waited),
+            ran=_by_bucket(cell.ran),
+            waited_ms=_sum(cell.waited),
+            ran_ms=_sum(cell.ran),
         )
         # What was counted too soon is taken back, and no count goes below what it was.
         counted.count -= min(self._not_taken.pop(key, 0), counted.count)
-        return counted
+        return counted if counted.count or counted.ran else None
 
 
 def _find(cells: dict[Key, _Cell], queue: str, job_id: str) -> tuple[Key, list[Row], Row] | None:
     for key, cell in cells.items():
         if key[0] != queue or key[2] in NOT_OVER:
             continue
-        for rows in (cell.rows, cell.unstarted):
+        for rows in (cell.rows, cell.before, cell.unstarted):
             for row in rows:
                 if row[_JOB] == job_id:
                     return key, rows, row
     return None
 
 
-def _listed(key: Key, cell: _Cell, most: int) -> Iterable[Row]:
+def _listed(key: Key, cell: _Cell) -> Iterable[Row]:
     """Return what is written down of the last jobs of a cell."""
     _, task, outcome = key
-    for rows in (cell.rows, cell.unstarted):
-        for row in rows[-most:]:
+    for rows in (cell.before, cell.rows, cell.unstarted):
+        for row in rows:
             yield (task, outcome, *row)
 
 
@@ -217,25 +250,19 @@ def _end_of(row: Row) -> int:
     return end
 
 
-def _finite(times: Counter[float]) -> Counter[float]:
-    """Leave infinite waits out of sums: a score may be infinite."""
-    if all(map(math.isfinite, times)):
-        return times
-    counts: Counter[float] = Counter()
-    for ms, count in times.items():
-        counts[ms if math.isfinite(ms) else 0] += count
-    return counts
+def _whole(ms: float) -> int:
+    return int(ms) if math.isfinite(ms) else 0
 
 
-def _by_bucket(times: Counter[float]) -> Counter[int]:
+def _by_bucket(times: Counter[int]) -> Counter[int]:
     counts: Counter[int] = Counter()
     for ms, count in times.items():
-        counts[bucket(int(ms))] += count
+        counts[bucket(ms)] += count
     return counts
 
 
-def _sum(times: Counter[float]) -> int:
-    return sum(max(int(ms), 0) * count for ms, count in times.items())
+def _sum(times: Counter[int]) -> int:
+    return sum(max(ms, 0) * count for ms, count in times.items())
 
 
 def _error(result: object) -> str:
