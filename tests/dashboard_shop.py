@@ -1,4 +1,4 @@
-"""A shop whose workers the tests of the dashboard look at: ``arq tests.dashboard_shop.WorkerSettings``.
+"""A shop whose workers the tests of the dashboard look at.
 
 Its jobs take a moment, log, say how far they are, fail now and then, and write.
 """
@@ -36,7 +36,7 @@ async def charge_card(_ctx: Context, order_id: int, cents: int) -> int:
 @task
 async def place_order(ctx: Context, order_id: int) -> None:
     """Write a row."""
-    ctx.db.upsert("orders", key={"id": order_id}, state="placed")
+    ctx.db.upsert("orders", {"id": order_id, "state": "placed"})
 
 
 @task

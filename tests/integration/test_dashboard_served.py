@@ -1,4 +1,4 @@
-"""``runner dashboard`` as a process: where it listens, how it stops; and its parts that are pure."""
+"""``runner dashboard`` as a process: where it listens, how it stops; its parts that are pure."""
 
 from __future__ import annotations
 
