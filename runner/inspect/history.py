@@ -7,8 +7,8 @@ read here is half a second old. Minutes are those of Redis's clock.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -16,7 +16,8 @@ import msgspec
 from runner import keys
 from runner.errors import ArgumentsError
 from runner.inspect.finished import FinishedJob, unpacked
-from runner.inspect.latency import Latency, latency
+from runner.inspect.latency import BOUNDS_MS, Latency, latency
+from runner.types import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -89,26 +90,51 @@ class Period:
         return self.ended / self.seconds if self.seconds else 0.0
 
 
-@dataclass(slots=True)
 class _Sums:
-    outcomes: Counter[str] = field(default_factory=Counter)
-    times: dict[str, Counter[int]] = field(
-        default_factory=lambda: {WAIT: Counter(), RUN: Counter()}
-    )
-    sums: Counter[str] = field(default_factory=Counter)
+    """Counts that are added up."""
 
-    def add(self, name: str, count: int) -> None:
-        kind, rest = name[:1], name[1:]
-        if kind in self.times and rest.isdigit():
-            self.times[kind][int(rest)] += count
-        elif kind in self.times and rest == "s":
-            self.sums[kind] += count
+    __slots__ = ("outcomes", "sums", "times")
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, int] = {}
+        self.times: dict[str, dict[int, int]] = {WAIT: {}, RUN: {}}
+        self.sums = {WAIT: 0, RUN: 0}
+
+    def add(self, what: str, bucket: int, count: int) -> None:
+        """Add what a field holds, by its `_meaning`."""
+        if bucket >= 0:
+            counts = self.times[what]
+            counts[bucket] = counts.get(bucket, 0) + count
+        elif bucket == _OUTCOME:
+            self.outcomes[what] = self.outcomes.get(what, 0) + count
         else:
-            self.outcomes[name] += count
+            self.sums[what] += count
 
     def period(self, start_ms: int, seconds: int) -> Period:
         times = {kind: latency(self.times[kind], self.sums[kind]) for kind in (WAIT, RUN)}
-        return Period(start_ms, seconds, dict(self.outcomes), times[WAIT], times[RUN])
+        return Period(start_ms, seconds, self.outcomes, times[WAIT], times[RUN])
+
+
+_OUTCOME, _SUM = -1, -2
+
+
+@lru_cache(maxsize=1_000)
+def _meaning(name: bytes) -> tuple[str, int]:
+    """Read the name of a field: an outcome, the sum of times, or times of a bucket."""
+    text = name.decode(errors="replace")
+    kind, rest = text[:1], text[1:]
+    if kind in (WAIT, RUN) and rest.isdigit():
+        return kind, int(rest)
+    if kind in (WAIT, RUN) and rest == "s":
+        return kind, _SUM
+    return text, _OUTCOME
+
+
+_FIELDS = (
+    *(outcome.value for outcome in Outcome),
+    *(f"{kind}{bucket}" for kind in (WAIT, RUN) for bucket in ("s", *range(len(BOUNDS_MS) + 1))),
+)
+"""All that a minute may hold of one task."""
 
 
 class History:
@@ -143,7 +169,7 @@ class History:
         for minute, fields in await self._read(keys.minute, count):
             sums = _Sums()
             for name, value in fields:
-                sums.add(name.decode(), int(value))
+                sums.add(*_meaning(name), int(value))
             periods.append(sums.period(minute * MINUTE_MS, 60))
         return periods
 
@@ -157,7 +183,7 @@ class History:
         read = await self._read(keys.minute, minutes)
         for _, fields in read:
             for name, value in fields:
-                sums.add(name.decode(), int(value))
+                sums.add(*_meaning(name), int(value))
         return sums.period(read[0][0] * MINUTE_MS, _seconds_of(minutes))
 
     async def tasks(self, *, minutes: int = 5) -> dict[str, Period]:
@@ -166,14 +192,41 @@ class History:
         Raises:
             ArgumentsError: more minutes than a day has, or none.
         """
-        by_task: dict[str, _Sums] = {}
         read = await self._read(keys.minute_tasks, minutes)
-        for _, fields in read:
+        totals: dict[bytes, int] = {}
+        for _, fields in read:  # a fleet of many tasks has some ten thousand of them
             for name, value in fields:
-                kind, _, task = name.decode(errors="surrogateescape").partition(" ")
-                by_task.setdefault(task, _Sums()).add(kind, int(value))
+                totals[name] = totals.get(name, 0) + int(value)
+        by_task: dict[str, _Sums] = {}
+        for name, count in totals.items():
+            kind, _, raw = name.partition(b" ")
+            task = raw.decode(errors="surrogateescape")
+            if (sums := by_task.get(task)) is None:
+                sums = by_task[task] = _Sums()
+            sums.add(*_meaning(kind), count)
         start_ms, seconds = read[0][0] * MINUTE_MS, _seconds_of(minutes)
         return {task: by_task[task].period(start_ms, seconds) for task in sorted(by_task)}
+
+    async def task(self, name: str, *, minutes: int = 5) -> Period:
+        """Return the last minutes of one task, which costs less than those of all.
+
+        Raises:
+            ArgumentsError: more minutes than a day has, or none.
+        """
+        behind = b" " + name.encode(errors="surrogateescape")
+        fields = [field.encode() + behind for field in _FIELDS]
+        span = await self._span(minutes)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for minute in span:
+                for queue in self._queues:
+                    pipe.hmget(keys.minute_tasks(queue, minute), cast(Any, fields))
+            rows = await pipe.execute()
+        sums = _Sums()
+        for row in rows:
+            for field, value in zip(_FIELDS, row, strict=True):
+                if value is not None:
+                    sums.add(*_meaning(field.encode()), int(value))
+        return sums.period(span[0] * MINUTE_MS, _seconds_of(minutes))
 
     async def finished(
         self,
@@ -227,11 +280,15 @@ class History:
                 return None
             start += PIECES
 
-    async def _read(self, key: Any, count: int) -> list[tuple[int, list[tuple[bytes, bytes]]]]:
+    async def _span(self, count: int) -> range:
+        """Return the last minutes by Redis's clock, counted since 1970."""
         if not 1 <= count <= MOST_MINUTES:
             raise ArgumentsError(f"minutes is {count}, but must be 1 to {MOST_MINUTES}")
         seconds, _ = await self._redis.time()
-        minutes = range(seconds // 60 - count + 1, seconds // 60 + 1)
+        return range(seconds // 60 - count + 1, seconds // 60 + 1)
+
+    async def _read(self, key: Any, count: int) -> list[tuple[int, list[tuple[bytes, bytes]]]]:
+        minutes = await self._span(count)
         async with self._redis.pipeline(transaction=False) as pipe:
             for minute in minutes:
                 for queue in self._queues:

@@ -100,7 +100,7 @@ async def looking(redis_url: str, **given: Any) -> AsyncIterator[Visitor]:
 
 
 @task
-async def works(_ctx: Context, number: int = 0, **_more: Any) -> int:
+async def works(_ctx: Context, /, number: int = 0, **_more: Any) -> int:
     return number
 
 
@@ -168,7 +168,7 @@ async def test_a_session_that_was_altered_or_is_of_another_password_counts_for_n
         session = visitor.http.cookies["runner_session"]
         until, rest = session.split(".", 1)
         for forged in (f"{int(until) + 9}.{rest}", f"{session[:-1]}0", "", "9999999999..", "é.."):
-            headers = {"cookie": f"runner_session={forged}".encode("latin-1")}
+            headers = [(b"cookie", f"runner_session={forged}".encode("latin-1"))]
             async with visiting(visitor.http._transport.app) as other:  # type: ignore[attr-defined]
                 reply = await other.http.get("/", headers=headers)
                 assert reply.status_code == 303, forged
@@ -382,21 +382,21 @@ async def test_dead_letters_and_results_are_hostile_too(redis_url: str, client: 
     returned = await client.enqueue(works, 1, out=HOSTILE)
     await drain(redis_url, [works, breaks], monitor=True, keep_result=60)
     async with looking(redis_url) as visitor:
-        for path, fields in (
+        asked: tuple[tuple[str, dict[str, str]], ...] = (
             ("/", {}),
             ("/dead", {}),
             ("/jobs", {"state": "finished"}),
             ("/job", {"id": broken.job_id}),
             ("/job", {"id": returned.job_id}),
-        ):
-            page = await visitor.get(path, **fields)
-            assert page.status_code == 200
-            assert HOSTILE not in page.text, path
-        assert html.escape(HOSTILE) in page.text
+        )
+        for path, fields in asked:
+            assert (await visitor.get(path, **fields)).status_code == 200
+            assert HOSTILE not in visitor.page, path
+        assert html.escape(HOSTILE) in visitor.page
 
 
 async def test_what_is_pickled_is_not_unpickled(redis_url: str) -> None:
-    bomb = b"\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x08builtins\x94\x8c\x04exit\x94\x93\x94)R\x94."
+    bomb = b"\x80\x04cbuiltins\nexit\n)R."
     async with raw(redis_url) as redis:
         await redis.zadd(keys.DEFAULT_QUEUE, {"bomb": 1})
         await redis.set("arq:job:bomb", bomb, px=60_000)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from runner.dashboard.pages import Shown
 
 ROWS = 50
-LOOKS = 4
-"""What a search looks at before it asks whether to go on: four thousand letters."""
+LOOKS = 2
+"""What a search looks at before it asks whether to go on: two thousand letters."""
 FIELDS = ("task", "error", "text", "newer", "arg")
 
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from runner.dashboard.asked import Asked
     from runner.dashboard.desk import Desk
     from runner.dashboard.pages import Shown
-    from runner.inspect import Period
     from runner.tasks import Task
 
 LAST = 5
@@ -49,13 +48,14 @@ async def load_one(desk: Desk, asked: Asked) -> Shown:
     queue = await desk.queue(asked)
     workers = [worker for worker in await desk.workers() if name in worker.tasks]
     paused = (await desk.paused()).tasks
-    periods, queued, ended = await asyncio.gather(
-        client.history.of(*queues).tasks(minutes=LAST),
+    period, queued, ended = await asyncio.gather(
+        client.history.of(*queues).task(name, minutes=LAST),
         client.jobs.of(queue).list(JobFilter(task=name), limit=QUEUED, most_looks=LOOKS),
         client.history.of(queue).finished(limit=ENDED, task=name),
     )
-    period: Period | None = periods.get(name)
-    is_known = workers or period or queued.jobs or ended or name in desk.tasks or name in paused
+    is_known = (
+        workers or period.ended or queued.jobs or ended or name in desk.tasks or name in paused
+    )
     if not is_known:
         raise NotThere(f"Nobody here knows a task {name!r}.")
     return {

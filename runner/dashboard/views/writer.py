@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from runner.dashboard.desk import Desk
     from runner.dashboard.pages import Action, Shown
 
-REFUSED, LOOKS = 10, 2
+REFUSED, LOOKS = 10, 1
 
 
 async def load(desk: Desk, asked: Asked) -> Shown:
