@@ -291,6 +291,8 @@ class JobOverdue:
     Attributes:
         running_s: for how long by now.
         usual_s: what 95 of the last 100 of this task did not exceed in this process.
+        where: the line at which it is, as "file:line in function"; "" of one in a process.
+        stack: the whole stack as text.
     """
 
     worker: str
@@ -300,6 +302,8 @@ class JobOverdue:
     attempt: int
     running_s: float
     usual_s: float
+    where: str
+    stack: str
     at_ms: int
 
 

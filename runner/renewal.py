@@ -61,7 +61,7 @@ class Renewed(Signalled):
 
     @property
     def cancel_grace_s(self) -> float:
-        """How long a job has to end once it is cancelled, in seconds; less beyond the hard limit."""
+        """How many seconds a job has to end once it is cancelled; fewer beyond the hard limit."""
         most = HARD_GRACE_S if self._gives_back else math.inf
         return min(self._cancel_grace_s, most)
 

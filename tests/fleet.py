@@ -44,6 +44,26 @@ async def quick(ctx: Context, seconds: float = 0) -> int:
     return os.getpid()
 
 
+@task(max_running=3)
+async def limited(ctx: Context, seconds: float) -> int:
+    await note(ctx)
+    await asyncio.sleep(seconds)
+    return os.getpid()
+
+
+@task
+def in_thread(ctx: Context, seconds: float) -> int:
+    ctx.run(note(ctx))
+    time.sleep(seconds)
+    return os.getpid()
+
+
+@task(runs_in="process")
+def in_process(ctx: Context, seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getppid()
+
+
 @task
 async def hold(ctx: Context, megabytes: int) -> int:
     """Leak memory."""
@@ -133,7 +153,7 @@ async def leave_an_orphan(ctx: Context) -> int:
 class WorkerSettings(runner.WorkerSettings):
     functions = [quick, hold]
     functions += [burn, leave_a_task, eat, block, hold_and_block, crash, leave_an_orphan]
-    functions += [connect, eat_and_refuse]
+    functions += [connect, eat_and_refuse, limited, in_thread]
     redis_settings = RedisSettings.from_dsn(os.environ["REDIS_URL"])
     poll_delay = 0.2
     lease = 2

@@ -1,8 +1,8 @@
 """Run attempts: one line of steps from a claim to its settlement.
 
 `attempt` is the line, `calls` calls its function, `records` are the values between its steps,
-`context` is what a task sees, `lines` what is logged, `limits` its clocks, `settlement` what happens
-in Redis, `report` what subscribers hear; `steps` drives coroutines.
+`context` is what a task sees, `lines` what is logged, `limits` its clocks, `settlement` what
+happens in Redis, `report` what subscribers hear; `steps` drives coroutines.
 """
 
 from runner.execution import report

@@ -174,7 +174,7 @@ def expired() -> Ending:
     return Ending(Outcome.EXPIRED, errors.JobExpired("job expired before it could start"))
 
 
-class NotStarted(BaseException):  # noqa: N818  it says what became of the job
+class NotStarted(BaseException):
     """Raised in the place of a function's start, when its job ends without it.
 
     It comes through middleware, and is no failure of the function: nobody is to report it.

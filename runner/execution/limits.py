@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from runner.execution.records import Attempt, Host
+    from runner.execution.records import Attempt, Frames, Host
 
 _STANDARD = os.path.dirname(asyncio.__file__).removesuffix("asyncio")  # noqa: PTH120  compared as texts
 LOOK_S = 0.1
@@ -109,6 +109,10 @@ class Limits(SoftCancellation):
     def watch(self) -> None:
         """See to it that the job ends, now that it was cancelled."""
 
+    def frames(self) -> Frames:
+        """Return where the function is, the innermost last; nothing where that is not known."""
+        return []
+
     def _overrun(self, patience: int) -> None:
         if patience and self.host.leases_are_overdue():
             # The process was stopped for a while. First the leases: the job may be lost.
@@ -151,13 +155,17 @@ class LoopLimits(Limits):
             self.attempt.softened = True
         return given
 
+    def frames(self) -> Frames:
+        """Return where the function waits."""
+        return list(frames_of(self._coroutine))
+
     def watch(self) -> None:
         """Give the job up unless it ends within the grace, now that it was cancelled."""
         if self._grace is None:
             self._grace = self.loop.call_later(self.host.cancel_grace_s, self._give_up)
 
     def _give_up(self) -> None:
-        frames = list(frames_of(self._coroutine))
+        frames = self.frames()
         self.attempt.is_abandoned = self.attempt.goes_on = True
         if self.attempt.context is not None:
             self.attempt.context.end()

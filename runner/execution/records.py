@@ -163,7 +163,7 @@ class Attempt:
         is_over: it was decided how it ended; what follows are hooks and the settlement.
         released: its slot is free again.
         passed_in: its settlement is under way, and nobody waits for it.
-        limits: its clocks, while its function waits in the event loop.
+        limits: its clocks, while its function waits in the event loop, or runs in a thread.
         softened: its function was told of its soft time limit.
         goes_on: its function goes on, though the attempt has ended.
         is_abandoned: it is settled by another task than its own.

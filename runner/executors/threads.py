@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from runner.execution import Attempt, Host
+    from runner.execution.records import Frames
     from runner.leases import Leases
 
 logger = logging.getLogger("arq.worker")
@@ -196,6 +197,10 @@ class ThreadLimits(Limits):
         super().__init__(host, attempt, task)
         self._call = call
 
+    def frames(self) -> Frames:
+        """Return where the thread is."""
+        return frames_under(self._call.frames())
+
     def soften(self) -> None:
         """Raise `SoftTimeLimit` in the thread."""
         if self._call.soften():
@@ -246,12 +251,13 @@ class Threads:
         call = Call(attempt, function, functools.partial(self._returned, self._calls))
         attempt.context.connect_thread(call)
         self._begin(call)
-        limits = ThreadLimits(self._host, attempt, call)
+        limits = attempt.limits = ThreadLimits(self._host, attempt, call)
         limits.start(timeout_s)
         try:
             await self._wait(call)
         finally:
             limits.stop()
+            attempt.limits = None
         if call.error is not None:
             raise as_failure(call.error)
         attempt.unit = attempt.context.unit()

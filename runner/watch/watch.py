@@ -21,6 +21,7 @@ from runner.events import (
     TasksLeft,
 )
 from runner.execution import now_ms
+from runner.execution.limits import shown
 from runner.watch import vitals
 from runner.watch.blocked import BlockedLoop, Sight, sight
 from runner.watch.leftovers import Leftovers
@@ -203,7 +204,7 @@ class Watch:
             if now > self._ends_at:
                 # The loop does not turn, or something refuses to end: their leases run out.
                 logger.critical(
-                    "the jobs could not be handed back: the process ends now; the loop is here:\n%s",
+                    "the jobs could not be handed back: the process ends now, its loop is at\n%s",
                     sight(self._loops_thread, worker.loop).stack,
                 )
                 os._exit(RECYCLED)
@@ -295,12 +296,14 @@ class Watch:
 
     def _tell_overdue(self, attempt: Attempt, running_s: float, usual_s: float) -> None:
         claimed, task = attempt.claimed, attempt.record.task
+        where, stack = shown([] if attempt.limits is None else attempt.limits.frames())
         logger.warning(
-            "job %s:%s runs for %.1f s by now, usual are %.1f s",
+            "job %s:%s runs for %.1f s by now, usual are %.1f s%s",
             claimed.job_id,
             task,
             running_s,
             usual_s,
+            f"; it is at {where}" if where else "",
         )
         self._emit(
             JobOverdue(
@@ -311,6 +314,8 @@ class Watch:
                 attempt=attempt.number,
                 running_s=running_s,
                 usual_s=usual_s,
+                where=where,
+                stack=stack,
                 at_ms=now_ms(),
             )
         )

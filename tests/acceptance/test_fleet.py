@@ -99,6 +99,30 @@ async def test_no_worker_outlives_a_supervisor_that_is_killed(
             assert await client.exists(f"arq:in-progress:{job.job_id}") == 0
 
 
+async def test_job_that_blocks_its_worker_is_named_and_harms_no_other(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with (
+        runner.connect(redis_url) as client,
+        fleet(tmp_path, redis_url, "--processes", "2", more="lease = 1") as running,
+    ):
+        await running.ready()
+        blocking = await client.enqueue("block", 6)
+        await wait_until(lambda: runs_of(client, blocking.job_id), description="the job runs")
+        (blocked,) = await runs_of(client, blocking.job_id)
+        jobs = [await client.enqueue("quick") for _ in range(20)]
+        assert blocked not in {await job.result(timeout=20) for job in jobs}
+        await wait_until(
+            lambda: running.says(f"job {blocking.job_id}:block blocks the event loop"),
+            description="it is named",
+        )
+        assert await blocking.result(timeout=30) is None
+        assert running.says("in block\n    time.sleep(seconds)")
+        assert await runs_of(client, blocking.job_id) == [blocked]
+        assert (await client.queue_stats()).crashed == 0
+        assert await running.end() == 0
+
+
 async def test_second_sigterm_does_not_wait_for_jobs(redis_url: str, tmp_path: Path) -> None:
     more = "job_completion_wait = 600"
     async with (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import runner
+from runner import group
 from tests.fleet import Fleet, environment_of, fleet, runs_of, write_settings
 from tests.support import wait_until
 
@@ -51,6 +52,39 @@ async def test_after_so_many_jobs_a_new_process_takes_over(redis_url: str, tmp_p
             await asyncio.sleep(0.005)
         assert len(await ran_once_each(client, jobs)) >= 4
         assert running.says("max_jobs_per_process is 50", 3)
+        assert await running.end() == 0
+
+
+@runner.task
+async def quick(_ctx: runner.Context, _seconds: float = 0) -> int:
+    """Stand for the task of this name in the fleet."""
+    return 0
+
+
+async def test_all_kinds_of_jobs_pass_through_a_replacement(redis_url: str, tmp_path: Path) -> None:
+    more = "max_jobs_per_process = 80\nfunctions += [in_process]"
+    async with (
+        runner.connect(redis_url) as client,
+        fleet(tmp_path, redis_url, "--processes", "2", more=more) as running,
+    ):
+        await running.ready()
+        jobs, flows, elsewhere = [], [], []
+        while not running.says("has left", 2):
+            names = ("quick", "limited", "in_thread")
+            jobs += [await client.enqueue(name, 0.05) for name in names]
+            elsewhere.append(await client.enqueue("in_process", 0.02))
+            if len(jobs) % 10 == 0:
+                flows.append(await client.start(group(quick.call(0.02), quick.call(0.02))))
+            await asyncio.sleep(0.04)
+        for flow in flows:
+            assert len(await flow.result(timeout=60)) == 2
+        for job in elsewhere:
+            await job.result(timeout=60)
+        pids = [await job.result(timeout=60) for job in jobs]
+        assert [await runs_of(client, job.job_id) for job in jobs] == [[pid] for pid in pids]
+        stats = await client.queue_stats()
+        assert stats.succeeded == len(jobs) + len(elsewhere) + 2 * len(flows)
+        assert (stats.failed, stats.retried, stats.crashed, stats.dead) == (0, 0, 0, 0)
         assert await running.end() == 0
 
 

@@ -514,7 +514,7 @@ async def test_no_event_is_made_where_nobody_subscribes(
         raise AssertionError("an event was made for nobody")
 
     monkeypatch.setattr("runner.execution.report.ended", made)
-    monkeypatch.setattr("runner.execution.attempt.started", made)
+    monkeypatch.setattr("runner.execution.calls.started", made)
     await put(client, "succeed")
     worker = await drain(redis_url, TASKS)
     assert worker.jobs_complete == 1

@@ -71,8 +71,9 @@ async def see(_ctx: Context) -> None:
 
 
 @task
-async def grow(ctx: Context) -> None:
+async def grow(ctx: Context) -> int:
     await ctx.flow.add(see.call())
+    return 1
 
 
 class Notes(Middleware):
@@ -216,8 +217,8 @@ async def test_context_variables_travel_with_the_nodes_of_flows(redis_url: str) 
         assert await run.result(timeout=10) == [("acme", 0), ("acme", 0)]
         TENANT.set("umbrella")
         SEEN.clear()
-        run = await client.start(group(grow.call()))
-        assert (await run.wait(timeout=10)).succeeded == 2
+        growing = await client.start(group(grow.call()))
+        assert (await growing.wait(timeout=10)).succeeded == 2
         assert SEEN == ["umbrella"]
 
 

@@ -191,7 +191,7 @@ async def provided(
     user: str = Depends(get_user),
     number: int = Depends(get_number),
     word: str = Depends(get_word),
-) -> list[Any]:
+) -> list[int | str]:
     NOTES.append("function")
     return [first, connection, user, number, word]
 

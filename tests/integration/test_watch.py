@@ -61,6 +61,11 @@ async def sleep(_ctx: Context, seconds: float) -> None:
 
 
 @task
+def sleep_in_thread(_ctx: Context, seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@task
 async def leave(_ctx: Context, fails: bool = False) -> None:
     async def left_behind() -> None:
         await asyncio.Event().wait()
@@ -162,7 +167,7 @@ async def test_job_that_blocks_the_loop_is_named_while_it_does(
     assert (event.job_id, event.task, event.attempt) == (job.job_id, blocking.name, 1)
     assert 0.2 <= event.blocked_s < 1.0
     assert [line in event.stack for line in lines] == [True] * len(lines)
-    assert "execution/attempt.py" not in event.stack
+    assert "runner/execution/" not in event.stack
     (freed,) = of(LoopFreed, [event for event, _ in heard])
     assert freed.blocked_s > event.blocked_s
 
@@ -315,6 +320,23 @@ async def test_job_far_beyond_the_usual_time_is_named_once(
     assert (event.job_id, event.task, event.attempt) == (job.job_id, "sleep", 1)
     assert 1 <= event.running_s < 2
     assert event.usual_s < 1
+    assert "test_watch.py" in event.where
+    assert "in sleep" in event.where
+    assert "await asyncio.sleep(seconds)" in event.stack
+
+
+async def test_line_of_a_thread_that_runs_too_long_is_named(
+    redis_url: str, client: runner.Client
+) -> None:
+    events: list[Any] = []
+    settings: dict[str, Any] = {"overdue_factor": 3, "subscribers": [events.append]}
+    async with serving(redis_url, [sleep_in_thread], **settings):
+        for job in await client.enqueue_many([sleep_in_thread.call(0.01) for _ in range(20)]):
+            await job.result(timeout=10)
+        await (await client.enqueue(sleep_in_thread, 2)).result(timeout=10)
+    (event,) = of(JobOverdue, events)
+    assert event.where.endswith("in sleep_in_thread")
+    assert "time.sleep(seconds)" in event.stack
 
 
 async def test_vitals_are_told(redis_url: str, client: runner.Client) -> None:
