@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
+import promql_parser
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -111,6 +112,19 @@ async def test_what_is_asked_for_is_told(redis_url: str, database_url: str) -> N
         assert shown <= (grouped or known), f"{place}: its legend names {shown}"
         asked += 1
     assert asked > 40
+
+
+def test_every_expression_is_one_that_prometheus_reads() -> None:
+    for place, expression, _ in expressions():
+        plain = (
+            expression.replace("$__rate_interval", "5m")
+            .replace("$queue", "q")
+            .replace("$task", "t")
+        )
+        try:
+            promql_parser.parse(plain)
+        except ValueError as exc:
+            pytest.fail(f"{place}: {exc}")
 
 
 async def labels_of(url: str) -> dict[str, set[str]]:
