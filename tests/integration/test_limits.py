@@ -103,7 +103,7 @@ async def test_no_more_than_max_running_run_and_the_others_follow_in_order(
         ended = ends(worker)
         await client.enqueue_many([count.call(name) for name in names])
         await wait_until(lambda: parked_is(client, 6), description="six are parked")
-        assert len(log.starts) == 2
+        await wait_until(lambda: len(log.starts) == 2, description="two run")
         assert {e.outcome for e in ended} == {Outcome.PARKED}
         assert {(e.limit, e.is_final, e.ran) for e in ended} == {("count.running", False, False)}
         assert worker.jobs_retried == 0
@@ -942,3 +942,17 @@ async def test_parked_and_delayed_jobs_survive_a_crash_of_redis(
 
         await wait_until(clean, description="nobody waits or holds a slot")
     assert max(at_once) == 1
+
+
+@pytest.mark.parametrize("gated", [b"\xff", b'{"limits":[5]}', b'{"paused":5}'])
+async def test_pauses_that_cannot_be_read_stop_no_job(
+    redis_url: str, client: runner.Client, redis: Any, gated: bytes
+) -> None:
+    @task(name="free")
+    async def free(_ctx: Context) -> str:
+        return "ran"
+
+    await redis.set(keys.GATED, gated)
+    job = await client.enqueue(free)
+    await drain(redis_url, [free])
+    assert await job.result(timeout=5) == "ran"
