@@ -93,6 +93,25 @@ class _Spec:
         return (self.kind, self.name, place, self.count, *self.rest)
 
 
+class _SetLimit(msgspec.Struct, frozen=True):
+    """A limit that was set on a task at run time, as far as a worker has to know it."""
+
+    name: str
+    task: str
+    kind: str
+    key: str | None = None
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """What a claim says of pauses, and of limits set at run time."""
+
+    paused: tuple[str, ...] = ()
+    limits: tuple[_SetLimit, ...] = ()
+
+
+_GATES = msgspec.json.Decoder(_Told)
+
+
 class Gate:
     """Asks Redis whether claimed jobs of limited tasks may run.
 
@@ -168,14 +187,14 @@ class Gate:
             self._plans.clear()
         specs = [_declared_spec(limit, weight) for limit in limits]
         known = {limit.name for limit in limits}
-        told = msgspec.json.decode(gates) if gates else {"paused": [], "limits": []}
+        told = _told(gates)
         specs += [
-            _set_spec(definition, weight)
-            for definition in told["limits"]
-            if definition["task"] == task and definition["name"] not in known
+            _set_spec(limit, weight)
+            for limit in told.limits
+            if limit.task == task and limit.name not in known
         ]
         fixed = None
-        if specs or task in told["paused"]:
+        if specs or task in told.paused:
             self._is_used = True
             if all(spec.key is None for spec in specs):
                 fixed = _packed(spec.packed_for(None) for spec in specs)
@@ -296,11 +315,21 @@ def _declared_spec(limit: Limit, weight: int) -> _Spec:
     return _Spec(rule.kind, limit.name, limit.key, rule.count, rest)
 
 
-def _set_spec(definition: dict[str, Any], weight: int) -> _Spec:
+def _told(gates: bytes) -> _Told:
+    """Read what a claim brought: nothing of what cannot be read, so that jobs run all the same."""
+    if not gates:
+        return _Told()
+    try:
+        return _GATES.decode(gates)
+    except msgspec.DecodeError as exc:
+        logger.error("no pause of a task holds, and no limit set on one: %s", exc)  # noqa: TRY400  the message says it
+        return _Told()
+
+
+def _set_spec(limit: _SetLimit, weight: int) -> _Spec:
     """Return a limit that no code declares: the script looks up what is set, if it still is."""
-    kind = definition["kind"]
-    rest = () if kind == "running" else (0, 0, weight)
-    return _Spec(kind, definition["name"], definition["key"], 0, rest)
+    rest = () if limit.kind == "running" else (0, 0, weight)
+    return _Spec(limit.kind, limit.name, limit.key, 0, rest)
 
 
 def _packed(limits: Iterable[tuple[Any, ...]]) -> Limited:

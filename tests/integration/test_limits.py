@@ -22,6 +22,8 @@ from tests.support import wait_until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tests.servers import ChaosServers
+
 pytestmark = pytest.mark.lasting_keys(
     "runner:limits", "runner:gated", "runner:paused*", "runner:held:*"
 )
@@ -101,7 +103,7 @@ async def test_no_more_than_max_running_run_and_the_others_follow_in_order(
         ended = ends(worker)
         await client.enqueue_many([count.call(name) for name in names])
         await wait_until(lambda: parked_is(client, 6), description="six are parked")
-        assert len(log.starts) == 2
+        await wait_until(lambda: len(log.starts) == 2, description="two run")
         assert {e.outcome for e in ended} == {Outcome.PARKED}
         assert {(e.limit, e.is_final, e.ran) for e in ended} == {("count.running", False, False)}
         assert worker.jobs_retried == 0
@@ -904,3 +906,53 @@ async def test_a_bad_key_of_one_bucket_keeps_no_other_from_its_look(redis: Any) 
     while await sweep(redis) == 2:
         pass
     assert [claimed.job_id for claimed in await rig.claim()] == ["waits for l[good]"]
+
+
+async def test_parked_and_delayed_jobs_survive_a_crash_of_redis(
+    chaos_servers: ChaosServers,
+) -> None:
+    ran: Counter[int] = Counter()
+    at_once: list[int] = []
+    running: set[int] = set()
+
+    @task(name="slot", max_running=1)
+    async def slot(_ctx: Context, number: int) -> None:
+        running.add(number)
+        at_once.append(len(running))
+        await asyncio.sleep(0.02)
+        running.discard(number)
+        ran[number] += 1
+
+    @task(name="timed", rate="20/s")
+    async def timed(_ctx: Context, number: int) -> None:
+        ran[number] += 1
+
+    url = chaos_servers.redis_url
+    async with runner.connect(url) as client, serving(url, [slot, timed], max_jobs=50):
+        calls = [(slot if number < 60 else timed).call(number) for number in range(120)]
+        await client.enqueue_many(calls)
+        await wait_until(lambda: len(ran) > 5, description="some have run")
+        await chaos_servers.restart_redis(kill=True)
+        assert len(ran) < 120
+        await wait_until(lambda: len(ran) == 120, description="all run", timeout_s=40)
+
+        async def clean() -> bool:
+            async with raw(url) as redis:
+                return await is_clean(redis)
+
+        await wait_until(clean, description="nobody waits or holds a slot")
+    assert max(at_once) == 1
+
+
+@pytest.mark.parametrize("gated", [b"\xff", b'{"limits":[5]}', b'{"paused":5}'])
+async def test_pauses_that_cannot_be_read_stop_no_job(
+    redis_url: str, client: runner.Client, redis: Any, gated: bytes
+) -> None:
+    @task(name="free")
+    async def free(_ctx: Context) -> str:
+        return "ran"
+
+    await redis.set(keys.GATED, gated)
+    job = await client.enqueue(free)
+    await drain(redis_url, [free])
+    assert await job.result(timeout=5) == "ran"
