@@ -382,7 +382,7 @@ end
 
 local more = 0
 local gates = redis.call('MGET', paused, gated)
-local wanted = limit
+local wanted, clears = limit, limit > 0
 if gates[1] then
   limit = 0
 end
@@ -390,7 +390,8 @@ local holds_back = heeds == 1 and limit > 0 and is_behind()
 if holds_back then
   limit, wanted = 0, 0
 end
-if limit > 0 and flow_clear(queue) then
+-- Of a queue that is paused too: nothing is claimed of it by that.
+if clears and flow_clear(queue) then
   flows_due = 1
 end
 if limit > 0 then

@@ -544,3 +544,15 @@ async def test_job_is_kept_as_long_as_the_flow_that_it_waits_for(client: Client,
     await rig.redis.pexpire(keys.job(job.job_id), 60_000)  # as a stock client may have it
     await rig.settle(back(claimed, f"60000 {waits.value.flow_id}"))
     assert min(await lifetimes(rig, keys.job(job.job_id))) > DAY_MS
+
+
+async def test_cancelled_flow_is_taken_out_of_a_paused_queue_too(client: Client, rig: Rig) -> None:
+    run = await client.start(work.map(range(700)))
+    other = await client.enqueue(work, 1)
+    await client.pause(queue=QUEUE)
+    await run.cancel()
+    for _ in range(3):
+        assert await rig.claim() == []
+    assert (await run.status()).state is FlowState.CANCELLED
+    assert await rig.ids() == {other.job_id}
+    await client.resume(queue=QUEUE)
