@@ -46,9 +46,9 @@ runner:unit:<id>                STRING   of a unit whose id its caller chose: it
                                          of its contents; 10 min
 runner:sent:<client>            STRING   a client's last submission, so that it can be repeated;
                                          a minute
-runner:flow:<flow>              HASH     a flow: name, state, counts, deadline, what its nodes wait for;
-                                         30 days from its last progress, or the time to which a node
-                                         is put off, and `keep_result` once it ended
+runner:flow:<flow>              HASH     a flow: name, state, counts, deadline, which flows its
+                                         nodes wait for; 30 days from its last progress or the
+                                         time of its next node, and `keep_result` once it ended
 runner:flow:<flow>:plan         HASH     number of a node → flags, queue, delay, children; as the
                                          flow, and 10 min before it starts; so are the next five
 runner:flow:<flow>:names        HASH     number → name and task, and the flows it is nested in
