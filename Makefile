@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test soak test-arq bench bench-quick bench-writer lint format dev clean help
+.PHONY: demo test soak test-arq bench bench-quick bench-writer bench-flows lint format dev clean help
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -59,6 +59,9 @@ bench-quick: $(STAMP) ## The same with small counts, against stock arq alone: do
 
 bench-writer: $(STAMP) ## Compare the writer with pools of connections (ARGS="--rows inserts --save")
 	$(BIN)/python -m tests.benchmarks.writer $(ARGS)
+
+bench-flows: $(STAMP) ## Compare flows with chords of Celery and streaQ (ARGS="--rows chord --save")
+	$(BIN)/python -m tests.benchmarks.flows $(ARGS)
 
 lint: $(STAMP) ## Check format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -56,11 +56,12 @@ runner:control:<worker>         LIST     orders to a worker; 15 s
 runner:answers:<reply>          LIST     what workers answered to an order; a minute
 runner:sent:<client>            STRING   a client's last submission, so that it can be repeated;
                                          a minute
-runner:flow:<flow>              HASH     a flow: name, state, counts, deadline; while it makes
-                                         progress, 30 days at most, and `keep_result` once it ended
+runner:flow:<flow>              HASH     a flow: name, state, counts, deadline, which flows its
+                                         nodes wait for; 30 days from its last progress or the
+                                         time of its next node, and `keep_result` once it ended
 runner:flow:<flow>:plan         HASH     number of a node → flags, queue, delay, children; as the
                                          flow, and 10 min before it starts; so are the next five
-runner:flow:<flow>:names        HASH     number → name and task
+runner:flow:<flow>:names        HASH     number → name and task, and the flows it is nested in
 runner:flow:<flow>:jobs         HASH     number → payload
 runner:flow:<flow>:waits        HASH     number → parents that have not ended
 runner:flow:<flow>:states       HASH     number → what became of it

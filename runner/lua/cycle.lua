@@ -406,7 +406,7 @@ local gates = redis.call('MGET', paused, gated)
 
 -- Claim what is due, or register as idle; say what else there is.
 local function claim()
-  local wanted, room = limit, limit
+  local wanted, room, clears = limit, limit, limit > 0
   if gates[1] then
     room = 0
   end
@@ -414,7 +414,8 @@ local function claim()
   if holds_back then
     room, wanted = 0, 0
   end
-  if room > 0 and flow_clear(queue) then
+  -- Of a queue that is paused too: nothing is claimed of it by that.
+  if clears and flow_clear(queue) then
     flows_due = 1
   end
   if room > 0 then

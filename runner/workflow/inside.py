@@ -14,6 +14,7 @@ from runner.errors import DecodeError, FlowError, FlowFailed, FlowNotFound, Leas
 from runner.workflow.flow import Added, Flow, flow_of
 from runner.workflow.graph import FlowState
 from runner.workflow.plan import Planner, filled, node_of, numbers_in, read_tree
+from runner.workflow.run import converter
 from runner.workflow.store import check_without, read_results, why_failed
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class JobFlow:
         only a node of a flow.
 
         Raises:
-            FlowFailed: the flow failed.
+            FlowFailed: the flow failed; another try of the job runs again what failed of it.
         """
         self._waited += 1
         flow = flow_of(part)
@@ -147,17 +148,30 @@ class JobFlow:
             status = await self._store.status(flow_id)
         except FlowNotFound:
             resumes = (self._claimed.queue, self._claimed.job_id)
-            await self._store.start(flow, flow_id, resumes=resumes)
+            await self._store.start(flow, flow_id, resumes=resumes, tries=self._claimed.attempt)
             status = await self._store.status(flow_id)
         if not status.has_ended:
             raise WaitForFlow(flow_id)
         if status.state is not FlowState.SUCCEEDED:
+            if status.state is FlowState.FAILED and await self._tries_again(flow_id):
+                raise WaitForFlow(flow_id)
             raise FlowFailed(
                 f"flow {status.name} ({flow_id}) was waited for, and {status.state.value}",
                 flow_id=flow_id,
                 state=status.state.value,
             )
-        return cast(R, await self._store.result(flow_id))
+        return cast(R, await self._store.result(flow_id, converter(flow)))
+
+    async def _tries_again(self, flow_id: str) -> bool:
+        """Run what failed of a flow again, once for each try of this job."""
+        if await self._store.tries(flow_id) >= self._claimed.attempt:
+            return False
+        try:
+            await self._store.run_again(flow_id, tries=self._claimed.attempt)
+        except FlowError:  # somebody else may have been first
+            if (await self._store.status(flow_id)).has_ended:
+                raise
+        return True
 
     def _own(self) -> tuple[str, int]:
         if self._place is None:

@@ -91,7 +91,12 @@ class FlowStore:
         self.lifetime_ms = lifetime_ms
 
     async def start(
-        self, flow: Flow, flow_id: str | None = None, *, resumes: tuple[str, str] | None = None
+        self,
+        flow: Flow,
+        flow_id: str | None = None,
+        *,
+        resumes: tuple[str, str] | None = None,
+        tries: int = 0,
     ) -> str:
         """Store a flow in bounded calls, and start it by one last step; return its id.
 
@@ -102,6 +107,7 @@ class FlowStore:
             flow: what to start.
             flow_id: its id, when it is to be started once under it.
             resumes: the queue and id of a job that waits for its end.
+            tries: the number of that job's try.
         """
         chosen = self.new_id() if flow_id is None else checked_flow_id(flow_id)
         plan = plan_of(
@@ -109,6 +115,7 @@ class FlowStore:
         )
         if resumes is not None:
             plan.facts["resumes_queue"], plan.facts["resumes"] = resumes
+            plan.facts["tries"] = tries
         if await self._put(chosen, plan.entries):
             await self._make_effective(chosen, plan)
         return chosen
@@ -321,8 +328,16 @@ class FlowStore:
             await self._facts(flow_id)
         return bool(stopped == 1)
 
-    async def run_again(self, flow_id: str) -> int:
+    async def tries(self, flow_id: str) -> int:
+        """Return the number of the try, of the job that waits for it, which this flow runs for."""
+        return int(await self.redis.hget(keys.flow(flow_id), "tries") or 0)
+
+    async def run_again(self, flow_id: str, *, tries: int | None = None) -> int:
         """Run what did not succeed of a flow that has ended; return how many nodes that is.
+
+        Args:
+            flow_id: its id.
+            tries: the number of the try of the job that waits for it.
 
         Raises:
             FlowError: it runs, or somebody else does the same.
@@ -359,6 +374,8 @@ class FlowStore:
         args: list[Any] = [token, flow_id, 0, len(ordinary), _pack(ranges(ready))]
         for field, state in COUNTED:
             args += (field, sum(each is state for each in rest))
+        if tries is not None:
+            args += ("tries", tries)
         if await self.call("flow_again", flow_id, args, facts["home"]) != 1:
             raise FlowError(f"somebody else runs the failed part of flow {flow_id} again")
         return len(ordinary)

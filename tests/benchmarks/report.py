@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 RESULTS: Final = HERE / "RESULTS.md"
 OPENING: Final = """# Results
 
-Written by `make bench ARGS=--save` and `make bench-writer ARGS=--save`; each table says when and
-how it was measured. Figures are medians of the rounds, in which the sides take turns on the same
-servers; where there are brackets, they hold the lowest and the highest. Compare figures of one
-table, not of two machines.
+Written by `make bench`, `make bench-writer` and `make bench-flows` with `ARGS=--save`; each table
+says when and how it was measured. Figures are medians of the rounds, in which the sides take turns
+on the same servers; where there are brackets, they hold the lowest and the highest. Compare figures
+of one table, not of two machines.
 """
 MAX_REASON: Final = 160
 NOTHING: Final = "-"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,7 @@ from runner import Context, Flow, FlowState, NodeState, broker, chain, group, ke
 from runner.broker import Settlement
 from runner.codec import MsgpackCodec, ResultRecord, decode_job, encode_result
 from runner.errors import FlowError, FlowFailed
+from runner.retry import RetryPolicy
 from runner.workflow.inside import JobFlow, WaitForFlow, filled_arguments
 from runner.workflow.plan import job_id_of
 from tests.engine import Gate, Rig, done, raw, serving
@@ -544,3 +546,67 @@ async def test_job_is_kept_as_long_as_the_flow_that_it_waits_for(client: Client,
     await rig.redis.pexpire(keys.job(job.job_id), 60_000)  # as a stock client may have it
     await rig.settle(back(claimed, f"60000 {waits.value.flow_id}"))
     assert min(await lifetimes(rig, keys.job(job.job_id))) > DAY_MS
+
+
+async def test_cancelled_flow_is_taken_out_of_a_paused_queue_too(client: Client, rig: Rig) -> None:
+    run = await client.start(work.map(range(700)))
+    other = await client.enqueue(work, 1)
+    await client.pause(queue=QUEUE)
+    await run.cancel()
+    for _ in range(3):
+        assert await rig.claim() == []
+    assert (await run.status()).state is FlowState.CANCELLED
+    assert await rig.ids() == {other.job_id}
+    await client.resume(queue=QUEUE)
+
+
+@dataclass(frozen=True)
+class Total:
+    numbers: list[int]
+
+
+@task
+async def add_up(_ctx: Context, numbers: list[int]) -> Total:
+    return Total(numbers)
+
+
+@task
+async def wait_for_total(ctx: Context) -> int:
+    found = await ctx.flow.wait(chain(group(work.call(1), work.call(2)), add_up.s()))
+    assert isinstance(found, Total), found
+    return sum(found.numbers)
+
+
+async def test_what_a_job_waited_for_is_of_the_type_that_its_task_returns(
+    redis_url: str, client: Client
+) -> None:
+    async with serving(redis_url, [work, add_up, wait_for_total]):
+        job = await client.enqueue(wait_for_total)
+        assert await job.result(timeout=20) == 3
+
+
+@task
+async def count_runs(ctx: Context) -> int:
+    return int(await ctx.client.incr("runs"))
+
+
+@task
+async def mended_later(ctx: Context) -> int:
+    if await ctx.client.incr("tries") == 1:
+        raise ValueError("not mended yet")
+    return 40
+
+
+@task(retries=2, backoff=RetryPolicy(base=0.01))
+async def wait_twice(ctx: Context) -> list[int]:
+    return await ctx.flow.wait(group(count_runs.call(), mended_later.call()))
+
+
+async def test_another_try_runs_what_failed_of_the_flow_that_it_waits_for(
+    redis_url: str, client: Client
+) -> None:
+    async with serving(redis_url, [count_runs, mended_later, wait_twice]):
+        job = await client.enqueue(wait_twice)
+        assert await job.result(timeout=20) == [1, 40]
+    await client.expire("runs", 60)
+    await client.expire("tries", 60)

@@ -222,3 +222,30 @@ async def test_callback_writes_at_each_end_of_a_flow(
         assert await run.retry() == 1
         assert (await run.wait(timeout=30)).state is FlowState.SUCCEEDED
         await wait_until(has_ended_twice, description="it has written again")
+
+
+@task(retries=5, on_write_error="retry")
+async def insist(ctx: Context, number: int) -> None:
+    ctx.db.insert("t", id=number)
+
+
+async def test_refused_node_of_a_cancelled_flow_is_not_tried_again(
+    redis_url: str, database_url: str, database: Connection[Record]
+) -> None:
+    await database.execute("INSERT INTO t VALUES (1)")
+    tasks = [*TASKS, insist]
+    async with runner.connect(redis_url) as client:
+        async with serving(redis_url, tasks, database_url=database_url, writer=False):
+            run = await client.start(chain(insist.call(1), say.call(1)))
+            marker = keys.in_progress(f"flow:{run.id}:0")
+
+            async def is_committing() -> bool:
+                held = await untyped(client).get(marker)
+                return bool(held and held.startswith(b"committing:"))
+
+            await wait_until(is_committing, description="its unit waits for the writer")
+            await run.cancel()
+        async with serving(redis_url, tasks, database_url=database_url):
+            assert (await run.wait(timeout=30)).state is FlowState.CANCELLED
+        assert (await run.status()).cancelled == 1
+        assert await client.zcard(keys.DEFAULT_QUEUE) == 0
