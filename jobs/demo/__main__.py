@@ -48,6 +48,8 @@ def main(arguments: list[str]) -> int:
         terminated = True
         signal.raise_signal(signal.SIGINT)
 
+    # A shell ignores SIGINT for what it starts in the background, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, on_sigterm)
     try:
         return _run(options)

@@ -152,6 +152,15 @@ async def test_a_process_that_keeps_ending_ends_the_run(tmp_path: Path) -> None:
     assert said[0].startswith("worker-1 ended by itself with exit code 1; starting it again")
 
 
+@pytest.fixture
+def _in_the_background() -> Iterator[None]:
+    """Ignore SIGINT, as a shell does for what it starts with ``&``: children inherit it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_in_the_background")
 @pytest.mark.parametrize(
     ("number", "code"),
     [

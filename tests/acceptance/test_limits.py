@@ -43,8 +43,9 @@ WORKERS, MAX_JOBS = 4, 20
 LEASE_S = 3.0
 PERIOD_US = PERIOD_S * 1_000_000
 PERIODS, FULL_PERIODS = 4, 2
-MARGIN = 1.02
-"""Jobs note their start a moment after their admission: windows a little shorter are looked at."""
+MARGIN = 1.06
+"""Jobs note their start a moment after their admission, a fifth of a second on a busy machine:
+windows a little shorter are looked at."""
 
 pytestmark = pytest.mark.lasting_keys("runner:limits", "runner:gated", "runner:paused*")
 
