@@ -44,7 +44,7 @@ INSERT INTO t VALUES (0);
 # Class by class: of the connection, of concurrency, of the operator, of the system, our own.
 STATES = [
     *("08006", "40001", "40P01", "53200", "55P03", "57P01", "58030", "25006"),
-    *("RNF01", "RND01", "XX000", "26000", "P0001"),
+    *("RNF01", "RND01", "RNC01", "RNP01", "RNM01", "XX000", "26000", "P0001", "57014", "0A000"),
 ]
 
 
