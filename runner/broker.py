@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -82,9 +83,8 @@ class Claimed(msgspec.Struct):
     gates: bytes = b""
 
 
-@dataclass(slots=True, kw_only=True)
-class Settlement:
-    """How one attempt ends in Redis.
+class Settlement(msgspec.Struct, kw_only=True, eq=False):
+    """How one attempt ends in Redis; a struct, made in a fifth of a dataclass's time.
 
     Attributes:
         counter: the count that goes up with it, or "".

@@ -80,6 +80,9 @@ class Pipe:
         self._by_pool: set[asyncio.Task[None]] = set()
         self._failures = 0
 
+    _leaves_repeating = True
+    """Whether redis-py does what its settings say of repeating commands."""
+
     def send(self, on_reply: OnReply, *command: Any) -> None:
         """Send a command; `on_reply` gets its reply, or the exception in its place, once.
 
@@ -204,7 +207,7 @@ class Pipe:
         connection = pool.make_connection()
         self._falls_back = (
             type(connection) not in _KNOWN
-            or bool(connection.retry_on_error)
+            or (self._leaves_repeating and bool(connection.retry_on_error))
             or connection.credential_provider is not None
             or self._redis.single_connection_client
         )
@@ -243,7 +246,13 @@ class Pipe:
 
 
 class PlainPipe(Pipe):
-    """A pipe that raises redis-py's own errors, for those who know what to do about each."""
+    """A pipe that raises redis-py's own errors, for those who know what to do about each.
+
+    So no command is repeated for them: a claim that redis-py sent twice would hold jobs of which
+    nobody hears.
+    """
+
+    _leaves_repeating = False
 
     async def execute_command(self, *command: Any) -> Any:
         """Send a command and return its reply; raise what redis-py would raise."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ class Wire:
         cut: requests that contain this are forwarded; their connection is closed when the
             reply comes, and the reply is thrown away. b"" cuts nothing.
         cuts: how often that happened.
+        most_cuts: after how many no more are cut.
         mute: requests that contain this are thrown away, and nobody is told; b"" loses none.
         muted: how often that happened.
     """
@@ -36,6 +38,7 @@ class Wire:
     delay_s: float = 0
     cut: bytes = b""
     cuts: int = 0
+    most_cuts: int = sys.maxsize
     mute: bytes = b""
     muted: int = 0
     pipes: set[asyncio.Task[None]] = field(default_factory=set)
@@ -72,6 +75,8 @@ class Wire:
             await asyncio.sleep(self.delay_s)
             if cut.is_set():
                 self.cuts += 1
+                if self.cuts >= self.most_cuts:
+                    self.cut = b""
                 writer.close()
                 return
             writer.write(data)

@@ -83,7 +83,11 @@ async def run(host: Host, attempt: Attempt, ending: Ending | None = None) -> Non
     """Run one attempt from its claim to its settlement, or only settle what has ended so."""
     if ending is None:
         try:
-            ending = load(host, attempt) or await admit(host, attempt)
+            ending = load(host, attempt) or admit(host, attempt)
+            if ending is not None and is_late(attempt, ending) and await has_begun(host, attempt):
+                ending = admit(host, attempt)
+            if ending is None and attempt.number > attempt.claimed.attempt:
+                await host.remember_try(attempt.claimed, attempt.number)
             if ending is None and attempt.limited is not None:
                 ending = await take_results(host, attempt) or await pass_gate(host, attempt)
             if ending is None:
@@ -135,16 +139,17 @@ def load(host: Host, attempt: Attempt) -> Ending | None:
         failure = DeserializationError("unable to deserialize job")
         failure.__cause__ = exc
         return Ending(Outcome.UNDECODABLE, failure)
+    limits: object = attempt.claimed.gates
     function = attempt.function = host.functions.get(attempt.record.task)
     if function is not None and isinstance(function.coroutine, Task):
-        attempt.task = function.coroutine
-    task = attempt.task
-    if attempt.claimed.gates or (task is not None and task.task_options.limits):
+        task = attempt.task = function.coroutine
+        limits = limits or task.task_options.limits
+    if limits:
         attempt.limited = limits_of(host, attempt)
     return None
 
 
-async def admit(host: Host, attempt: Attempt) -> Ending | None:
+def admit(host: Host, attempt: Attempt) -> Ending | None:
     """Return None when the job may run now, or how it ends without having run."""
     record, claimed = attempt.record, attempt.claimed
     if claimed.job_id in host.aborting_tasks:
@@ -153,22 +158,23 @@ async def admit(host: Host, attempt: Attempt) -> Ending | None:
         hint = errors.did_you_mean(record.task, host.functions)
         message = f"function {record.task!r} not found{hint}"
         return Ending(Outcome.UNKNOWN_TASK, errors.TaskNotFound(message))
-    timed = "exp" in record.options or WITHIN in record.options
-    if timed and has_expired(attempt, attempt.started_ms) and not await has_begun(host, attempt):
+    timed = record.options and ("exp" in record.options or WITHIN in record.options)
+    if timed and has_expired(attempt, attempt.started_ms):
         return expired()
-    most = attempt.task.task_options.max_crashes if attempt.task else None
-    most = host.max_crashes if most is None else most
-    if claimed.crashes >= max(most, 1):
-        message = f"the job lost its worker {claimed.crashes} times, max_crashes is {most}"
-        return Ending(Outcome.TOO_MANY_CRASHES, errors.TooManyCrashes(message))
+    if claimed.crashes and (ending := crashed_too_often(host, attempt)) is not None:
+        return ending
     if record.attempt and record.attempt > attempt.number:
         attempt.number = record.attempt
-        await host.remember_try(claimed, record.attempt)
     max_tries = max_tries_of(host, attempt)
     if attempt.number > max_tries:
         message = f"max {max_tries} retries exceeded"
         return Ending(Outcome.TOO_MANY_TRIES, errors.TooManyTries(message))
     return None
+
+
+def is_late(attempt: Attempt, ending: Ending) -> bool:
+    """Say whether a job that is there ends because it could not start in time."""
+    return ending.outcome is Outcome.EXPIRED and attempt.claimed.payload is not None
 
 
 async def has_begun(host: Host, attempt: Attempt) -> bool:
@@ -182,6 +188,17 @@ async def has_begun(host: Host, attempt: Attempt) -> bool:
     return attempt.has_begun
 
 
+def crashed_too_often(host: Host, attempt: Attempt) -> Ending | None:
+    """Return the end of a job that has lost so many leases that it is given up."""
+    most = attempt.task.task_options.max_crashes if attempt.task else None
+    most = host.max_crashes if most is None else most
+    crashes = attempt.claimed.crashes
+    if crashes < max(most, 1):
+        return None
+    message = f"the job lost its worker {crashes} times, max_crashes is {most}"
+    return Ending(Outcome.TOO_MANY_CRASHES, errors.TooManyCrashes(message))
+
+
 async def perform(host: Host, attempt: Attempt) -> Ending:
     """Call the function under its time limit, and classify how it ended."""
     context = attempt.context = make_context(host, attempt)
@@ -189,9 +206,10 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
     try:
         if host.on_job_start:
             await host.on_job_start(context)
-        takes_results = REFERENCES in attempt.record.options
+        options, task = attempt.record.options, attempt.task
+        takes_results = bool(options) and REFERENCES in options
         args, kwargs = arguments(attempt, takes_results and await results_for(host, attempt))
-        if attempt.task is not None and attempt.task.runs_in != "loop":
+        if task is not None and task.runs_in != "loop":
             value = await run_elsewhere(host, attempt, context, args, kwargs)
         else:
             timeout_s = starts(host, attempt)
@@ -219,22 +237,22 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
 
 def make_context(host: Host, attempt: Attempt) -> Context:
     """Return arq's dict for this attempt, with our parts."""
-    run = scheduled_run(host, attempt) if CRON_OPTION in attempt.record.options else None
+    claimed, options = attempt.claimed, attempt.record.options
+    of_schedule = bool(options) and CRON_OPTION in options
     context = Context(
         host.ctx,
         host.reads,
-        functools.partial(host.commits_of, attempt),
-        run,
-        functools.partial(job_flow, host, attempt),
+        lambda: host.commits_of(attempt),
+        scheduled_run(host, attempt) if of_schedule else None,
+        lambda: job_flow(host, attempt),
         board=host.progress,
     )
-    context["job_id"] = attempt.claimed.job_id
+    context["job_id"] = claimed.job_id
     context["job_try"] = attempt.number
     context["enqueue_time"] = enqueue_time(attempt.record.enqueued_ms)
-    run_at_ms = attempt.claimed.run_at_ms
-    context["score"] = int(run_at_ms) if math.isfinite(run_at_ms) else 0
-    if CRON_OPTION in attempt.record.options:
-        context[CRON_OPTION] = attempt.record.options[CRON_OPTION]
+    context["score"] = int(claimed.run_at_ms) if math.isfinite(claimed.run_at_ms) else 0
+    if of_schedule:
+        context[CRON_OPTION] = options[CRON_OPTION]
     return context
 
 

@@ -257,8 +257,8 @@ def now_ms() -> int:
 
 def max_tries_of(host: Host, attempt: Attempt) -> int:
     """Return how often this job may be tried."""
-    retries = attempt.record.options.get(RETRIES)
-    if retries is not None:
+    options = attempt.record.options
+    if options and (retries := options.get(RETRIES)) is not None:
         return int(retries) + 1
     declared = attempt.function.max_tries if attempt.function else None
     return host.max_tries if declared is None else declared
@@ -266,7 +266,8 @@ def max_tries_of(host: Host, attempt: Attempt) -> int:
 
 def timeout_of(host: Host, attempt: Attempt) -> float | None:
     """Return the seconds this attempt may take; None means without end."""
-    declared = attempt.record.options.get(TIMEOUT)
+    options = attempt.record.options
+    declared = options.get(TIMEOUT) if options else None
     if declared is None and attempt.function is not None:
         declared = attempt.function.timeout_s
     timeout: float | None = host.job_timeout_s if declared is None else declared

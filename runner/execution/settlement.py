@@ -47,26 +47,27 @@ def settlement(host: Host, attempt: Attempt, ending: Ending) -> Settlement:
             letter=error_record(host, attempt, ending) if host.history and not gives_back else b"",
             slots=attempt.slots,
         )
+    claimed, options = attempt.claimed, attempt.record.options
     keep_ms = keep_ms_of(host, attempt)
     # Of a node of a flow always: others may take it, however long it is kept beside that.
-    is_node = attempt.claimed.job_id.startswith(JOB_PREFIX)
-    result = encode(host, attempt, ending) if keep_ms or is_node else b""
+    is_wanted = keep_ms or claimed.job_id.startswith(JOB_PREFIX)
+    result = encode(host, attempt, ending) if is_wanted else b""
     settled = Settlement(
-        claimed=attempt.claimed,
+        claimed=claimed,
         mode="done",
         counter="succeeded" if done else "failed",
         result=result,
         keep_ms=keep_ms if result else 0,
         extra=str(keep_cronjob_progress * 1000) if attempt.is_cron and attempt.context else "",
     )
-    if attempt.claimed.crashes or attempt.record.options:
-        settled.had_errors = attempt.claimed.crashes > 0 or REQUEUED in attempt.record.options
+    if claimed.crashes or options:
+        settled.had_errors = claimed.crashes > 0 or REQUEUED in options
     if attempt.limited is not None:
         settled.slots = attempt.slots
     if done and attempt.unit:
         settled.mode = "submit"
         # The number 0 is kept for this unit: those of `commit` count from 1, in any attempt.
-        settled.unit_id = f"{attempt.claimed.job_id}:{attempt.record.enqueued_ms}:0"
+        settled.unit_id = f"{claimed.job_id}:{attempt.record.enqueued_ms}:0"
         settled.operations = attempt.unit
         had_errors = settled.had_errors or attempt.number > 1
         settled.header = header(host, attempt, keep_ms, had_errors=had_errors)

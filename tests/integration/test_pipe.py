@@ -15,12 +15,15 @@ from uuid import uuid4
 import pytest
 import uvloop
 from redis.asyncio import Connection, ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import AuthenticationError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from runner.errors import RedisUnavailable
-from runner.pipe import Pipe
+from runner.pipe import Pipe, PlainPipe
 from runner.scripts import load
 from tests.support import run_apart, wait_until
 
@@ -315,6 +318,55 @@ async def test_pool_takes_the_calls_that_the_pipe_cannot(
         with pytest.raises(ResponseError):
             await pipe.execute_command("NO-SUCH-COMMAND")
         assert link_of(pipe) is None
+
+
+class Password(UsernamePasswordCredentialProvider):
+    """Whoever gives passwords may change them: redis-py asks anew for each connection."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "for_client", "for_engine"),
+    [
+        ({}, "pipe", "pipe"),
+        ({"protocol": 3}, "pipe", "pipe"),
+        ({"client_name": "shop"}, "pipe", "pipe"),
+        ({"socket_timeout": 5, "socket_connect_timeout": 5}, "pipe", "pipe"),
+        ({"socket_keepalive": True, "health_check_interval": 1}, "pipe", "pipe"),
+        ({"max_connections": 1}, "pipe", "pipe"),
+        ({"decode_responses": False, "encoding": "latin-1"}, "pipe", "pipe"),
+        ({"retry": Retry(NoBackoff(), 3)}, "pipe", "pipe"),
+        # redis-py repeats what may be repeated; the engine knows better what may.
+        ({"retry_on_timeout": True}, "pool", "pipe"),
+        ({"retry_on_error": [RedisConnectionError]}, "pool", "pipe"),
+        ({"credential_provider": Password("default", "")}, "pool", "pool"),
+        ({"connection_class": OwnConnection}, "pool", "pool"),
+    ],
+    ids=lambda value: "+".join(value) or "defaults" if isinstance(value, dict) else value,
+)
+async def test_settings_of_a_pool_choose_the_way_of_the_calls(
+    redis_url: str, settings: dict[str, Any], for_client: str, for_engine: str
+) -> None:
+    redis = Redis(connection_pool=ConnectionPool.from_url(redis_url, **settings))
+    for kind, way in ((Pipe, for_client), (PlainPipe, for_engine)):
+        pipe = kind(redis)
+        try:
+            assert await pipe.execute_command("ECHO", "a") == b"a"
+            named = await pipe.execute_command("CLIENT", "GETNAME")
+            assert named == (settings.get("client_name", "").encode() or None)
+            assert way == ("pool" if link_of(pipe) is None else "pipe")
+        finally:
+            await pipe.close()
+    await redis.aclose(close_connection_pool=True)
+
+
+async def test_client_of_a_single_connection_keeps_to_it(redis_url: str) -> None:
+    pool = ConnectionPool.from_url(redis_url)
+    async with Redis(connection_pool=pool, single_connection_client=True) as redis:
+        pipe = PlainPipe(redis)
+        ids = {await pipe.execute_command("CLIENT", "ID"), await redis.client_id()}
+        assert len(ids) == 1
+        await pipe.close()
+    await pool.disconnect()
 
 
 async def test_pool_that_loses_its_server_leaves_the_outcome_open(
