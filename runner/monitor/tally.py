@@ -1,8 +1,9 @@
 """Count how attempts end: little for each, the rest twice a second.
 
-A drain of jobs that do nothing takes some 15 µs of CPU a job. So for each success one tuple is made
-and appended; times are counted by `Counter` in C, a few hundred at once. Not more: what is kept for
-longer than the processor's caches hold it costs more than the counting.
+A drain of jobs that do nothing takes some 15 µs of CPU a job. So for each success six values are
+appended to a list, and a few hundred successes are counted at once, by `Counter` in C. They stand
+flat, because a tuple for each would let the garbage collector run more often; and not more of them,
+because what is kept for longer than the processor's caches hold it costs more than the counting.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from operator import sub
 from typing import TYPE_CHECKING
 
 from runner import codec
@@ -19,7 +21,7 @@ from runner.inspect.latency import bucket
 from runner.types import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterator
     from typing import Any, TypeAlias
 
     from runner.execution import Attempt, Ending
@@ -35,43 +37,69 @@ FOLDED = 250
 NOT_OVER = frozenset(outcome.value for outcome in AGAIN | {Outcome.LOST_LEASE})
 """Ends that no job is listed for: it runs elsewhere, or will again."""
 _SUCCEEDED = Outcome.SUCCEEDED
-_JOB, _DUE, _STARTED, _ENDED, _ERROR = 0, 3, 4, 5, 6
-"""Of a row: id, attempt, when enqueued, due, started and ended, and of a failure its error."""
+_WIDTH, _JOB, _DUE, _STARTED, _ENDED = 6, 0, 3, 4, 5
+"""The values of an attempt: id, number, when it was enqueued, due, started and ended."""
 
 
 class _Cell:
     """Attempts of one queue, task and outcome since the last call.
 
     Attributes:
-        rows: those that ran and are not counted yet.
+        values: those that ran and are not counted yet, flat.
+        errors: of each of them its error, unless they have succeeded.
         before: those that were counted last, as they may be listed.
-        unstarted: those whose function was never called.
+        unstarted: those whose function was never called, with their errors.
         count: how many are counted.
         waited: of these, how many waited for so many ms.
         ran: of these, how many ran for so many ms.
     """
 
-    __slots__ = ("before", "count", "ran", "rows", "unstarted", "waited")
+    __slots__ = ("before", "count", "errors", "ran", "unstarted", "values", "waited")
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
-        self.before: list[Row] = []
+        self.values: list[Any] = []
+        self.errors: list[str] = []
+        self.before: list[Any] = []
         self.unstarted: list[Row] = []
         self.count = 0
         self.waited: Counter[int] = Counter()
         self.ran: Counter[int] = Counter()
 
     def fold(self) -> None:
-        """Count the rows."""
-        rows, self.rows = self.rows, []
-        self.count += len(rows)
+        """Count what is not counted yet."""
+        values = self.before = self.values
+        self.values = []
+        due, started = values[_DUE::_WIDTH], values[_STARTED::_WIDTH]
+        self.count += len(due)
+        self.ran.update(map(sub, values[_ENDED::_WIDTH], started))
         try:
             # Whole ones, as there are few of them: scores have fractions.
-            self.waited.update([int(row[_STARTED] - row[_DUE]) for row in rows])
+            waited = list(map(int, map(sub, started, due)))
         except (OverflowError, ValueError):  # a score may be infinite
-            self.waited.update(_whole(row[_STARTED] - row[_DUE]) for row in rows)
-        self.ran.update([row[_ENDED] - row[_STARTED] for row in rows])
-        self.before = rows
+            waited = [_whole(ms) for ms in map(sub, started, due)]
+        self.waited.update(waited)
+
+    def rows(self) -> Iterator[Row]:
+        """Give those that may be listed, in order."""
+        for values in (self.before, self.values):
+            for at in range(0, len(values), _WIDTH):
+                error = self.errors[at // _WIDTH : at // _WIDTH + 1]
+                yield (*values[at : at + _WIDTH], *error)
+        yield from self.unstarted
+
+    def drop(self, job_id: str) -> bool | None:
+        """Forget an attempt; return whether it was counted, None where it is not there."""
+        for values in (self.values, self.before):
+            ids = values[::_WIDTH]
+            if job_id in ids:
+                at = ids.index(job_id)
+                del values[at * _WIDTH : (at + 1) * _WIDTH]
+                del self.errors[at : at + 1]
+                return values is self.before
+        kept = [row for row in self.unstarted if row[_JOB] != job_id]
+        is_there = len(kept) < len(self.unstarted)
+        self.unstarted = kept
+        return False if is_there else None
 
 
 @dataclass(slots=True)
@@ -117,7 +145,7 @@ class Tally:
         self._taken: dict[Key, _Cell] = {}  # those that were taken last
         self._not_taken: Counter[Key] = Counter()  # what counts less, when it can
         self._queue, self._task = "", ""
-        self._rows: list[Row] = []  # of the cell that the last success was in
+        self._values: list[Any] = []  # of the cell that the last success was in
 
     def ended(self, attempt: Attempt, ending: Ending) -> None:
         """Count one attempt."""
@@ -127,41 +155,43 @@ class Tally:
         claimed, record = attempt.claimed, attempt.record
         if record.task != self._task or claimed.queue != self._queue:
             self._turn_to(claimed.queue, record.task)
-        rows = self._rows
-        rows.append(
-            (
-                claimed.job_id,
-                attempt.number,
-                record.enqueued_ms,
-                claimed.run_at_ms,
-                attempt.started_ms,
-                attempt.ended_ms,
-            )
-        )
-        if len(rows) == FOLDED:
-            cell = self._cell((self._queue, self._task, _SUCCEEDED.value))
-            cell.fold()
-            self._rows = cell.rows
-
-    def _turn_to(self, queue: str, task: str) -> None:
-        """Count successes of this task from now on: the next is most often of the same one."""
-        self._queue, self._task = queue, task
-        self._rows = self._cell((queue, task, _SUCCEEDED.value)).rows
-
-    def _ended_otherwise(self, attempt: Attempt, ending: Ending) -> None:
-        claimed, record, outcome = attempt.claimed, attempt.record, ending.outcome
-        task = record.task if record.task in self._tasks else UNKNOWN
-        cell = self._cell((claimed.queue, task, outcome.value))
-        row = (
+        values = self._values
+        values += (
             claimed.job_id,
             attempt.number,
             record.enqueued_ms,
             claimed.run_at_ms,
             attempt.started_ms,
             attempt.ended_ms,
-            "" if outcome.value in NOT_OVER else _error(ending.result),
         )
-        (cell.unstarted if attempt.context is None else cell.rows).append(row)
+        if len(values) == FOLDED * _WIDTH:
+            cell = self._cell((self._queue, self._task, _SUCCEEDED.value))
+            cell.fold()
+            self._values = cell.values
+
+    def _turn_to(self, queue: str, task: str) -> None:
+        """Count successes of this task from now on: the next is most often of the same one."""
+        self._queue, self._task = queue, task
+        self._values = self._cell((queue, task, _SUCCEEDED.value)).values
+
+    def _ended_otherwise(self, attempt: Attempt, ending: Ending) -> None:
+        claimed, record, outcome = attempt.claimed, attempt.record, ending.outcome
+        task = record.task if record.task in self._tasks else UNKNOWN
+        cell = self._cell((claimed.queue, task, outcome.value))
+        error = "" if outcome.value in NOT_OVER else _error(ending.result)
+        values = (
+            claimed.job_id,
+            attempt.number,
+            record.enqueued_ms,
+            claimed.run_at_ms,
+            attempt.started_ms,
+            attempt.ended_ms,
+        )
+        if attempt.context is None:
+            cell.unstarted.append((*values, error))
+        else:
+            cell.values += values
+            cell.errors.append(error)
         self.leases_lost += outcome is Outcome.LOST_LEASE
 
     def _cell(self, key: Key) -> _Cell:
@@ -175,15 +205,18 @@ class Tally:
         self.leases_lost += 1
         task = UNKNOWN
         for cells in (self._cells, self._taken):
-            found = _find(cells, queue, job_id)
-            if found is None:
-                continue
-            key, rows, row = found
-            task = key[1]
-            rows.remove(row)
-            if cells is self._taken or rows is cells[key].before:
-                self._not_taken[key] += 1
-            break
+            for key, cell in cells.items():
+                if key[0] != queue or key[2] in NOT_OVER:
+                    continue
+                was_counted = cell.drop(job_id)
+                if was_counted is None:
+                    continue
+                task = key[1]
+                if was_counted or cells is self._taken:
+                    self._not_taken[key] += 1
+                break
+            if task != UNKNOWN:
+                break
         self._cell((queue, task, Outcome.LOST_LEASE.value)).unstarted.append((job_id,))
 
     def take(self) -> tuple[list[Counted], dict[str, tuple[int, bytes]]]:
@@ -199,20 +232,21 @@ class Tally:
         counted = []
         for key, cell in cells.items():
             if key[2] not in NOT_OVER:
-                listed.setdefault(key[0], []).extend(_listed(key, cell))
+                rows = cell.rows()
+                listed.setdefault(key[0], []).extend((key[1], key[2], *row) for row in rows)
             if made := self._counted(key, cell):
                 counted.append(made)
         by_queue = {}
-        for queue, rows in listed.items():
-            rows.sort(key=_end_of)
-            last = rows[-self._most :]
+        for queue, jobs in listed.items():
+            jobs.sort(key=_end_of)
+            last = jobs[-self._most :]
             by_queue[queue] = (len(last), packed(self.worker, last))
         return counted, by_queue
 
     def _counted(self, key: Key, cell: _Cell) -> Counted | None:
-        taken = cell.rows, cell.before
+        before = cell.before
         cell.fold()
-        cell.rows, cell.before = taken  # as `lost` looks for them
+        cell.values, cell.before = cell.before, before  # as `lost` looks for them
         counted = Counted(
             *key,
             count=cell.count + len(cell.unstarted),
@@ -224,25 +258,6 @@ class Tally:
         # What was counted too soon is taken back, and no count goes below what it was.
         counted.count -= min(self._not_taken.pop(key, 0), counted.count)
         return counted if counted.count or counted.ran else None
-
-
-def _find(cells: dict[Key, _Cell], queue: str, job_id: str) -> tuple[Key, list[Row], Row] | None:
-    for key, cell in cells.items():
-        if key[0] != queue or key[2] in NOT_OVER:
-            continue
-        for rows in (cell.rows, cell.before, cell.unstarted):
-            for row in rows:
-                if row[_JOB] == job_id:
-                    return key, rows, row
-    return None
-
-
-def _listed(key: Key, cell: _Cell) -> Iterable[Row]:
-    """Return what is written down of the last jobs of a cell."""
-    _, task, outcome = key
-    for rows in (cell.before, cell.rows, cell.unstarted):
-        for row in rows:
-            yield (task, outcome, *row)
 
 
 def _end_of(row: Row) -> int:
