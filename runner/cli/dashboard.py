@@ -27,9 +27,10 @@ HOST, PORT = "127.0.0.1", 8080
     envvar="RUNNER_DASHBOARD_PASSWORD",
     help="What to ask for. Better in RUNNER_DASHBOARD_PASSWORD: arguments can be seen.",
 )
+@click.option("--root-path", default="", help="What a proxy takes away: /admin/jobs.")
 @click.option("--read-only", is_flag=True, help="Nobody may change anything.")
 def dashboard(
-    settings: str, host: str, port: int, password: str | None, *, read_only: bool
+    settings: str, host: str, port: int, password: str | None, *, root_path: str, read_only: bool
 ) -> None:
     """Serve the dashboard of the workers that SETTINGS describes.
 
@@ -42,7 +43,7 @@ def dashboard(
     logs.configure()
     app = app_of(settings, password=password, read_only=read_only)
     logging.getLogger("runner.dashboard").info("http://%s:%d", _shown(host), port)
-    serve(app, host=host, port=port, auth=password)
+    serve(app, host=host, port=port, auth=password, root_path=root_path.rstrip("/"))
 
 
 def app_of(path: str, *, password: str | None = None, read_only: bool = False) -> Dashboard:

@@ -213,7 +213,10 @@ def is_loopback(host: str) -> bool:
 
 
 def put_cookie(response: Response, request: Request, name: str, value: str, *, age_s: int) -> None:
-    """Set a cookie that scripts cannot read, and that other sites' requests do not bring."""
+    """Set a cookie that scripts cannot read, and that other sites' forms do not bring.
+
+    Links of other sites do: whoever follows one would else be asked for the password again.
+    """
     response.set_cookie(
         name,
         value,
@@ -221,7 +224,7 @@ def put_cookie(response: Response, request: Request, name: str, value: str, *, a
         path=request.scope.get("root_path", "") or "/",
         secure=request.scope.get("scheme") == "https",
         httponly=True,
-        samesite="strict" if name != SESSION else "lax",
+        samesite="lax",
     )
 
 

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("runner.dashboard")
 
 MOST_BODY = 1_000_000
-FLASH, FLASH_S, MOST_FLASH = "runner_said", 30, 600
+FLASH, FLASH_S, MOST_FLASH = "runner_said", 30, 300
 TOKEN_S = 30 * 24 * 3600
 LOADS_S = 15.0
 ACTS_S = 60.0

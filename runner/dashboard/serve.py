@@ -24,12 +24,13 @@ GRACE_S = 3
 class Server(uvicorn.Server):
     """Ends the streams of a dashboard when it is told to stop: they would keep it waiting."""
 
-    def __init__(self, app: Dashboard, host: str, port: int) -> None:
+    def __init__(self, app: Dashboard, host: str, port: int, root_path: str = "") -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 host=host,
                 port=port,
+                root_path=root_path,
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -55,14 +56,14 @@ def check_place(host: str, auth: Auth) -> None:
         )
 
 
-def serve(app: Dashboard, *, host: str, port: int, auth: Auth) -> None:
+def serve(app: Dashboard, *, host: str, port: int, auth: Auth, root_path: str = "") -> None:
     """Serve a dashboard until the process is told to stop.
 
     Raises:
         SettingsError: others could reach it, and there is no password; or the port is taken.
     """
     check_place(host, auth)
-    server: Any = Server(app, host, port)
+    server: Any = Server(app, host, port, root_path)
     try:
         server.run()
     except SystemExit as exc:

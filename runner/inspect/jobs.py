@@ -123,6 +123,12 @@ class JobFilter:
         ages = self.older is not None or self.newer is not None
         return ages or self.task is not None or bool(self.arguments)
 
+    @property
+    def sorts_out(self) -> bool:
+        """Whether some of what Redis finds may not be meant after all."""
+        ages = self.older is not None or self.newer is not None
+        return ages or bool(self.states) or bool(self.arguments)
+
     def fits(self, job: JobInfo, now_ms: int) -> bool:
         """Tell whether a job is meant."""
         if self.states and job.state not in self.states:
@@ -248,14 +254,16 @@ class QueuedJobs:
             limit: how many at most.
             after: the `after` of the page before. Jobs that were claimed or moved meanwhile may
                 come twice or not at all.
-            most_looks: how many calls to Redis at most, each of which looks at 500 jobs; a page
-                that is `cut` says where to go on. None: until the page is full.
+            most_looks: how many calls to Redis at most, each of which looks at 500 jobs at most; a
+                page that is `cut` says where to go on. None: until the page is full.
         """
         jobs: list[JobInfo] = []
         if limit < 1:
             return JobPage(jobs, after)
         looks = _Looks(most_looks)
-        found = self._look(where or JobFilter(), after, most=limit, looks=looks)
+        meant = where or JobFilter()
+        most = FOUND if meant.sorts_out else limit
+        found = self._look(meant, after, most=most, looks=looks)
         async with aclosing(found) as look:
             async for job, place in look:
                 jobs.append(job)

@@ -193,14 +193,15 @@ class DeadLetters:
             where: which letters are meant.
             limit: how many at most.
             after: the `after` of the page before.
-            most_looks: how many calls to Redis at most, each of which looks at 1,000 letters; a
-                page that is `cut` says where to go on. None: until the page is full.
+            most_looks: how many calls to Redis at most, each of which looks at 1,000 letters at
+                most; a page that is `cut` says where to go on. None: until the page is full.
         """
         letters: list[DeadLetter] = []
         if limit < 1:
             return LetterPage(letters, after)
         looks = _Looks(most_looks)
-        async with aclosing(self._look(where, after, most=limit, looks=looks)) as look:
+        most = FOUND if where.arguments else limit
+        async with aclosing(self._look(where, after, most=most, looks=looks)) as look:
             async for found, place in look:
                 letter = self._read(found)
                 if where.fits(letter):

@@ -91,6 +91,20 @@ async def test_the_command_serves_and_stops_though_somebody_looks(
             assert await asyncio.wait_for(process.wait(), 20) in (0, -signal.SIGTERM)
 
 
+async def test_behind_a_proxy_that_takes_a_part_of_the_path_links_have_it(
+    tmp_path: Path, redis_url: str
+) -> None:
+    async with (
+        served(tmp_path, redis_url, "--root-path", "/admin/jobs") as (base, _),
+        httpx.AsyncClient(base_url=base, timeout=30) as http,
+    ):
+        page = await http.get("/tasks")
+        assert page.status_code == 200
+        links = re.findall(r'(?:href|src|action)="(/[^"]*)"', page.text)
+        assert links
+        assert all(link.startswith("/admin/jobs/") for link in links)
+
+
 def test_it_listens_where_others_reach_it_with_a_password_alone(tmp_path: Path) -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "dash.example.com", ""):
         with pytest.raises(SettingsError, match="no password"):

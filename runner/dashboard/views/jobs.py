@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from runner.dashboard.pages import Shown
 
 ROWS = 50
-LOOKS = 6
-"""What a search looks at before it asks whether to go on: three thousand jobs."""
+LOOKS, CLOSE_LOOKS = 6, 3
+"""What a search looks at before it asks whether to go on, by 500 jobs; those by argument and age
+have to read each one."""
 FINISHED = "finished"
 STATES = tuple(state.value for state in JobState)
 AGES_S = {"": None, "minute": 60.0, "hour": 3_600.0, "day": 86_400.0}
@@ -55,10 +56,12 @@ async def load(desk: Desk, asked: Asked) -> Shown:
     }
     if asked.text("state") == FINISHED:
         return values | await _finished(desk, asked, queue)
+    meant = filter_of(desk, asked)
+    looks = CLOSE_LOOKS if meant.arguments or meant.older is not None else LOOKS
     page = await client.jobs.of(queue).list(
-        filter_of(desk, asked), limit=ROWS, after=asked.text("after"), most_looks=LOOKS
+        meant, limit=ROWS, after=asked.text("after"), most_looks=looks
     )
-    return values | {"jobs": page.jobs, "after": page.after, "cut": page.cut, "looked": LOOKS * 500}
+    return values | {"jobs": page.jobs, "after": page.after, "cut": page.cut, "looked": looks * 500}
 
 
 def filter_of(desk: Desk, asked: Asked) -> JobFilter:
