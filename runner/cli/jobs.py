@@ -158,7 +158,7 @@ def _row(job: JobInfo) -> list[str]:
         job.task or "?",
         job.state.value,
         str(job.attempt),
-        ago(job.due),
+        "" if job.state is JobState.RUNNING else ago(job.due),
         ago(job.enqueued),
         ", ".join([*map(repr, job.args), *named]) or job.error,
     ]

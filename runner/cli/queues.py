@@ -138,7 +138,7 @@ async def queue_rows(client: Client, names: list[str]) -> list[QueueRow]:
 
 def queue_lines(rows: list[QueueRow]) -> Iterable[str]:
     """Return the table of queues."""
-    return table(HEADS, [row.cells() for row in rows], flexible=(0,), spare=(8, 3))
+    return table(HEADS, [row.cells() for row in rows], spare=(8, 3, 2))
 
 
 def failed(period: Period) -> int:

@@ -88,7 +88,7 @@ def _line(
 
 def _styled(text: str, *, is_head: bool) -> str:
     """Return a text with colour, on a terminal whose owner wants any."""
-    if os.environ.get("NO_COLOR") or not sys.stdout.isatty():
+    if not text or os.environ.get("NO_COLOR") or not sys.stdout.isatty():
         return text
     if is_head:
         return click.style(text, bold=True)

@@ -203,13 +203,13 @@ async def screen(client: Client, names: list[str]) -> list[str]:
 def task_lines(busy: list[tuple[str, Period]]) -> Iterable[str]:
     """Return the table of tasks."""
     rows = [_task_row(*item) for item in busy]
-    return table(TASK_HEADS, rows, flexible=(0,), spare=(3, 5, 7))
+    return table(TASK_HEADS, rows, spare=(7, 3, 5, 6))
 
 
 def worker_lines(found: list[WorkerInfo]) -> Iterable[str]:
     """Return the table of workers."""
     rows = [_worker_row(worker) for worker in found]
-    return table(WORKER_HEADS, rows, flexible=(7, 6, 0), spare=(6, 4, 5, 3))
+    return table(WORKER_HEADS, rows, flexible=(7, 6), spare=(4, 6, 5, 3))
 
 
 async def _all_shown(client: Client, names: list[str]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ BOUNDS_MS = (
     *(1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70),
     *(100, 150, 200, 300, 500, 700),
     *(1_000, 1_500, 2_000, 3_000, 5_000, 7_000),
-    *(10_000, 15_000, 20_000, 30_000, 60_000, 120_000, 300_000),
-    *(600_000, 1_800_000, 3_600_000, 14_400_000, 86_400_000),
+    *(10_000, 15_000, 20_000, 30_000, 45_000, 60_000, 90_000, 120_000, 180_000, 300_000),
+    *(600_000, 1_200_000, 1_800_000, 3_600_000, 7_200_000, 14_400_000, 28_800_000, 86_400_000),
 )
-"""The upper ends, each inclusive; beyond the last lies one more."""
+"""The upper ends, each inclusive, none but the last more than twice the one before; beyond the last
+lies one more."""
 
 
 def bucket(ms: float) -> int:
@@ -26,7 +27,9 @@ def bucket(ms: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How long something took, in milliseconds, read from a histogram: a third off at most.
+    """How long something took, in milliseconds, read from a histogram.
+
+    What is read lies between the same bounds as the truth: at most twice as long, or half as long.
 
     Attributes:
         count: how many there were.

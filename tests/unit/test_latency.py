@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -11,7 +12,7 @@ from runner.codec import JobRecord
 from runner.execution import Attempt, Ending
 from runner.inspect.finished import packed, unpacked
 from runner.inspect.latency import BOUNDS_MS, bucket, latency
-from runner.monitor.tally import Tally
+from runner.monitor.tally import FOLDED, Tally
 from runner.types import Outcome
 
 
@@ -108,3 +109,22 @@ def test_a_piece_takes_ids_that_are_no_text() -> None:
     row = ("t", "failed", "a\udcff", 1, 2, float("inf"), 3, 4, "Error: \udcff")
     (job,) = unpacked(packed("w", [row]))
     assert (job.job_id, job.error, job.due_ms) == ("a\\udcff", "Error: \\udcff", 0)
+
+
+def test_no_bound_is_more_than_twice_the_one_before() -> None:
+    pairs = list(pairwise(BOUNDS_MS))
+    assert all(upper <= 2 * lower for lower, upper in pairs[:-1])
+
+
+def test_more_successes_than_are_counted_at_once_are_all_counted() -> None:
+    tally = Tally("w", {"t"}, most=1_000)
+    many = FOLDED * 3 + 7
+    for number in range(many):
+        tally.ended(attempt(str(number), due_ms=1_000 + number / 1_000), Ending(Outcome.SUCCEEDED))
+    tally.lost("q", str(many - FOLDED))  # it is counted already
+    (counted, lost), finished = tally.take()
+    assert (counted.count, sum(counted.ran.values()), counted.ran_ms) == (many - 1, many, many * 20)
+    assert (lost.outcome, lost.count) == ("lost_lease", 1)
+    jobs = [job.job_id for job in unpacked(finished["q"][1])]
+    newest = [str(number) for number in reversed(range(many - FOLDED - 7, many))]
+    assert jobs == [name for name in newest if name != str(many - FOLDED)]
