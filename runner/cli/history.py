@@ -12,6 +12,7 @@ from runner.cli import where as options
 from runner.cli.load import load_settings
 from runner.cli.tables import as_json as to_json
 from runner.cli.tables import escaped, stamp, table
+from runner.cli.tables import show as show_lines
 from runner.errors import SettingsError
 from runner.joblog import JobLog
 from runner.types import Outcome
@@ -88,8 +89,7 @@ def search(  # noqa: PLR0917  click gives them by name
     if as_json:
         click.echo(to_json([_shown(job) for job in found]))
         return
-    for line in table(HEADS, [_row(job) for job in found], flexible=7):
-        click.echo(line)
+    show_lines(table(HEADS, [_row(job) for job in found], flexible=(7, 6, 1), spare=(5, 4)))
     more = ", perhaps more: raise --limit" if len(found) == limit else ""
     click.echo(f"{len(found)} shown{more}", err=True)
 

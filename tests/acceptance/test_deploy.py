@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import kubernetes_validate
+import kubernetes_validate  # type: ignore[import-untyped]  # it has no types
 import pytest
 import yaml
 
@@ -18,6 +18,9 @@ COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text("utf-8"))
 VERSIONS = ("1.30", "1.37")
 
 _COUNT = {"type": "integer", "minimum": 0}
+_TEXTS = {
+    name: {"type": "string"} for name in ("apiVersion", "kind", "name", "envSourceContainerName")
+}
 _SCALING = {
     "type": "object",
     "additionalProperties": False,
@@ -56,10 +59,7 @@ SCALED_OBJECT: dict[str, Any] = {
                     "type": "object",
                     "additionalProperties": False,
                     "required": ["name"],
-                    "properties": dict.fromkeys(
-                        ("apiVersion", "kind", "name", "envSourceContainerName"),
-                        {"type": "string"},
-                    ),
+                    "properties": _TEXTS,
                 },
                 "pollingInterval": _COUNT,
                 "cooldownPeriod": _COUNT,

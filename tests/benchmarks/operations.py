@@ -1,10 +1,10 @@
 """What traces and the job log cost: CPU of client and worker for each no-op job, on against off.
 
-``python -m tests.benchmarks.operations [rounds] [jobs] [variant …]``: each round enqueues and drains
-the same number of jobs in a fresh process, once for each variant, in turn. ``api`` has middleware
-that traces, and no SDK of OpenTelemetry; ``unsampled`` an SDK that keeps nothing; ``traced`` one that
-keeps every span, and throws it away in the place of sending it. ``log`` and ``database`` have a
-Postgres, whose writer is in another process and is not counted.
+``python -m tests.benchmarks.operations [rounds] [jobs] [variant …]``: each round enqueues and
+drains the same number of jobs in a fresh process, once for each variant, in turn. ``api`` has
+middleware that traces, and no SDK of OpenTelemetry; ``unsampled`` an SDK that keeps nothing;
+``traced`` one that keeps every span, and throws it away in the place of sending it. ``log`` and
+``database`` have a Postgres; what the writer does is not counted.
 """
 
 from __future__ import annotations
@@ -116,15 +116,18 @@ def main(rounds: int, jobs: int, names: list[str]) -> None:
                 found[name].append(json.loads(said))
     for name, rows in found.items():
         client, worker = ([row[side] * 1e6 / jobs for row in rows] for side in (0, 1))
-        print(  # noqa: T201  its report
-            f"{name:>10}  enqueue {statistics.median(client):6.2f} µs a job (least "
-            f"{min(client):6.2f}), run {statistics.median(worker):6.2f} µs (least {min(worker):6.2f})"
+        report = (
+            f"{name:>10}  enqueue {statistics.median(client):6.2f} µs a job "
+            f"(least {min(client):6.2f}), run {statistics.median(worker):6.2f} µs "
+            f"(least {min(worker):6.2f})"
         )
+        print(report)  # noqa: T201  what it is for
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        result = uvloop.run(one(*sys.argv[2:5], int(sys.argv[5])))
+        at, database_at, name, count = sys.argv[2:6]
+        result = uvloop.run(one(at, database_at, name, int(count)))
         print(json.dumps(result))  # noqa: T201  to its parent
     else:
         given = sys.argv[1:]

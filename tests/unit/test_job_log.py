@@ -9,10 +9,16 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.joblog import rows
+from runner import WorkerSettings
+from runner.broker import Claimed
+from runner.errors import SettingsError
+from runner.execution import Attempt, Ending, begin
+from runner.joblog import Collector, collect, rows
+from runner.types import Outcome
+from runner.writer.told import tell
 
 
 class Colour(enum.Enum):
@@ -65,13 +71,14 @@ def test_what_is_too_much_is_cut() -> None:
     assert (len(wide), wide["…"]) == (51, 950)
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.dictionaries(
         st.text(),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
             lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-            max_leaves=200,
+            max_leaves=60,
         ),
     )
 )
@@ -85,3 +92,55 @@ def test_whatever_a_job_is_called_with_makes_small_json(values: dict[str, Any]) 
 @pytest.mark.parametrize("unix_ms", [0, -1, 1e300, float("nan"), float("inf")])
 def test_a_time_that_no_calendar_has_is_none(unix_ms: float) -> None:
     assert rows.moment(unix_ms) is None
+
+
+def ended(job_id: str) -> Attempt:
+    """Return an attempt that has just ended."""
+    attempt = begin(Claimed(job_id, "q", "token", 0.0, b"", 1, 0))
+    attempt.ended_ms = 1
+    return attempt
+
+
+DONE = Ending(Outcome.SUCCEEDED)
+
+
+async def test_what_finds_no_room_is_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(collect, "MOST_WAITING", 2)
+    collector = Collector("w")
+    for number in range(5):
+        collector.ended(ended(str(number)), DONE)
+    assert collector.dropped == 3
+    assert caplog.messages == ["jobs are missing in the job log from now on: too many jobs end"]
+    # Those that are not over find no row.
+    again = Collector("w")
+    for outcome in (Outcome.RETRIED, Outcome.SNOOZED, Outcome.HANDED_BACK, Outcome.LOST_LEASE):
+        again.ended(ended("j"), Ending(outcome))
+    assert again.dropped == 0
+
+
+def test_a_listener_that_fails_is_logged_and_the_others_hear(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heard: list[int] = []
+
+    def breaks(_units: object, _refused: object, _began_ns: int) -> None:
+        raise ValueError("as it should")
+
+    tell([breaks, lambda _units, _refused, began_ns: heard.append(began_ns)], [], {}, 7)
+    assert heard == [7]
+    assert "failed on a batch of the writer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"job_log": True}, "job_log is True, but there is no database"),
+        ({"job_log": 1}, "job_log is 1, but must be True or False"),
+        ({"job_log_keep": 0}, "job_log_keep is 0, but must be a number of seconds, more than 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        type("WorkerSettings", (WorkerSettings,), given)
