@@ -214,12 +214,10 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         if _defer_until and _defer_by:
             raise RuntimeError("use either 'defer_until' or 'defer_by' or neither, not both")
         now_ms = _now_ms()
-        run_at: float | None = None
-        if _defer_until is not None:
-            run_at = to_unix_ms(_defer_until)
-        elif _defer_by:
-            run_at = now_ms + to_ms(_defer_by)
-        lifetime = to_ms(_expires) or int((run_at or now_ms) - now_ms) + self.expires_extra_ms
+        run_at = None if _defer_until is None else to_unix_ms(_defer_until)
+        delay_ms = max(to_ms(_defer_by), 0) if _defer_by else 0
+        waits_ms = delay_ms if run_at is None else run_at - now_ms
+        lifetime = to_ms(_expires) or waits_ms + self.expires_extra_ms
         payload = self._encode(
             function,
             job_id,
@@ -236,6 +234,7 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
             max(lifetime, 1),
             _job_id is not None,
             self.bound.max_length or 0,
+            delay_ms=delay_ms,
         )
         try:
             outcome = await self._outbox.send(queue, entry, self._until(entry, _NO_OPTIONS))
@@ -366,11 +365,12 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         declared = task.task_options if task else None
         now_ms = _now_ms()
         run_at: float | None = None
+        delay_ms: float = 0
         if options.delay:
-            run_at = now_ms + options.delay * 1000
+            delay_ms = max(options.delay * 1000, 0)
         elif options.at is not None:
             run_at = options.at.timestamp() * 1000
-        due_ms = run_at or now_ms
+        due_ms = run_at or now_ms + delay_ms
         rule = options.unique
         if rule is None and declared is not None:
             rule = declared.unique
@@ -397,7 +397,9 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         place = None
         if rule and task is not None:
             place = place_of(rule, name, lambda: task.signature.bound(args, kwargs))
-        entry = EnqueueEntry(job_id, payload, run_at, lifetime, may_exist, max_length or 0, place)
+        entry = EnqueueEntry(
+            job_id, payload, run_at, lifetime, may_exist, max_length or 0, place, delay_ms
+        )
         return entry, queue
 
     def _until(
