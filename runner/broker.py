@@ -153,6 +153,7 @@ class EnqueueEntry(msgspec.Struct, frozen=True):
         may_exist: the id was chosen by the caller, so it may be there already.
         max_length: how many jobs the queue may hold for this one to be taken; 0: any number.
         place: what it must have for itself; None: nothing.
+        delay_ms: where `run_at_ms` is None, how long from now, by Redis's clock.
     """
 
     job_id: str
@@ -162,6 +163,7 @@ class EnqueueEntry(msgspec.Struct, frozen=True):
     may_exist: bool
     max_length: int = 0
     place: Place | None = None
+    delay_ms: float = 0
 
 
 class Other(msgspec.Struct, frozen=True):
@@ -393,7 +395,7 @@ def enqueue_call(
         args += (
             entry.job_id,
             entry.payload,
-            "" if entry.run_at_ms is None else entry.run_at_ms,
+            _run_at(entry) if entry.run_at_ms is not None or entry.delay_ms else "",
             entry.lifetime_ms,
             "1" if entry.may_exist else "",
             entry.max_length or "",
@@ -401,6 +403,10 @@ def enqueue_call(
     if with_places:
         return ENQUEUE_UNIQUE, _keys_with_places(queue), _with_places(args, entries)
     return ENQUEUE, _enqueue_keys(queue), args
+
+
+def _run_at(entry: EnqueueEntry) -> float | str:
+    return f"+{entry.delay_ms}" if entry.run_at_ms is None else entry.run_at_ms
 
 
 @lru_cache(maxsize=1024)

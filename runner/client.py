@@ -260,11 +260,7 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         if _defer_until and _defer_by:
             raise RuntimeError("use either 'defer_until' or 'defer_by' or neither, not both")
         now_ms = _now_ms()
-        run_at: float | None = None
-        if _defer_until is not None:
-            run_at = to_unix_ms(_defer_until)
-        elif _defer_by:
-            run_at = now_ms + to_ms(_defer_by)
+        run_at = None if _defer_until is None else to_unix_ms(_defer_until)
         call = EnqueueCall(
             task=function,
             args=args,
@@ -280,6 +276,7 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
                 call,
                 now_ms=now_ms,
                 run_at=run_at,
+                delay_ms=max(to_ms(_defer_by), 0) if _defer_by else 0,
                 expires_ms=to_ms(_expires),
                 attempt=_job_try,
             )
@@ -293,6 +290,7 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         *,
         now_ms: int,
         run_at: float | None,
+        delay_ms: float,
         expires_ms: int | None,
         attempt: int | None,
     ) -> Job[Any] | None:
@@ -307,7 +305,8 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
             extra={CARRIED: call.carried} if call.carried else {},
             attempt=attempt,
         )
-        lifetime = expires_ms or int((run_at or now_ms) - now_ms) + self.expires_extra_ms
+        waits_ms = delay_ms if run_at is None else run_at - now_ms
+        lifetime = expires_ms or int(waits_ms) + self.expires_extra_ms
         entry = EnqueueEntry(
             job_id,
             payload,
@@ -315,6 +314,7 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
             max(lifetime, 1),
             key is not None,
             self.bound.max_length or 0,
+            delay_ms=delay_ms,
         )
         try:
             outcome = await self._outbox.send(queue, entry, self._until(entry, _NO_OPTIONS))
@@ -483,11 +483,12 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         declared = task.task_options if task else None
         now_ms = _now_ms()
         run_at: float | None = None
+        delay_ms: float = 0
         if options.delay:
-            run_at = now_ms + options.delay * 1000
+            delay_ms = max(options.delay * 1000, 0)
         elif options.at is not None:
             run_at = options.at.timestamp() * 1000
-        due_ms = run_at or now_ms
+        due_ms = run_at or now_ms + delay_ms
         rule = options.unique
         if rule is None and declared is not None:
             rule = declared.unique
@@ -518,7 +519,9 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         )
         max_length = self.bound.max_length if options.max_length is None else options.max_length
         may_exist = options.key is not None
-        entry = EnqueueEntry(job_id, payload, run_at, lifetime, may_exist, max_length or 0, place)
+        entry = EnqueueEntry(
+            job_id, payload, run_at, lifetime, may_exist, max_length or 0, place, delay_ms
+        )
         return entry, queue
 
     def _until(

@@ -4,9 +4,10 @@
 -- Uses: clock wake put
 -- Returns: for each entry 1 (queued), 0 (the id exists), -1 (the queue is full), or an error text
 --
--- An entry is six values: id, payload, run-at in ms ('' for now), lifetime of the payload in
--- ms, '1' when the id may exist already, and how many ids the queue may hold for this entry to
--- be taken ('' for any number). Entries with a place of their own go through enqueue_unique.
+-- An entry is six values: id, payload, run-at in ms ('' for now, '+' and ms from now: whoever
+-- enqueues may have another clock), lifetime of the payload in ms, '1' when the id may exist
+-- already, and how many ids the queue may hold for this entry to be taken ('' for any number).
+-- Entries with a place of their own go through enqueue_unique.
 
 local FIELDS = 6
 local statuses = {}

@@ -23,7 +23,15 @@ local function put(index, id, payload, run_at, lifetime)
   if stored.err then
     return stored.err
   end
-  local score = tonumber(run_at) or (now_exact - 2 + index / 1000)
+  local score
+  if run_at == '' then
+    score = now_exact - 2 + index / 1000
+  else
+    score = tonumber(run_at)
+    if string.sub(run_at, 1, 1) == '+' then
+      score = now_exact + score
+    end
+  end
   -- As a number: it travels with 17 digits, and costs less than to write it as text here.
   local added = redis.pcall('ZADD', queue, score, id)
   if type(added) == 'table' then

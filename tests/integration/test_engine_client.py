@@ -15,6 +15,7 @@ from arq.jobs import JobStatus
 from redis.asyncio import ConnectionPool
 
 import runner
+import runner.client as client_module
 from runner import Call, Client, Context, RedisSettings, keys, task
 from runner.errors import ArgumentsError, EncodeError, EnqueueError, PayloadTooLarge
 from tests.engine import Rig, drain, raw
@@ -137,6 +138,29 @@ async def test_delay_and_time_set_when_a_job_is_due(client: Client) -> None:
     assert await score_of(client, delayed.job_id) == pytest.approx(now_ms() + 60_000, abs=5000)
     assert await score_of(client, timed.job_id) == pytest.approx(at.timestamp() * 1000, abs=1)
     assert await delayed.status() is JobStatus.deferred
+
+
+@pytest.mark.parametrize("off_ms", [-3_600_000, 0, 3_600_000], ids=["behind", "right", "ahead"])
+async def test_delay_counts_by_the_clock_of_redis(
+    client: Client, monkeypatch: pytest.MonkeyPatch, off_ms: int
+) -> None:
+    real_ms = client_module._now_ms
+    monkeypatch.setattr(client_module, "_now_ms", lambda: real_ms() + off_ms)
+
+    async def waits_ms(job: Any) -> float:
+        second, micros = await client.time()
+        return float(await client.zscore(QUEUE, job.job_id) - second * 1000 - micros / 1000)
+
+    assert -5_000 < await waits_ms(await client.enqueue(count, 1)) < 0
+    for job in (
+        await client.enqueue(count.options(delay=60), 1),
+        await client.enqueue(count.options(delay=60, unique=True), 3),
+        (await client.enqueue_many([count.options(delay=60).call(2)]))[0],
+        await client.enqueue_job("count", 4, _defer_by=60),
+    ):
+        assert job is not None
+        assert 55_000 < await waits_ms(job) <= 60_001
+        assert await client.pttl(keys.job(job.job_id)) > 60_000
 
 
 async def test_expiry_counts_from_the_time_a_job_is_due(client: Client) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import pytest
 
 import runner
-from runner import Cancel, Context, Outcome, Retry, Snooze, keys, task
+from runner import Cancel, Context, Outcome, Retry, RetryPolicy, Snooze, keys, task
 from runner.events import Event, JobEnded, JobStarted, LeaseLost, WorkerStarted, WorkerStopped
 from runner.worker import Worker
 from tests.engine import Gate, Rig, drain, result_of, serving
@@ -80,7 +80,35 @@ async def alone(_ctx: Context) -> int:
     return 42
 
 
-TASKS: list[Any] = [succeed, fail, again, snooze_once, give_up, overrun, hang, rated, alone]
+@task(soft_timeout=0.05)
+async def soften(_ctx: Context) -> None:
+    await asyncio.Event().wait()
+
+
+@task
+def in_thread(_ctx: Context) -> int:
+    return 42
+
+
+@task
+def fail_in_thread(_ctx: Context) -> None:
+    raise ValueError("broken")
+
+
+@task(retries=1, backoff=RetryPolicy(base=0))
+async def fail_again(_ctx: Context) -> None:
+    raise ValueError("broken")
+
+
+@task(max_crashes=1)
+async def fragile(_ctx: Context) -> int:
+    return 42
+
+
+TASKS: list[Any] = [
+    *(succeed, fail, again, snooze_once, give_up, overrun, hang, rated, alone),
+    *(soften, in_thread, fail_in_thread, fail_again, fragile),
+]
 
 
 @dataclass
@@ -173,6 +201,13 @@ async def too_many_crashes(client: Client, url: str, seen: Seen) -> None:
     await drain(url, TASKS, **seen.settings(max_crashes=2))
 
 
+async def fragile_crashed(client: Client, url: str, seen: Seen) -> None:
+    await put(client, "fragile")
+    rig = Rig(client)
+    await rig.lapse(*await rig.claim())
+    await drain(url, TASKS, **seen.settings())
+
+
 async def lost_at_the_end(client: Client, url: str, seen: Seen) -> None:
     """Somebody else has the job when its end is to be settled."""
     await put(client, "hang")
@@ -255,6 +290,13 @@ CASES = {
     "unknown": Case(burst("nowhere"), ("unknown_task",), "TaskNotFound", ran=False),
     "undecodable": Case(undecodable, ("undecodable",), "DeserializationError", ran=False),
     "tries": Case(burst("again", max_tries=1), ("retried", "too_many_tries"), "TooManyTries"),
+    "soft limit": Case(burst("soften"), ("timed_out",), "TimeoutError"),
+    "thread": Case(burst("in_thread"), ("succeeded",)),
+    "failure in a thread": Case(burst("fail_in_thread"), ("failed",), "ValueError"),
+    "policy": Case(burst("fail_again"), ("retried", "failed"), "ValueError"),
+    "crashes of its task": Case(
+        fragile_crashed, ("too_many_crashes",), "TooManyCrashes", ran=False
+    ),
     "crashes": Case(too_many_crashes, ("too_many_crashes",), "TooManyCrashes", ran=False),
     "lost at the end": Case(lost_at_the_end, ("lost_lease",)),
     "lost by renewal": Case(lost_by_renewal, ("lost_lease",), "CancelledError"),
