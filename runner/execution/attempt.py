@@ -229,8 +229,8 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
             current_task().uncancel()
         return classify(host, attempt, exc)
     except BaseExceptionGroup as exc:  # as a TaskGroup wraps what is no `Exception`
-        if not is_soft_limit(exc):
-            raise
+        if exc.split((Exception, asyncio.CancelledError))[1] is not None:
+            raise  # somebody wants the process to end
         return classify(host, attempt, exc)
     return Ending(Outcome.SUCCEEDED, value)
 

@@ -591,3 +591,18 @@ async def test_lease_that_is_lost_in_the_start_hook_starts_no_job(
         )
         await client.delete(keys.in_progress(job.job_id))
     assert runs == []
+
+
+@task
+async def fail_in_groups(_ctx: Context) -> None:
+    raise BaseExceptionGroup("two", [ValueError("broken"), asyncio.CancelledError()])
+
+
+async def test_group_that_holds_a_cancellation_ends_its_job(redis_url: str, client: Client) -> None:
+    job = await client.enqueue(fail_in_groups)
+    ended: list[Event] = []
+    async with serving(redis_url, [fail_in_groups], subscribers=[ended.append]):
+        with pytest.raises(Exception, match="two"):
+            await job.result(timeout=10)
+    (end,) = [event for event in ended if isinstance(event, JobEnded)]
+    assert end.outcome is Outcome.FAILED
