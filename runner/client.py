@@ -261,6 +261,9 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
             raise RuntimeError("use either 'defer_until' or 'defer_by' or neither, not both")
         now_ms = _now_ms()
         run_at = None if _defer_until is None else to_unix_ms(_defer_until)
+        delay_ms = to_ms(_defer_by) if _defer_by else 0
+        if delay_ms < 0:  # arq takes that, for a time that is over
+            run_at, delay_ms = now_ms + delay_ms, 0
         call = EnqueueCall(
             task=function,
             args=args,
@@ -276,7 +279,7 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
                 call,
                 now_ms=now_ms,
                 run_at=run_at,
-                delay_ms=max(to_ms(_defer_by), 0) if _defer_by else 0,
+                delay_ms=delay_ms,
                 expires_ms=to_ms(_expires),
                 attempt=_job_try,
             )
