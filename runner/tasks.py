@@ -203,6 +203,8 @@ class Task(Generic[P, R]):
         self.task_options = options
         self.name = options.name
         self.dependencies = dependencies_of(function)
+        # To call it is to call the function: workers do so themselves, which is a call less.
+        self.is_plain = not self.dependencies and type(self).__call__ is Task.__call__
         self.signature = Signature(function, self.dependencies)
         if self.dependencies:
             self._check_provided()

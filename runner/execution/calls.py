@@ -42,7 +42,8 @@ def called(
 ) -> Any:
     """Call the function, or the middleware around it; return what is to be awaited."""
     assert attempt.function is not None
-    function = attempt.function.coroutine
+    task = attempt.task
+    function = task.function if task and task.is_plain else attempt.function.coroutine
     if host.around is None:
         return function(context, *args, **kwargs)
     return host.around(job_call(attempt, context, args, kwargs, function))

@@ -95,6 +95,7 @@ class Monitor:
         self._last_delay_s = 0.0
         self._answered_at = 0.0  # by the loop's time, when Redis last did
         self._in_trouble = False
+        self._has_begun = False
         self.probes: Probes | None = None
 
     async def start(self) -> None:
@@ -105,7 +106,7 @@ class Monitor:
         """
         if self._task is not None:
             return
-        self._started_ms = now_ms()
+        self._started_ms, self._has_begun = now_ms(), False
         self._answered_at = asyncio.get_running_loop().time()
         if self._options.port is not None:
             await self._listen(self._options.port)
@@ -170,6 +171,7 @@ class Monitor:
             except Exception:
                 logger.exception("monitoring failed; it goes on")
             number += 1
+            self._is_live()
             due = loop.time() + TICK_S
             await asyncio.sleep(TICK_S)
             self._last_delay_s = max(loop.time() - due, 0.0)
@@ -214,13 +216,20 @@ class Monitor:
 
     async def _live(self) -> Reply:
         """Answer: whoever hears this from the loop knows that it turns."""
+        if self._is_live():
+            return Reply(200, "live\n")
+        return Reply(503, "the loop has ended\n") if self._has_begun else Reply(200, "starting\n")
+
+    def _is_live(self) -> bool:
+        """Say whether the worker's loop goes on, and note that it does."""
         is_live = self._worker.is_live()
-        return Reply(200 if is_live else 503, "live\n" if is_live else "the loop has ended\n")
+        self._has_begun = self._has_begun or is_live
+        return is_live
 
     async def _ready(self) -> Reply:
         silent_s = asyncio.get_running_loop().time() - self._answered_at
-        if not self._worker.is_live() or self._worker.stopping:
-            return Reply(503, "stopping\n")
+        if not self._is_live() or self._worker.stopping:
+            return Reply(503, "stopping\n" if self._has_begun else "starting\n")
         if not self._worker.allow_pick_jobs:
             return Reply(503, "draining\n")
         if silent_s > SILENT_S:

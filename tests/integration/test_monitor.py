@@ -361,6 +361,19 @@ async def test_probes_answer_for_the_worker(redis_url: str, client: Client) -> N
     assert [key async for key in client.scan_iter("runner:worker*")] == []
 
 
+async def test_a_worker_that_starts_is_live_and_not_ready(redis_url: str) -> None:
+    class Slow(runner.Part):
+        name = "slow"
+
+        async def start(self, worker: Any) -> None:
+            self.said = await ask(worker, "/live"), await ask(worker, "/ready")
+
+    slow = Slow()
+    async with serving(redis_url, [works], health_port=0, parts=[slow]) as worker:
+        await wait_until(worker.is_live, description="the worker runs")
+    assert slow.said == ((200, "starting\n"), (503, "starting\n"))
+
+
 async def test_metrics_are_what_prometheus_reads(redis_url: str, client: Client) -> None:
     async with serving(redis_url, [works, breaks], health_port=0, monitor=True) as worker:
         await (await client.enqueue(works)).result(timeout=10)
