@@ -75,6 +75,7 @@ local function submit(id, result, unit, operations, header)
     redis.call('HSET', held, id, WAITS .. ' ' .. crashes .. ' ' .. score)
   end
   note_added(#operations + #result)
+  redis.pcall('ZREM', 'arq:abort', id)  -- it came too late
   return 1
 end
 

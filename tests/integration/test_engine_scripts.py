@@ -468,6 +468,15 @@ async def test_submitted_unit_and_the_mark_of_its_job_are_one_step(rig: Rig, red
     await redis.delete(keys.UNITS)
 
 
+async def test_submitted_unit_clears_its_abort(rig: Rig, redis: Any) -> None:
+    claimed = await rig.claim_one("j")
+    await redis.zadd(keys.ABORT, {"j": 1, "another": 1})
+    settled = replace(done(claimed), mode="submit", unit_id="u", operations=b"o", header=b"h")
+    assert await rig.settle(settled) == [1]
+    assert await redis.zrange(keys.ABORT, 0, -1) == [b"another"]
+    await redis.delete(keys.UNITS)
+
+
 async def test_refused_unit_changes_nothing(rig: Rig, redis: Any) -> None:
     claimed = await rig.claim_one()
     await redis.set(keys.UNITS, "not a stream", px=60_000)
