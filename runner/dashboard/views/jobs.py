@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from runner.dashboard.pages import Shown
 
 ROWS = 50
-LOOKS, CLOSE_LOOKS = 6, 3
-"""What a search looks at before it asks whether to go on, by 500 jobs; those by argument and age
-have to read each one."""
+LOOKS, CLOSE_LOOKS = 6, 2
+"""What a search looks at before it asks whether to go on, by 500 jobs; one by state, argument or
+age has to read each of them."""
 FINISHED = "finished"
 STATES = tuple(state.value for state in JobState)
 AGES_S = {"": None, "minute": 60.0, "hour": 3_600.0, "day": 86_400.0}
@@ -57,7 +57,7 @@ async def load(desk: Desk, asked: Asked) -> Shown:
     if asked.text("state") == FINISHED:
         return values | await _finished(desk, asked, queue)
     meant = filter_of(desk, asked)
-    looks = CLOSE_LOOKS if meant.arguments or meant.older is not None else LOOKS
+    looks = CLOSE_LOOKS if meant.sorts_out else LOOKS
     page = await client.jobs.of(queue).list(
         meant, limit=ROWS, after=asked.text("after"), most_looks=looks
     )
