@@ -9,6 +9,7 @@ start, those that have are stopped again; so a start is whole, or did not happen
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("runner.parts")
 
 JOBS = "jobs"
+COMMAND_S = 5.0
+OWN_COMMANDS = ("ping", "drain", "resume", "concurrency")
 
 
 class Serving(Protocol):
@@ -64,6 +67,9 @@ class Part:
             "limits", "executors", "progress", "monitor", "jobs", "schedules", "wake".
         start_s: how many seconds the start may take.
         stop_s: how many seconds the stop may take; None: any time.
+        commands: what it can be told while it runs: the names of its methods, plain or async, that
+            take a text and return one. `Client.workers.tell` and ``runner workers tell`` reach
+            them, in workers with ``monitor=True``; one has five seconds.
 
     Example:
         >>> class Probe(Part):
@@ -78,6 +84,7 @@ class Part:
     needs: ClassVar[Sequence[str]] = ()
     start_s: ClassVar[float | None] = 30.0
     stop_s: ClassVar[float | None] = 30.0
+    commands: ClassVar[Sequence[str]] = ()
 
     async def start(self, worker: Serving) -> None:
         """Begin; when this raises, the worker does not start, and `stop` is not called."""
@@ -96,6 +103,34 @@ class Parts:
     def __init__(self, parts: Sequence[Part]) -> None:
         self._order = in_order(parts)
         self._started: list[Part] = []
+        self._commands = commands_of(self._order)
+
+    @property
+    def commands(self) -> list[str]:
+        """The names of all commands."""
+        return list(self._commands)
+
+    async def command(self, name: str, text: str) -> str:
+        """Let the part whose command this is do it; return what it says.
+
+        Raises:
+            PartFailed: no part has it, its part has not started, or it took too long.
+            Exception: what it raised.
+        """
+        part = self._commands.get(name)
+        if part is None:
+            raise PartFailed(f"no part has a command {name!r}{did_you_mean(name, self._commands)}")
+        if part not in self._started:
+            raise PartFailed(f"the part {name_of(part)!r} is not started")
+        limit = asyncio.timeout(COMMAND_S)
+        try:
+            async with limit:
+                said = getattr(part, name)(text)
+                return str(await said if inspect.isawaitable(said) else said)
+        except TimeoutError as exc:
+            if not limit.expired():
+                raise
+            raise PartFailed(f"the command {name!r} took longer than {COMMAND_S:g} s") from exc
 
     @property
     def names(self) -> list[str]:
@@ -168,6 +203,24 @@ async def _done(function: Callable[[], object] | None) -> None:
     result = function() if function else None
     if asyncio.iscoroutine(result):
         await result
+
+
+def commands_of(parts: Sequence[Part]) -> dict[str, Part]:
+    """Return whose each command is."""
+    owners: dict[str, Part] = {}
+    for part in parts:
+        for name in part.commands:
+            if name in OWN_COMMANDS:
+                raise SettingsError(
+                    f"the part {name_of(part)!r} has a command {name!r}, as the worker has itself: "
+                    "give it another name"
+                )
+            if name in owners:
+                raise SettingsError(f"two parts have a command {name!r}: rename one of them")
+            if not callable(getattr(part, name, None)):
+                raise SettingsError(f"the part {name_of(part)!r} has no method {name!r}")
+            owners[name] = part
+    return owners
 
 
 def name_of(part: Part) -> str:

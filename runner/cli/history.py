@@ -46,8 +46,9 @@ def history(ctx: click.Context, path: str) -> None:
     "--state",
     "states",
     multiple=True,
+    metavar="OUTCOME",
     type=click.Choice([outcome.value for outcome in Outcome]),
-    help="How they ended. Repeatable.",
+    help="How they ended: succeeded, failed, timed_out, … Repeatable.",
 )
 @click.option("--queue", help="The queue's name.")
 @click.option("--since", type=options.time, help="Ended then or later: a time, or 30m, 2h, 7d ago.")

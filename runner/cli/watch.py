@@ -39,7 +39,7 @@ MOST_REPLY = 1_000
 @options.as_json_flag
 @click.pass_context
 def workers(ctx: click.Context, path: str, queue: str, *, as_json: bool) -> None:
-    """List the workers that live; ping, drain, resume them, set their concurrency."""
+    """List the workers that live; ping, drain, resume, tell them; set their concurrency."""
     ctx.obj = Place(path, queue)
     if ctx.invoked_subcommand is None:
         list_workers(ctx.obj, as_json=as_json)
@@ -109,6 +109,22 @@ def concurrency(
         place,
         names,
         lambda client, told: client.workers.concurrency(jobs, told),
+        as_json=as_json,
+    )
+
+
+@workers.command()
+@click.argument("command")
+@click.argument("text", default="")
+@click.option("--name", "names", multiple=True, help="Only this worker; again for others.")
+@options.as_json_flag
+@click.pass_obj
+def tell(place: Place, command: str, text: str, names: tuple[str, ...], *, as_json: bool) -> None:
+    """Tell all workers COMMAND, which one of their parts offers, with TEXT."""
+    _tell(
+        place,
+        names,
+        lambda client, told: client.workers.tell(command, text, names=told),
         as_json=as_json,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import msgspec
 
@@ -87,6 +87,7 @@ class Order(msgspec.Struct, frozen=True, array_like=True):
     reply: str
     verb: str
     value: int = 0
+    text: str = ""
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
@@ -144,7 +145,23 @@ class Workers:
             raise ArgumentsError(f"concurrency is {jobs!r}, but must be a whole number from 1")
         return await self._tell("concurrency", jobs, names)
 
-    async def _tell(self, verb: Verb, value: int, names: Iterable[str] | None) -> dict[str, str]:
+    async def tell(
+        self, command: str, text: str = "", *, names: Iterable[str] | None = None
+    ) -> dict[str, str]:
+        """Tell workers a command of one of their parts; return what these say, by worker.
+
+        Args:
+            command: one of `Part.commands`.
+            text: what it is given.
+            names: the workers; None: all that live.
+        """
+        if command in get_args(Verb):
+            raise ArgumentsError(f"{command!r} is no command of a part: call workers.{command}()")
+        return await self._tell(command, 0, names, text)
+
+    async def _tell(
+        self, verb: str, value: int, names: Iterable[str] | None, text: str = ""
+    ) -> dict[str, str]:
         """Tell the named workers, or all that live; one that says nothing is not in the answer."""
         if isinstance(names, str):
             raise ArgumentsError(f"names is a list of names, not the text {names!r}")
@@ -152,7 +169,7 @@ class Workers:
         if not told:
             return {}
         reply = secrets.token_hex(8)
-        order = msgspec.msgpack.encode(Order(reply, verb, value))
+        order = msgspec.msgpack.encode(Order(reply, verb, value, text))
         async with self._redis.pipeline(transaction=False) as pipe:
             for name in told:
                 pipe.rpush(keys.control(name), order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import socket
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runner import keys
+from runner.errors import PartFailed
 from runner.execution import now_ms
 from runner.inspect.workers import Answer, Order, RunningJob, WorkerInfo
 from runner.scripts import load
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from runner.monitor.watched import Watched
+
+logger = logging.getLogger("runner.monitor")
 
 KEEP_MS = 10_000
 ANSWER_MS = 60_000
@@ -50,13 +54,13 @@ async def obey(redis: Redis, worker: Watched, orders: list[Order]) -> None:
     """Do what a worker is told, in order, and answer."""
     async with redis.pipeline(transaction=False) as pipe:
         for order in orders:
-            answer = msgspec.msgpack.encode(Answer(worker.name, done(worker, order)))
+            answer = msgspec.msgpack.encode(Answer(worker.name, await done(worker, order)))
             pipe.rpush(keys.answers(order.reply), answer)
             pipe.pexpire(keys.answers(order.reply), ANSWER_MS)
         await pipe.execute()
 
 
-def done(worker: Watched, order: Order) -> str:
+async def done(worker: Watched, order: Order) -> str:
     """Do one thing; return what is answered."""
     match order.verb:
         case "ping":
@@ -72,7 +76,18 @@ def done(worker: Watched, order: Order) -> str:
             worker.resize(order.value)
             return f"concurrency {worker.max_jobs}, was {before}"
         case _:
-            return f"{order.verb!r} is unknown to version {version()}"
+            return await told(worker, order)
+
+
+async def told(worker: Watched, order: Order) -> str:
+    """Let a part do what only it knows; return what it says, or why it did not."""
+    try:
+        return await worker.parts.command(order.verb, order.text)
+    except PartFailed as exc:
+        return f"refused: {exc}"
+    except Exception as exc:
+        logger.exception("the command %r of a part failed", order.verb)
+        return f"failed: {type(exc).__name__}: {exc}"
 
 
 def info_of(worker: Watched, *, started_ms: int, delay_s: float) -> WorkerInfo:

@@ -31,6 +31,14 @@ class Decides(Protocol):
         ...
 
 
+class Commands(Protocol):
+    """Its parts, which may be told something."""
+
+    async def command(self, name: str, text: str) -> str:
+        """Do what a part of the worker offers; return what it says."""
+        ...
+
+
 class Watched(Protocol):
     """A worker; its names are arq's and ours."""
 
@@ -56,6 +64,11 @@ class Watched(Protocol):
     @property
     def cycles(self) -> Reads:
         """Its queues."""
+        ...
+
+    @property
+    def parts(self) -> Commands:
+        """Its parts."""
         ...
 
     @property

@@ -218,6 +218,6 @@ def test_every_command_helps_in_eighty_columns_and_knows_json(words: tuple[str, 
     said = CliRunner().invoke(main, [*words, "--help"], terminal_width=80)
     assert said.exit_code == 0
     assert max(map(len, said.stdout.splitlines())) <= 80
-    servers = {("worker",), ("dev",), ("writer", "run"), ("completion",)}
+    servers = {("worker",), ("dev",), ("dashboard",), ("writer", "run"), ("completion",)}
     if words not in servers:
         assert "--json" in said.stdout

@@ -14,6 +14,7 @@ from runner import Context, Depends, Part, task
 from runner.dependencies import STORE, overriding
 from runner.errors import ArgumentsError, RemoteError, SettingsError
 from runner.events import PartEvent
+from runner.parts import Parts
 from runner.worker import Worker
 from tests.engine import serving
 from tests.support import wait_until
@@ -334,3 +335,70 @@ def test_what_makes_no_sense_is_refused() -> None:
         Depends("get_pool")  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match='must be "job" or "worker"'):
         Depends(get_user, scope="process")  # type: ignore[arg-type]
+
+
+class Shelf(Part):
+    commands = ("refill", "count", "tip_over", "doze")
+
+    def __init__(self) -> None:
+        self.goods: list[str] = []
+
+    async def refill(self, text: str) -> str:
+        self.goods.append(text)
+        return f"{len(self.goods)} on the shelf"
+
+    def count(self, _text: str) -> int:
+        return len(self.goods)
+
+    def tip_over(self, _text: str) -> str:
+        raise OSError("it fell")
+
+    async def doze(self, _text: str) -> str:
+        await asyncio.Event().wait()
+        return ""
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[runner.Client]:
+    async with runner.connect(redis_url) as connected:
+        yield connected
+
+
+async def test_parts_are_told_what_they_offer(
+    redis_url: str, client: runner.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.parts.COMMAND_S", 0.05)
+    shelf = Shelf()
+    async with serving(redis_url, [ask_cache], parts=[shelf], monitor=True) as worker:
+        await wait_until(client.workers.list, description="the worker is seen")
+
+        async def told(command: str, text: str = "") -> str:
+            return (await client.workers.tell(command, text))[worker.name]
+
+        assert await told("refill", "tea") == "1 on the shelf"
+        assert await told("count") == "1"
+        assert await told("tip_over") == "failed: OSError: it fell"
+        assert await told("doze") == "refused: the command 'doze' took longer than 0.05 s"
+        assert "did you mean 'count'?" in await told("cuont")
+        assert await client.workers.ping() == {worker.name: "pong, running"}
+        with pytest.raises(ArgumentsError, match=r"call workers\.ping"):
+            await client.workers.tell("ping")
+
+
+def test_commands_that_cannot_be_told_apart_are_refused() -> None:
+    class Drain(Part):
+        commands = ("drain",)
+
+    class Missing(Part):
+        commands = ("nothing",)
+
+    class Twice(Shelf):
+        name = "twice"
+
+    for parts, why in (
+        ([Drain()], "as the worker has itself"),
+        ([Missing()], "has no method 'nothing'"),
+        ([Shelf(), Twice()], "two parts have a command 'refill'"),
+    ):
+        with pytest.raises(SettingsError, match=why):
+            Parts(parts)
