@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from runner.settings import WorkerSettings
 
 HEADS = ("QUEUE", "DUE", "LATER", "RUNNING", "LAG", "JOBS/S", "FAILED", "WAIT P95", "RUN P95", "")
-BAD = ("failed", "timed_out", "too_many_tries", "too_many_crashes", "cancelled", "expired")
 SPAN_MIN = 2
 
 
@@ -48,7 +47,7 @@ class QueueRow:
             str(load.running),
             length(load.lag_s * 1000),
             f"{last.per_second:.1f}",
-            str(failed(last)),
+            str(last.failed),
             length(last.wait.p95),
             length(last.run.p95),
             "paused" if self.is_paused else "",
@@ -139,11 +138,6 @@ async def queue_rows(client: Client, names: list[str]) -> list[QueueRow]:
 def queue_lines(rows: list[QueueRow]) -> Iterable[str]:
     """Return the table of queues."""
     return table(HEADS, [row.cells() for row in rows], spare=(8, 3, 2))
-
-
-def failed(period: Period) -> int:
-    """Return how many attempts of a period went wrong."""
-    return sum(period.outcomes.get(outcome, 0) for outcome in BAD)
 
 
 _json = as_json

@@ -16,7 +16,7 @@ import msgspec
 
 from runner.cli import where as options
 from runner.cli.load import do, load_settings
-from runner.cli.queues import SPAN_MIN, failed, queue_lines, queue_rows, queues_of
+from runner.cli.queues import SPAN_MIN, queue_lines, queue_rows, queues_of
 from runner.cli.tables import as_json, escaped, fields_of, length, show, table
 from runner.cli.where import Place
 
@@ -253,7 +253,7 @@ def _worker_row(worker: WorkerInfo) -> list[str]:
 
 def _task_row(task: str, period: Period) -> list[str]:
     times = (period.wait.p50, period.wait.p95, period.run.p50, period.run.p95, period.run.p99)
-    return [task, str(period.ended), str(failed(period)), *map(length, times)]
+    return [task, str(period.ended), str(period.failed), *map(length, times)]
 
 
 def _need(names: tuple[str, ...], *, everything: bool) -> None:

@@ -17,10 +17,11 @@ from starlette.routing import Route
 from runner import keys
 from runner.codec import PickleCodec
 from runner.connection import open_client, settings_of
+from runner.connections import TROUBLE
 from runner.dashboard import access as access_module
 from runner.dashboard.access import SESSION, TOKEN, Access, Guard, Refused, put_cookie
 from runner.dashboard.asked import Asked, fields_of
-from runner.dashboard.desk import TROUBLE, Desk
+from runner.dashboard.desk import Desk
 from runner.dashboard.live import Live
 from runner.dashboard.pages import Action, NotThere, Page
 from runner.dashboard.payloads import Unread

@@ -6,8 +6,6 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from redis.exceptions import RedisError
-
 from runner.errors import ArgumentsError, did_you_mean
 
 if TYPE_CHECKING:
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TROUBLE = (RedisError, OSError, TimeoutError)
 """What says that Redis is away, or did not answer in time."""
 
 FRESH_S = 0.8
@@ -125,4 +122,4 @@ class Fresh(Generic[T]):
             return self._values[0]
 
 
-__all__ = ["TROUBLE", "Desk", "Fresh"]
+__all__ = ["Desk", "Fresh"]

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from runner.dashboard.desk import TROUBLE
+from runner.connections import TROUBLE
 from runner.errors import RunnerError
 
 if TYPE_CHECKING:
