@@ -913,12 +913,12 @@ async def test_claim_under_way_when_a_worker_stops_is_handed_back(
     chaos_servers: ChaosServers,
 ) -> None:
     """The reply of a claim that was sent before the stop arrives after it."""
-    worker = Worker([add], **settings_of(chaos_servers.redis_url, poll_delay=20))
+    worker = Worker([add], **settings_of(chaos_servers.redis_url, poll_delay=20, lease=80))
     async with runner.connect(chaos_servers.redis_url) as client, started(worker):
         await wait_until(lambda: idle(client), description="the worker waits")
         await client.set(keys.job("j"), payload("add"), px=60_000)
         await client.zadd(QUEUE, {"j": 1})  # as a stock client does it: nobody is woken
-        await client.client_pause(300)
+        await client.client_pause(1500)
         worker._nudge.set()
         await wait_until(lambda: worker.cycles._lines[0]._calls, description="a claim is under way")
     async with raw(chaos_servers.redis_url) as redis:
