@@ -42,7 +42,7 @@ demo: $(STAMP) ## Run the main job: 336,776 flights (ROWS=20000, KILL=1, DIRECT=
 test: $(STAMP) ## Run the tests against real servers that they start themselves
 	@rm -f .coverage .coverage.*
 	@# Many tests wait for real processes: what a busy machine lets fail is run once more, alone.
-	$(BIN)/coverage run -m pytest -n auto --cache-clear $(ARGS) || { \
+	$(BIN)/coverage run -m pytest -n auto --dist worksteal --cache-clear $(ARGS) || { \
 		echo "Once more, alone, what failed:"; \
 		$(BIN)/coverage run -m pytest --last-failed --last-failed-no-failures none --maxfail 1; }
 	@# The floor holds for the whole suite, not for a part of it.
