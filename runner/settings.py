@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import logging
@@ -49,6 +50,9 @@ class SettingsWorker(Worker):
 
     def run(self) -> None:
         """Run until told to stop; exit with status 75 when a limit of the process was reached."""
+        # What is loaded by now lives as long as the process: no collection is to look at it again.
+        gc.collect()
+        gc.freeze()
         super().run()
         if self.recycled:
             sys.exit(RECYCLED)

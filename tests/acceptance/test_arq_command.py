@@ -47,8 +47,13 @@ async def hang(ctx: Context) -> None:
     import asyncio
     await asyncio.Event().wait()
 
+@task
+async def frozen(ctx: Context) -> int:
+    import gc
+    return gc.get_freeze_count()
+
 class WorkerSettings(runner.WorkerSettings):
-    functions = [add, fail, hang]
+    functions = [add, fail, hang, frozen]
     redis_settings = RedisSettings.from_dsn(os.environ["REDIS_URL"])
     codec = os.environ.get("RUNNER_CODEC", "msgpack")
     health_check_interval = 1
@@ -240,3 +245,11 @@ async def test_mistyped_setting_is_refused_at_the_start(redis_url: str, folder: 
         code, out = await finished(process)
     assert code != 0
     assert "unknown setting 'max_job'; did you mean 'max_jobs'?" in out
+
+
+async def test_what_is_loaded_at_the_start_is_no_work_for_the_garbage_collector(
+    folder: Path, redis_url: str
+) -> None:
+    async with arq(folder, redis_url), runner.connect(redis_url) as client:
+        job = await client.enqueue("frozen")
+        assert await job.result(timeout=TIMEOUT_S) > 10_000
