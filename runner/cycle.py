@@ -271,10 +271,15 @@ class Cycles:
         return limit
 
     def _load(self) -> list[_Pending]:
-        """Take what the next cycle settles."""
+        """Take what the next cycle settles.
+
+        While more is due, no more than it may claim: a cycle that settled the jobs of all lanes
+        would leave the others nothing, and from then on Redis and the worker wait for each other.
+        """
         waiting, size = self._waiting, 0
+        most = min(self._share, broker.MAX_ENTRIES) if self.backlog else broker.MAX_ENTRIES
         batch: list[_Pending] = []
-        while waiting and len(batch) < broker.MAX_ENTRIES:
+        while waiting and len(batch) < most:
             size += waiting[0][0].size
             if batch and size > broker.MAX_BYTES:
                 break

@@ -241,9 +241,14 @@ class Queues:
         return list(self._rank)
 
     async def once(self) -> None:
-        """Claim once from each queue, in order; raise what that raises."""
+        """Claim once from each queue, in order; raise what that raises.
+
+        Not where a claim is under way, whose reply tells the same: it would take the slots
+        that the next cycle is to fill.
+        """
         for line in self._lines:
-            await line.once()
+            if not line.reserved:
+                await line.once()
 
     def wake(self) -> bool:
         """Claim now, if that needs no order among several queues; tell whether it is so."""

@@ -6,6 +6,8 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runner.broker import Claimed
 from runner.codec import JobRecord
@@ -61,7 +63,7 @@ def test_successes_are_counted_and_listed_as_they_come() -> None:
         ("t", "succeeded"): 2,
         ("u", "succeeded"): 1,
     }
-    assert (counted[0].waited_ms, counted[0].ran_ms) == (18, 42)
+    assert (counted[0].waited_ms, counted[0].ran_ms) == (19, 42)
     count, piece = finished["q"]
     jobs = list(unpacked(piece))
     assert [job.job_id for job in jobs] == ["c", "b", "a"], "the newest first"
@@ -103,6 +105,22 @@ def test_an_end_that_did_not_count_is_taken_back(is_taken: bool) -> None:
     }
     assert finished["q"][0] == 1
     assert tally.leases_lost == 1
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e9), st.integers(0, 10**9)), max_size=30))
+def test_times_are_counted_by_bucket_as_one_by_one(times: list[tuple[float, int]]) -> None:
+    tally = Tally("w", {"t"}, most=9)
+    waits, runs = Counter[int](), Counter[int]()
+    for waited_ms, ran_ms in times:
+        tally.ended(
+            attempt("a", due_ms=1_010 - waited_ms, ended_ms=1_010 + ran_ms),
+            Ending(Outcome.SUCCEEDED),
+        )
+        waits[bucket(1_010 - (1_010 - waited_ms))] += 1
+        runs[bucket(ran_ms)] += 1
+    counted, _ = tally.take()
+    assert [(c.waited, c.ran) for c in counted] == ([(waits, runs)] if times else [])
+    assert sum(c.ran_ms for c in counted) == sum(ran for _, ran in times)
 
 
 def test_a_piece_takes_ids_that_are_no_text() -> None:
