@@ -112,7 +112,7 @@ class Monitor:
             await self._listen(self._options.port)
         self._unwatch = self._worker.events.watch(self._tally)
         if self._options.keeps and self._options.lines:
-            self._log = JobLog(self._options.lines)
+            self._log = JobLog(self._worker.name, self._options.lines)
             self._log.open()
         self._task = asyncio.create_task(self._run(), name="runner monitor")
 
