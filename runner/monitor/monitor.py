@@ -110,7 +110,7 @@ class Monitor:
         self._answered_at = asyncio.get_running_loop().time()
         if self._options.port is not None:
             await self._listen(self._options.port)
-        self._unwatch = self._worker.events.watch(self._tally)
+        self._unwatch = self._worker.events.watch(self._tally, is_ours=True)
         if self._options.keeps and self._options.lines:
             self._log = JobLog(self._worker.name, self._options.lines)
             self._log.open()
