@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from runner.types import WriterStatus
 
 NOTHING: Mapping[tuple[str, str], int] = MappingProxyType({})
+LOOP_DELAY = "How late its event loop was, at worst in the last 15 seconds."
 KIND = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -133,7 +134,7 @@ def _worker(worker: WorkerInfo, lost: int) -> Iterator[Metric]:
         ("runner_jobs_running", "Jobs that this worker has.", worker.running),
         ("runner_concurrency", "How many jobs it runs at once, at most.", worker.concurrency),
         ("runner_memory_bytes", "Its resident memory.", worker.rss_bytes),
-        ("runner_loop_delay_seconds", "How late its event loop was.", worker.loop_delay_ms / 1000),
+        ("runner_loop_delay_seconds", LOOP_DELAY, worker.loop_delay_ms / 1000),
         ("runner_start_time_seconds", "When it started, Unix time.", worker.started_ms / 1000),
         ("runner_draining", "1 while it claims nothing.", int(worker.state != "running")),
         ("runner_writer_leader", "1 while it is the elected writer.", int(worker.is_writer)),
@@ -152,11 +153,15 @@ def _queues(loads: Sequence[QueueLoad]) -> Iterator[Metric]:
         "For how long the oldest job that is due has waited.",
         labels=("queue",),
     )
+    paused = GaugeMetricFamily(
+        "runner_queue_paused", "1 while nobody claims from a queue.", labels=("queue",)
+    )
     for load in loads:
         for state in ("due", "later", "running"):
             depth.add_metric((load.queue, state), getattr(load, state))
         lag.add_metric((load.queue,), load.lag_s)
-    yield from (depth, lag)
+        paused.add_metric((load.queue,), int(load.is_paused))
+    yield from (depth, lag, paused)
 
 
 def _limits(
@@ -197,11 +202,13 @@ def _writer(status: WriterStatus) -> Iterator[Metric]:
         ("runner_writer_operations", "Operations committed.", status.operations),
         ("runner_writer_batches", "Transactions that committed units.", status.batches),
         ("runner_writer_rejected", "Units that Postgres refused.", status.rejected),
+        ("runner_writer_errors", "Times that an error kept a writer from its work.", status.errors),
     ):
         yield CounterMetricFamily(name, text, count)
     for name, text, value in (
         ("runner_writer_backlog_units", "Units that wait for the writer.", status.backlog),
         ("runner_writer_backlog_bytes", "Their bytes.", status.backlog_bytes),
         ("runner_writer_lag_seconds", "Age of the oldest of them.", status.lag_s),
+        ("runner_writer_elected", "1 while some process is the writer.", int(bool(status.leader))),
     ):
         yield GaugeMetricFamily(name, text, value)
