@@ -389,8 +389,9 @@ Subscriber: TypeAlias = "Callable[[Event], Any]"
 class Watcher(Protocol):
     """Counts every attempt of a worker, at a fraction of what events cost.
 
-    It may not keep what it is given; what it raises is logged. It hears of an end when the function has ended
-    and before Redis has confirmed it; the rare ends that Redis does not take are told by `lost`.
+    It may not keep what it is given; what it raises is logged. It hears of an end when the
+    function has ended and before Redis has confirmed it; the rare ends that Redis does not take
+    are told by `lost`.
     """
 
     def ended(self, attempt: Any, ending: Any, /) -> None:

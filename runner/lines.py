@@ -109,7 +109,7 @@ def hand_over(worker: str, job_id: str, attempt: int, lines: Iterable[Line]) -> 
 
 
 def text_of(record: logging.LogRecord) -> str:
-    """Return what a line says, and the traceback of its exception; cut, and without half characters."""
+    """Return what a line says, and the traceback of its exception: cut, no half characters."""
     message: Any = record.msg
     raised: Any = record.exc_info
     told = ""

@@ -28,7 +28,7 @@ ARQ_HANDLER = "arq.standard"
 Jobs: TypeAlias = tuple[tuple[str, int], ...]
 
 speaker: ContextVar[tuple[str, Jobs] | None] = ContextVar("runner_speaker", default=None)
-"""Who speaks, where lines are kept with jobs: the worker's name, and its jobs with their attempts."""
+"""Who speaks, where lines are kept with jobs: a worker, and its jobs with their attempts."""
 
 _kept = 0  # how many workers of this process keep the lines of their jobs
 _unconfigured = False  # structlog, which nobody had imported yet when `configure` was called

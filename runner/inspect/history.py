@@ -281,7 +281,7 @@ class History:
             start += PIECES
 
     async def _span(self, count: int) -> tuple[range, int]:
-        """Return the last minutes by Redis's clock, counted since 1970; and their seconds so far."""
+        """Return the last minutes by the clock of Redis, since 1970; and their seconds so far."""
         if not 1 <= count <= MOST_MINUTES:
             raise ArgumentsError(f"minutes is {count}, but must be 1 to {MOST_MINUTES}")
         now_s, _ = await self._redis.time()

@@ -49,9 +49,9 @@ BEATS_EVERY = 2
 CALL_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 2.0
 MOST_UNSENT = 1_000
-"""How many calls with counts wait while Redis takes none: jobs that end must be settled there, too."""
+"""How many calls with counts wait while Redis takes none."""
 DELAYS = 30
-"""The loop's delay is told as the worst of so many ticks: a scrape hears of what lies between two."""
+"""The loop's delay is the worst of so many ticks: a scrape hears of what lies between two."""
 
 MINUTE_MS = 24 * 3600 * 1000
 TASKS_MS = 3 * 3600 * 1000

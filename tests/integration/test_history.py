@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from redis.exceptions import RedisError
@@ -47,7 +47,7 @@ async def works(_ctx: Context, number: int = 0) -> int:
 def named(name: str) -> Any:
     async def one(_ctx: Context) -> None: ...
 
-    return runner.func(one, name=name)
+    return runner.func(cast("Any", one), name=name)
 
 
 async def outcomes(client: Client) -> dict[str, int]:
@@ -117,7 +117,10 @@ async def test_a_key_that_holds_something_else_stops_neither_heartbeats_nor_othe
 ) -> None:
     other = works.options(queue="other")
     queues = {keys.DEFAULT_QUEUE: 1, "other": 1}
-    async with serving(redis_url, [works], monitor=True, queues=queues) as worker, raw(redis_url) as redis:
+    async with (
+        serving(redis_url, [works], monitor=True, queues=queues) as worker,
+        raw(redis_url) as redis,
+    ):
         await wait_until(worker.is_live, description="the worker runs")
         await redis.set(keys.finished(keys.DEFAULT_QUEUE), "no list", ex=3600)
         await (await client.enqueue(works)).result(timeout=20)

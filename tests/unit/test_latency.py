@@ -135,9 +135,7 @@ def test_more_successes_than_are_counted_at_once_are_all_counted() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.lists(
-        st.integers(-5, 100_000_000) | st.sampled_from(BOUNDS_MS), min_size=1, max_size=300
-    )
+    st.lists(st.integers(-5, 100_000_000) | st.sampled_from(BOUNDS_MS), min_size=1, max_size=300)
 )
 def test_percentiles_lie_between_the_bounds_of_the_truth(times: list[int]) -> None:
     found = latency(Counter(map(bucket, times)), sum(max(ms, 0) for ms in times))
