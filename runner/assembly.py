@@ -192,7 +192,7 @@ class Assembled(Renewed):
     async def _start_job_log(self) -> None:
         if self.job_log is not None:
             await self.job_log.start(self.pool)
-            self._unwatch = self.events.watch(self.job_log)
+            self._unwatch = self.events.watch(self.job_log, is_ours=True)
 
     async def _stop_job_log(self) -> None:
         if self.job_log is not None:

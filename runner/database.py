@@ -14,6 +14,7 @@ from runner import keys
 from runner.codec import codec_named
 from runner.connection import open_client, settings_of
 from runner.errors import ArgumentsError, UnitError, WriterBacklogFull
+from runner.middleware import all_of, check
 from runner.tasks import seconds
 from runner.writer import UnitBuilder, writer_status
 from runner.writer.answers import Answer, Answers
@@ -21,7 +22,7 @@ from runner.writer.submit import OURS, SentUnit, Submitter
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from decimal import Decimal
     from types import TracebackType
     from typing import Self
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from arq.connections import RedisSettings
 
     from runner.client import Client
+    from runner.middleware import Middleware
     from runner.types import WriterStatus
     from runner.writer.units import Missing
 
@@ -264,11 +266,17 @@ class Database(Writes):
         *,
         timeout_s: float | None = TIMEOUT_S,
         full_timeout_s: float = FULL_TIMEOUT_S,
+        middleware: Sequence[Middleware] = (),
     ) -> None:
         self._redis = redis
         self._answers = Answers(redis)
         super().__init__(
-            Submitter(redis, self._answers, full_timeout_s=full_timeout_s),
+            Submitter(
+                redis,
+                self._answers,
+                full_timeout_s=full_timeout_s,
+                traceparent=_tracer(middleware),
+            ),
             timeout_s,
         )
 
@@ -287,11 +295,16 @@ class Opening:
     """The value of `database`: enter it with ``async with``."""
 
     def __init__(
-        self, settings: RedisSettings, timeout_s: float | None, full_timeout_s: float
+        self,
+        settings: RedisSettings,
+        timeout_s: float | None,
+        full_timeout_s: float,
+        middleware: tuple[Middleware, ...] = (),
     ) -> None:
         self._settings = settings
         self._timeout_s = timeout_s
         self._full_timeout_s = full_timeout_s
+        self._middleware = middleware
         self._database: Database | None = None
 
     async def __aenter__(self) -> Database:
@@ -300,7 +313,10 @@ class Opening:
             self._settings, codec=codec_named("msgpack"), queue=keys.DEFAULT_QUEUE
         )
         self._database = Database(
-            redis, timeout_s=self._timeout_s, full_timeout_s=self._full_timeout_s
+            redis,
+            timeout_s=self._timeout_s,
+            full_timeout_s=self._full_timeout_s,
+            middleware=self._middleware,
         )
         return self._database
 
@@ -320,6 +336,7 @@ def database(
     *,
     timeout: float | dt.timedelta | None = TIMEOUT_S,
     full_timeout: float | dt.timedelta = FULL_TIMEOUT_S,
+    middleware: Sequence[Middleware] = (),
 ) -> Opening:
     """Open the database through the writer, with nothing but Redis at hand.
 
@@ -328,6 +345,7 @@ def database(
         timeout: seconds that a call may take; None: as long as it takes. A unit that was
             not committed by then is still on its way.
         full_timeout: seconds that a call waits while too much waits for the writer.
+        middleware: what traces writes (`runner.traces.Tracing`); the rest of it is for jobs.
 
     Example:
         >>> async with runner.database("redis://localhost") as db:
@@ -337,13 +355,21 @@ def database(
         ...         unit.add("stock", key={"sku": "tea"}, qty=-1)
 
     Raises:
-        SettingsError: the address is none.
+        SettingsError: the address is none, or the middleware.
         ArgumentsError: a time limit makes no sense.
     """
     settings = settings_of(redis) if isinstance(redis, str) else redis
     full_timeout_s = _time_limit(full_timeout)
     assert full_timeout_s is not None
-    return Opening(settings, _time_limit(timeout), full_timeout_s)
+    return Opening(settings, _time_limit(timeout), full_timeout_s, check(middleware))
+
+
+def _tracer(middleware: Sequence[Middleware]) -> Callable[[], str] | None:
+    """Return what says to which trace a unit belongs, None where nobody does."""
+    found = all_of(middleware, "traceparent")
+    if not found:
+        return None
+    return lambda: next(filter(None, (traceparent() for traceparent in found)), "")
 
 
 def _unit_id(given: str | UUID | None) -> str | None:

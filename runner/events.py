@@ -27,7 +27,7 @@ event             when
 A callback is a plain function, called in the worker's loop: it should be quick, and hand
 longer work to a task or a thread of its own. `LoopBlocked` alone comes from another thread,
 because the loop stands; `ResourceLeft` from wherever the thing was destroyed. An exception in a
-callback is logged, and harms nothing.
+callback is logged, and harms nothing; only those that end a program go up.
 Where nobody subscribes, an event costs one look at a flag and is not made. Making events costs
 a busy worker much of its time, so what counts every job is given each end as the worker has it
 (`Bus.watch`), and makes no event.
@@ -48,6 +48,7 @@ Example:
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from dataclasses import dataclass
@@ -388,8 +389,9 @@ Subscriber: TypeAlias = "Callable[[Event], Any]"
 class Watcher(Protocol):
     """Counts every attempt of a worker, at a fraction of what events cost.
 
-    It may not raise, nor keep what it is given. It hears of an end when the function has ended
-    and before Redis has confirmed it; the rare ends that Redis does not take are told by `lost`.
+    It may not keep what it is given; what it raises is logged. It hears of an end when the
+    function has ended and before Redis has confirmed it; the rare ends that Redis does not take
+    are told by `lost`.
     """
 
     def ended(self, attempt: Any, ending: Any, /) -> None:
@@ -440,12 +442,18 @@ class Bus:
 
         return unsubscribe
 
-    def watch(self, watcher: Watcher) -> Callable[[], None]:
-        """Tell `watcher` of each end; return what ends that."""
-        self._set_watchers((*self.watchers, watcher))
+    def watch(self, watcher: Watcher, *, is_ours: bool = False) -> Callable[[], None]:
+        """Tell `watcher` of each end; return what ends that.
+
+        Args:
+            watcher: hears of ends.
+            is_ours: it raises nothing, so it is called without a guard, at every end of a drain.
+        """
+        told = watcher if is_ours else _Guarded(watcher)
+        self._set_watchers((*self.watchers, told))
 
         def unwatch() -> None:
-            self._set_watchers(tuple(other for other in self.watchers if other != watcher))
+            self._set_watchers(tuple(other for other in self.watchers if other is not told))
 
         return unwatch
 
@@ -465,8 +473,27 @@ class Bus:
         for subscriber in self._subscribers:
             try:
                 subscriber(event)
-            except Exception:
+            except (Exception, asyncio.CancelledError):  # a job is not cancelled by this one
                 logger.exception("the subscriber %r failed on %s", subscriber, type(event).__name__)
+
+
+class _Guarded:
+    """A watcher of somebody else: an end is settled whatever it raises."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def ended(self, attempt: Any, ending: Any, /) -> None:
+        try:
+            self._watcher.ended(attempt, ending)
+        except (Exception, asyncio.CancelledError):
+            logger.exception("the watcher %r failed on an end", self._watcher)
+
+    def lost(self, queue: str, job_id: str, /) -> None:
+        try:
+            self._watcher.lost(queue, job_id)
+        except (Exception, asyncio.CancelledError):
+            logger.exception("the watcher %r failed on an end that did not count", self._watcher)
 
 
 def is_subscriber(value: Any) -> bool:

@@ -47,6 +47,7 @@ runner:unit:<id>                STRING   of a unit whose id its caller chose: it
                                          of its contents; 10 min
 runner:minute:<queue>:<minute>  HASH     attempts by outcome, and times by bucket; a day
 runner:minute-tasks:<queue>:<minute>  HASH  the same by task; three hours
+runner:counted:<worker>:<queue>  STRING  the number of what a worker counted last; 1 h
 runner:finished:<queue>         LIST     the jobs that ended last, the newest first; 7 days
 runner:log:<id>                 LIST     the last lines that a job logged; a day
 runner:progress:<id>            STRING   how far a job is; an hour
@@ -338,6 +339,11 @@ def minute(queue: str, minute: int) -> str:
 def minute_tasks(queue: str, minute: int) -> str:
     """HASH: the same by task."""
     return f"{MINUTE_TASKS}{queue}:{minute}"
+
+
+def counted(worker: str, queue: str) -> str:
+    """STRING: the number of what a worker has counted last in a queue."""
+    return f"runner:counted:{worker}:{queue}"
 
 
 def finished(queue: str) -> str:

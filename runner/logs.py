@@ -12,19 +12,23 @@ import logging
 import os
 import sys
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 from runner.errors import SettingsError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from structlog.typing import Processor
 
 FORMATS = ("plain", "console", "json")
 VARIABLE = "RUNNER_LOG"
 ARQ_HANDLER = "arq.standard"
 
-speaker: ContextVar[tuple[str, int]] = ContextVar("runner_speaker")
-"""The job that speaks and its attempt, where lines are kept with jobs."""
+Jobs: TypeAlias = tuple[tuple[str, int], ...]
+
+speaker: ContextVar[tuple[str, Jobs] | None] = ContextVar("runner_speaker", default=None)
+"""Who speaks, where lines are kept with jobs: a worker, and its jobs with their attempts."""
 
 _kept = 0  # how many workers of this process keep the lines of their jobs
 _unconfigured = False  # structlog, which nobody had imported yet when `configure` was called
@@ -75,14 +79,14 @@ def configure(name: str | None = None, *, stream: TextIO | None = None) -> None:
     arq_logger.propagate = True
 
 
-def bind(job_id: str, task: str, attempt: int) -> None:
+def bind(job_id: str, task: str, attempt: int, worker: str = "") -> None:
     """Let what is logged from here on in this context say which job speaks.
 
     Plain lines need no structlog. While nobody has imported it, nobody reads what is bound.
     """
     global _unconfigured  # noqa: PLW0603  as above
     if _kept:
-        speaker.set((job_id, attempt))
+        speaker.set((worker, ((job_id, attempt),)))
     structlog = sys.modules.get("structlog")
     if structlog is None:
         return
@@ -90,6 +94,19 @@ def bind(job_id: str, task: str, attempt: int) -> None:
         _unconfigured = False
         _configure_structlog()
     structlog.contextvars.bind_contextvars(job_id=job_id, task=task, attempt=attempt)
+
+
+def bind_all(jobs: Sequence[tuple[str, int]]) -> None:
+    """Let what is logged from here on in this context be what all these jobs of a worker say.
+
+    One of them speaks already: the context is a copy of its own.
+    """
+    one = speaker.get()
+    if one is not None:
+        speaker.set((one[0], tuple(jobs)))
+    structlog = sys.modules.get("structlog")
+    if structlog is not None and len(jobs) > 1:
+        structlog.contextvars.bind_contextvars(job_id=f"{jobs[0][0]} and {len(jobs) - 1} more")
 
 
 def keep_lines(*, keeps: bool) -> None:

@@ -14,6 +14,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
+from runner import logs
 from runner.arguments import Signature, hints_of
 from runner.errors import SettingsError, TaskError
 from runner.tasks import Task
@@ -112,6 +113,8 @@ class _Gathering:
     async def _run(
         self, items: list[Any], contexts: list[Any], futures: list[asyncio.Future[Any]]
     ) -> None:
+        # This runs in a context of one of them; what is logged here they say together.
+        logs.bind_all([(job["job_id"], job["job_try"]) for job in contexts])
         results: list[Any]
         try:
             returned = await self.task.function(ManyContext(contexts), items)

@@ -6,8 +6,8 @@ span                          where, and when
 ``enqueue <task>`` producer   around a call that enqueues, in the client
 ``start <flow>`` producer     around the start of a flow or a batch, in the client
 ``run <task>`` consumer       each attempt, in the worker; a child of the two above
-``writer commit`` client      a unit of an attempt, in the process of the elected
-                              writer: the transaction that applied or refused it
+``writer commit`` client      a unit of an attempt or of a service, in the process of the
+                              elected writer: the transaction that applied or refused it
 ============================  =====================================================
 
 What ties them travels with the job as W3C's ``traceparent``, and whatever else the propagator of
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
         JobCall,
         StartFlow,
     )
-    from runner.writer.entries import Unit
+    from runner.writer.entries import CommitHeader, JobHeader, Unit
 
 __all__ = ["Tracing"]
 
@@ -148,6 +148,10 @@ class Tracing(Middleware):
         if TRACE not in carried:
             _inject(carried)
 
+    def traceparent(self) -> str:
+        """Tie what a service writes to the span that is current."""
+        return _traceparent(trace.get_current_span())
+
     def join(self, worker: str, events: Bus) -> None:
         """Watch how attempts end."""
         events.watch(_Ends(self._end, worker))
@@ -171,23 +175,23 @@ class Tracing(Middleware):
     def committed(
         self, units: Sequence[Unit], refused: Mapping[str, WriteRejected], began_ns: int
     ) -> None:
-        """Trace what the writer in this process did for attempts that are traced."""
+        """Trace what the writer in this process did for attempts and services that are traced."""
         ended_ns = 0
         for unit in units:
             owner = unit.job or unit.commit
-            if owner is None or not owner.trace:
+            parent = unit.trace if owner is None else owner.trace
+            if not parent:
                 continue
             ended_ns = ended_ns or time.time_ns()
             span = self._tracer.start_span(
                 "writer commit",
-                context=_W3C.extract({"traceparent": owner.trace}, Context()),
+                context=_W3C.extract({"traceparent": parent}, Context()),
                 kind=SpanKind.CLIENT,
                 start_time=began_ns,
                 attributes={
                     "db.system.name": "postgresql",
                     "db.operation.name": "COMMIT",
-                    "messaging.message.id": owner.job_id,
-                    "messaging.destination.name": owner.queue,
+                    **({} if owner is None else _place(owner)),
                     "runner.unit.entry": unit.entry,
                     "runner.unit.operations": unit.count,
                     "runner.batch.units": len(units),
@@ -227,6 +231,10 @@ class Tracing(Middleware):
             },
         )
         return span, parent
+
+
+def _place(owner: JobHeader | CommitHeader) -> dict[str, str]:
+    return {"messaging.message.id": owner.job_id, "messaging.destination.name": owner.queue}
 
 
 class _Ends:
@@ -311,8 +319,16 @@ def _traceparent(span: Span) -> str:
 
 
 def _fail(span: Span, exc: BaseException) -> None:
-    span.record_exception(exc)
-    span.set_attribute("error.type", f"{type(exc).__module__}.{type(exc).__qualname__}")
-    span.set_status(
-        Status(StatusCode.ERROR, f"{type(exc).__name__}: {codec.message_of(exc)}"[:MOST_ERROR])
+    """Say why; not by `record_exception`, which asks the exception for its text: it may raise."""
+    kind = f"{type(exc).__module__}.{type(exc).__qualname__}"
+    described, message = codec.describe(exc), codec.message_of(exc)
+    span.add_event(
+        "exception",
+        {
+            "exception.type": described["type"],
+            "exception.message": message,
+            "exception.stacktrace": described["traceback"],
+        },
     )
+    span.set_attribute("error.type", kind)
+    span.set_status(Status(StatusCode.ERROR, f"{type(exc).__name__}: {message}"[:MOST_ERROR]))

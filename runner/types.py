@@ -158,6 +158,8 @@ class WriterStatus:
         operations: operations committed.
         batches: transactions that committed units.
         rejected: units that Postgres refused.
+        errors: times that an error ended a term, or kept a candidate from one: Postgres was away, a
+            session was lost. To be voted out is none.
     """
 
     leader: str
@@ -169,6 +171,7 @@ class WriterStatus:
     operations: int
     batches: int
     rejected: int
+    errors: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

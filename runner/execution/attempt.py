@@ -109,7 +109,7 @@ async def run(host: Host, attempt: Attempt, ending: Ending | None = None) -> Non
 
 async def abandon(host: Host, attempt: Attempt) -> None:
     """Settle an attempt whose function does not heed its cancellation, without it."""
-    logs.bind(attempt.claimed.job_id, attempt.record.task, attempt.number)
+    logs.bind(attempt.claimed.job_id, attempt.record.task, attempt.number, host.name)
     await run(host, attempt, classify(host, attempt, asyncio.CancelledError()))
 
 
@@ -202,7 +202,7 @@ def crashed_too_often(host: Host, attempt: Attempt) -> Ending | None:
 async def perform(host: Host, attempt: Attempt) -> Ending:
     """Call the function under its time limit, and classify how it ended."""
     context = attempt.context = make_context(host, attempt)
-    logs.bind(attempt.claimed.job_id, attempt.record.task, attempt.number)
+    logs.bind(attempt.claimed.job_id, attempt.record.task, attempt.number, host.name)
     try:
         if host.on_job_start:
             await host.on_job_start(context)

@@ -139,7 +139,7 @@ class Context(dict[Any, Any]):
         """Say how far this job is, as often as you like: what is said too often is gathered.
 
         `Job.progress` reads it. It is a word to those who watch, and nothing rests on it: while
-        Redis is away it is lost.
+        Redis is away the last one waits.
 
         Args:
             done: how much is done, in a unit of your own.

@@ -18,11 +18,12 @@ import pickle
 import signal
 import socket
 import sys
+from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvloop
 
-from runner import logs
+from runner import lines, logs
 from runner.errors import EncodeError, SoftTimeLimit, TaskError
 from runner.execution import Context, go_on
 from runner.execution.limits import SoftCancellation
@@ -33,8 +34,12 @@ from runner.executors.wire import Answer, Request
 from runner.tasks import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
     from datetime import datetime
+
+
+MOST_LINES = 1_000
+"""How many lines of a job come back, whatever is asked for."""
 
 
 class ProcessContext(Context):
@@ -67,6 +72,23 @@ class ProcessContext(Context):
     def progress(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse: Redis is out of reach."""
         raise TaskError("ctx.progress is not possible in a process: say it in an async task")
+
+
+class KeptLines(lines.Catcher):
+    """The last lines of the job that runs: they go back with its answer."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__("", most)
+        self._lines: deque[lines.Line] = deque(maxlen=min(most, MOST_LINES))
+
+    def take(self, _jobs: object, line: lines.Line) -> None:
+        """Keep a line."""
+        self._lines.append(line)
+
+    def taken(self) -> tuple[lines.Line, ...]:
+        """Return the lines, and stop listening."""
+        self.close()
+        return tuple(self._lines)
 
 
 class Interrupts:
@@ -153,15 +175,20 @@ def serve(connection: socket.socket) -> None:
 def perform(data: bytes, interrupts: Interrupts, loop: asyncio.Runner) -> Answer:
     """Run one job; whatever it raises is its answer."""
     context = ProcessContext({})
+    kept: list[KeptLines] = []
     error: BaseException
     try:
-        value = _call(data, context, interrupts, loop)
-        return Answer(_pickled(value), context.unit())
+        value = _call(data, context, interrupts, loop, kept)
+        return Answer(_pickled(value), context.unit(), lines=_taken(kept))
     except BaseException as exc:  # noqa: BLE001  sys.exit too is the job's end, and not ours
         error = exc
     finally:
         interrupts.off()
-    return Answer(None, b"", *packed(error))
+    return Answer(None, b"", *packed(error), lines=_taken(kept))
+
+
+def _taken(kept: Iterable[KeptLines]) -> tuple[lines.Line, ...]:
+    return tuple(line for one in kept for line in one.taken())
 
 
 def _call(
@@ -169,9 +196,13 @@ def _call(
     context: ProcessContext,
     interrupts: Interrupts,
     loop: asyncio.Runner,
+    kept: list[KeptLines],
 ) -> Any:
     request = Request(*pickle.loads(data))  # noqa: S301  from the worker that made this process
     context.tell(request)
+    if request.lines:
+        kept.append(KeptLines(request.lines))
+        kept[0].open()
     logs.bind(context.job_id, request.task, context.attempt)
     function = find(request.module, request.qualname)
     if asyncio.iscoroutinefunction(function):

@@ -19,6 +19,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
+from runner import lines
 from runner.errors import DecodeError, EncodeError, ProcessDied, SettingsError, TaskError
 from runner.execution.limits import Limits
 from runner.executors import wire
@@ -331,7 +332,7 @@ class Processes:
             finally:
                 limits.stop()
                 self._give_back(limits.child)
-        return _value(attempt, answer)
+        return _value(self._host.name, attempt, answer)
 
     def _request(
         self,
@@ -344,7 +345,8 @@ class Processes:
         module, qualname = self._found[attempt.task.name]
         values = {key: attempt.context[key] for key in _VALUES}
         request = Request(
-            module, qualname, args, kwargs, values, attempt.record.task, attempt.context.due
+            *(module, qualname, args, kwargs, values, attempt.record.task, attempt.context.due),
+            lines=lines.wanted(self._host.name),
         )
         try:
             return pickle.dumps(tuple(request))
@@ -415,9 +417,10 @@ _VALUES = ("job_id", "job_try", "enqueue_time", "score")
 """What of the context travels; the rest belongs to the worker's process."""
 
 
-def _value(attempt: Attempt, data: bytes) -> Any:
+def _value(worker: str, attempt: Attempt, data: bytes) -> Any:
     """Return the value of an answer, and leave its writes in the attempt; raise its error."""
     answer = Answer(*pickle.loads(data))  # noqa: S301  from a process of this worker
+    lines.hand_over(worker, attempt.claimed.job_id, attempt.number, answer.lines)
     if answer.value is None:
         assert answer.described is not None
         raise as_failure(unpacked(answer.error, answer.described))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from runner.codec import Fields
+    from runner.lines import Line
 
 LENGTH_BYTES = 8
 BEGUN = b"begun"
@@ -27,6 +28,7 @@ class Request(NamedTuple):
         qualname: its name in the module.
         values: the context: plain values of arq's dict.
         due: when the schedule that made the job was due.
+        lines: how many of the lines that it logs are to come back.
     """
 
     module: str
@@ -36,6 +38,7 @@ class Request(NamedTuple):
     values: dict[str, Any]
     task: str
     due: datetime | None
+    lines: int = 0
 
 
 class Answer(NamedTuple):
@@ -46,12 +49,14 @@ class Answer(NamedTuple):
         unit: the encoded writes of the job.
         error: the pickled exception, b"" when it cannot be pickled.
         described: the exception as text, when it failed.
+        lines: what it logged, the last lines.
     """
 
     value: bytes | None
     unit: bytes = b""
     error: bytes = b""
     described: Fields | None = None
+    lines: tuple[Line, ...] = ()
 
 
 def framed(data: bytes) -> bytes:

@@ -6,7 +6,6 @@ read here is half a second old. Minutes are those of Redis's clock.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -166,7 +165,8 @@ class History:
             ArgumentsError: more minutes than a day has, or none.
         """
         periods = []
-        for minute, fields in await self._read(keys.minute, count):
+        read, _ = await self._read(keys.minute, count)
+        for minute, fields in read:
             sums = _Sums()
             for name, value in fields:
                 sums.add(*_meaning(name), int(value))
@@ -180,11 +180,11 @@ class History:
             ArgumentsError: more minutes than a day has, or none.
         """
         sums = _Sums()
-        read = await self._read(keys.minute, minutes)
+        read, seconds = await self._read(keys.minute, minutes)
         for _, fields in read:
             for name, value in fields:
                 sums.add(*_meaning(name), int(value))
-        return sums.period(read[0][0] * MINUTE_MS, _seconds_of(minutes))
+        return sums.period(read[0][0] * MINUTE_MS, seconds)
 
     async def tasks(self, *, minutes: int = 5) -> dict[str, Period]:
         """Return the same for each task, by its name; workers keep it for three hours.
@@ -192,7 +192,7 @@ class History:
         Raises:
             ArgumentsError: more minutes than a day has, or none.
         """
-        read = await self._read(keys.minute_tasks, minutes)
+        read, seconds = await self._read(keys.minute_tasks, minutes)
         totals: dict[bytes, int] = {}
         for _, fields in read:  # a fleet of many tasks has some ten thousand of them
             for name, value in fields:
@@ -204,7 +204,7 @@ class History:
             if (sums := by_task.get(task)) is None:
                 sums = by_task[task] = _Sums()
             sums.add(*_meaning(kind), count)
-        start_ms, seconds = read[0][0] * MINUTE_MS, _seconds_of(minutes)
+        start_ms = read[0][0] * MINUTE_MS
         return {task: by_task[task].period(start_ms, seconds) for task in sorted(by_task)}
 
     async def task(self, name: str, *, minutes: int = 5) -> Period:
@@ -215,7 +215,7 @@ class History:
         """
         behind = b" " + name.encode(errors="surrogateescape")
         fields = [field.encode() + behind for field in _FIELDS]
-        span = await self._span(minutes)
+        span, seconds = await self._span(minutes)
         async with self._redis.pipeline(transaction=False) as pipe:
             for minute in span:
                 for queue in self._queues:
@@ -226,7 +226,7 @@ class History:
             for field, value in zip(_FIELDS, row, strict=True):
                 if value is not None:
                     sums.add(*_meaning(field.encode()), int(value))
-        return sums.period(span[0] * MINUTE_MS, _seconds_of(minutes))
+        return sums.period(span[0] * MINUTE_MS, seconds)
 
     async def finished(
         self,
@@ -280,29 +280,29 @@ class History:
                 return None
             start += PIECES
 
-    async def _span(self, count: int) -> range:
-        """Return the last minutes by Redis's clock, counted since 1970."""
+    async def _span(self, count: int) -> tuple[range, int]:
+        """Return the last minutes by the clock of Redis, since 1970; and their seconds so far."""
         if not 1 <= count <= MOST_MINUTES:
             raise ArgumentsError(f"minutes is {count}, but must be 1 to {MOST_MINUTES}")
-        seconds, _ = await self._redis.time()
-        return range(seconds // 60 - count + 1, seconds // 60 + 1)
+        now_s, _ = await self._redis.time()
+        span = range(now_s // 60 - count + 1, now_s // 60 + 1)
+        return span, (count - 1) * 60 + max(now_s % 60, 1)
 
-    async def _read(self, key: Any, count: int) -> list[tuple[int, list[tuple[bytes, bytes]]]]:
-        minutes = await self._span(count)
+    async def _read(
+        self, key: Any, count: int
+    ) -> tuple[list[tuple[int, list[tuple[bytes, bytes]]]], int]:
+        """Return the fields of each minute, and the seconds of all of them."""
+        minutes, seconds = await self._span(count)
         async with self._redis.pipeline(transaction=False) as pipe:
             for minute in minutes:
                 for queue in self._queues:
                     pipe.hgetall(key(queue, minute))
             read = iter(await pipe.execute())
-        return [
+        found = [
             (minute, [field for _ in self._queues for field in next(read).items()])
             for minute in minutes
         ]
-
-
-def _seconds_of(minutes: int) -> int:
-    """Return the length of some minutes, the last of which is not over."""
-    return (minutes - 1) * 60 + max(int(time.time() % 60), 1)
+        return found, seconds
 
 
 async def job_log(redis: Redis, job_id: str) -> list[LogLine]:

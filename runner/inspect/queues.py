@@ -24,6 +24,7 @@ class QueueLoad:
         running: jobs that a worker of ours holds, and those that wait for another try after
             their worker was lost.
         lag_s: for how many seconds the oldest of the due ones has waited; 0 where none is.
+        is_paused: nobody claims from it, until it is resumed.
     """
 
     queue: str
@@ -31,6 +32,7 @@ class QueueLoad:
     later: int
     running: int
     lag_s: float
+    is_paused: bool = False
 
 
 async def queue_loads(redis: Redis, queues: Sequence[str]) -> list[QueueLoad]:
@@ -46,8 +48,9 @@ async def queue_loads(redis: Redis, queues: Sequence[str]) -> list[QueueLoad]:
             later=max(total - due - held, 0),
             running=held,
             lag_s=max(lag_ms, 0) / 1000,
+            is_paused=bool(is_paused),
         )
-        for queue, (total, due, held, lag_ms) in zip(queues, found, strict=True)
+        for queue, (total, due, held, lag_ms, is_paused) in zip(queues, found, strict=True)
     ]
 
 

@@ -13,7 +13,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from runner.errors import RunnerError
+from runner.errors import RunnerError, WriterBacklogFull
 from runner.execution.records import AGAIN, now_ms
 from runner.joblog import rows
 from runner.types import Outcome
@@ -41,6 +41,9 @@ TICK_S = 0.5
 MOST_WAITING = 20_000
 MOST_SENT = 2_000
 FULL_TIMEOUT_S = 10.0
+PERCENT = 25
+"""How much of the room for what waits for the writer the log may fill: workers claim no jobs that
+write from half of it on, and the log is to hold nobody up."""
 STOP_TIMEOUT_S = 5.0
 
 _NOT_OVER = AGAIN | {Outcome.LOST_LEASE}
@@ -101,7 +104,9 @@ class Collector:
         """Begin to hand rows over. Idempotent."""
         if self._task is None:
             self._answers = Answers(redis)
-            self._submitter = Submitter(redis, self._answers, full_timeout_s=FULL_TIMEOUT_S)
+            self._submitter = Submitter(
+                redis, self._answers, full_timeout_s=FULL_TIMEOUT_S, percent=PERCENT
+            )
             self._task = asyncio.create_task(self._run(), name="runner job log")
 
     async def stop(self) -> None:
@@ -129,7 +134,7 @@ class Collector:
                 logger.exception("the job log failed; it goes on")
 
     async def _flush(self) -> None:
-        """Hand over all that is there, a page at a time."""
+        """Hand over all that is there, a page at a time; where there is no room, it waits here."""
         while self._ended or self._refused or self._lost:
             page, self._ended = self._ended[:ROWS_AT_ONCE], self._ended[ROWS_AT_ONCE:]
             refused, self._refused = self._refused, []
@@ -142,7 +147,16 @@ class Collector:
             self._sent |= {_job(attempt): ended_ms for attempt, _, ended_ms in page}
             while len(self._sent) > MOST_SENT:
                 del self._sent[next(iter(self._sent))]
-            await self._send(unit)
+            try:
+                await self._send(unit)
+            except WriterBacklogFull as exc:
+                room = max(MOST_WAITING - len(self._ended), 0)
+                if page[room:]:
+                    self._drop(len(page[room:]), str(exc))
+                self._ended = [*page[:room], *self._ended]
+                self._refused = [*refused, *self._refused]
+                self._lost = [*lost, *self._lost]
+                return
 
     def _write(self, unit: UnitBuilder, page: Iterable[_End]) -> None:
         for attempt, ending, ended_ms in page:
@@ -174,7 +188,11 @@ class Collector:
         }
 
     async def _send(self, unit: UnitBuilder) -> None:
-        """Let a unit into the stream: from then on it outlives this process."""
+        """Let a unit into the stream: from then on it outlives this process.
+
+        Raises:
+            WriterBacklogFull: there is no room for it yet.
+        """
         if not len(unit) or self._submitter is None:
             return
         sent = SentUnit(
@@ -185,6 +203,8 @@ class Collector:
             self._submitter.send(sent)
             # Shielded: a unit whose future is cancelled is not sent, and `stop` sends what is left.
             await asyncio.shield(sent.future)
+        except WriterBacklogFull:
+            raise
         except RunnerError as exc:
             self._drop(len(unit), str(exc))
 
@@ -222,4 +242,4 @@ def _job(attempt: Attempt) -> tuple[str, str]:
 
 
 def _key(job_id: str, ended_ms: int) -> dict[str, Any]:
-    return {"job_id": rows.text(job_id, rows.MOST_NAME), "finished_at": rows.moment(ended_ms)}
+    return {"job_id": rows.identity(job_id), "finished_at": rows.moment(ended_ms)}

@@ -7,6 +7,7 @@ type, nesting without end. A row that Postgres refuses would take the rows besid
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -50,6 +51,14 @@ def text(value: str, most: int = MOST_TEXT) -> str:
     if value.isascii():
         return value
     return value.encode(errors="backslashreplace").decode()
+
+
+def identity(job_id: str) -> str:
+    """Return an id as rows have it: one that is too long ends with a digest of all of it."""
+    if len(job_id) <= MOST_NAME:
+        return text(job_id, MOST_NAME)
+    digest = hashlib.blake2b(job_id.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    return text(job_id, MOST_NAME - len(digest)) + digest
 
 
 def moment(unix_ms: float) -> dt.datetime | None:

@@ -113,9 +113,9 @@ class JobLog:
         if not 0 < limit <= MOST_AT_ONCE:
             raise ArgumentsError(f"limit is {limit!r}, but must be 1 to {MOST_AT_ONCE:,}")
         where = _Where()
-        where.add("task = {}", task)
-        where.add("queue = {}", queue)
-        where.add("state = ANY({}::text[])", list(states) or None)
+        where.add("task = {}", _name(task))
+        where.add("queue = {}", _name(queue))
+        where.add("state = ANY({}::text[])", [rows.text(state) for state in states] or None)
         where.add("finished_at >= {}", _zoned("since", since))
         where.add("finished_at < {}", _zoned("until", until))
         if error:
@@ -133,7 +133,7 @@ class JobLog:
             JobNotFound: there is none, or no more.
         """
         where = _Where()
-        where.add("job_id = {}", rows.text(job_id, rows.MOST_NAME))
+        where.add("job_id = {}", rows.identity(job_id))
         found = await self._fetch(where, MOST_AT_ONCE)
         if not found:
             raise JobNotFound(f"the job log has no job {job_id!r}: it runs, or is kept no more")
@@ -177,6 +177,11 @@ class _Where:
     def sql(self) -> str:
         """Return the clause."""
         return f"WHERE {' AND '.join(self._parts)}" if self._parts else ""
+
+
+def _name(given: str | None) -> str | None:
+    """Return a name as rows have it."""
+    return None if given is None else rows.text(given, rows.MOST_NAME)
 
 
 def _zoned(name: str, moment: datetime | None) -> datetime | None:

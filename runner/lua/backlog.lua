@@ -18,14 +18,16 @@ local function read_account()
   end
 end
 
--- Whether so many bytes more may wait; a unit that is larger than all the room may wait alone.
-local function has_room(bytes)
+-- Whether so many bytes more may wait, in a part of the room; a unit that is larger than all of it may
+-- wait alone.
+local function has_room(bytes, part)
+  part = part or 1
   read_account()
   if backlog_entries + entries_added < 1 then
     return true
   end
-  return backlog_entries + entries_added < bound_entries
-    and backlog_bytes + bytes_added + bytes <= bound_bytes
+  return backlog_entries + entries_added < bound_entries * part
+    and backlog_bytes + bytes_added + bytes <= bound_bytes * part
 end
 
 -- Whether so much waits that no work shall be begun that adds to it: half of what may.

@@ -1,12 +1,22 @@
 -- Add what one worker has counted in a queue since its last call, and the jobs that ended last.
--- KEYS: queue finished
--- ARGV: minute_ms:int tasks_ms:int finished_ms:int most:int totals:int by_task:int jobs:int piece entries...
+-- KEYS: queue finished counted
+-- ARGV: number:int minute_ms:int tasks_ms:int finished_ms:int most:int totals:int by_task:int jobs:int piece entries...
 -- Uses: clock
--- Returns: the minute that it was added to
+-- Returns: the minute that it was added to, 0 where it had been added before
 --
 -- The entries: `totals` fields with their counts, `by_task` fields with theirs. The piece has as many
 -- jobs as `jobs` says. In front of each piece of the list stands the number of its last job, counted
 -- from the first that was ever listed: a piece goes when all of its jobs are too old.
+--
+-- `number` counts what this worker adds to this queue: what is sent again, because its answer was
+-- lost, adds nothing.
+
+local KEEP_COUNTED_MS = 3600000
+
+if tonumber(redis.call('GET', counted) or 0) >= number then
+  return 0
+end
+redis.call('SET', counted, number, 'PX', KEEP_COUNTED_MS)
 
 local minute = string.format('%d', math.floor(now / 60000))
 

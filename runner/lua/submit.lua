@@ -1,17 +1,18 @@
 -- Add units to the writer's stream, each an entry of its own, in order, as far as there is room.
 -- KEYS: units writer sent
--- ARGV: number:int entries...
+-- ARGV: number:int percent:int entries...
 -- Uses: backlog
 -- Returns: {first entry or '', how many were added, why the next was not or '', known...}
 --
--- `entries` are three values each: unit id, operations, and a digest of them, or '' for an id
--- that this client made. What was added has consecutive ids. `known` are pairs: the place of a
--- unit whose id was used before, counted from 0, and its entry, or '' when the contents differ.
--- Where a unit is not added, none behind it is.
+-- `entries` are four values each: unit id, operations, a digest of them, or '' for an id that this
+-- client made, and what ties it to a trace, or ''. What was added has consecutive ids. `known` are
+-- pairs: the place of a unit whose id was used before, counted from 0, and its entry, or '' when the
+-- contents differ. Where a unit is not added, none behind it is.
+-- `percent` is the part of the room that this client may fill.
 -- `number` counts this client's calls: one that is repeated, because its reply was lost, adds
 -- nothing, and gets the reply again.
 
-local FIELDS = 3
+local FIELDS = 4
 local SENT_MS = 60000
 local KNOWN_MS = 600000
 
@@ -35,9 +36,13 @@ local function known_entry(id, digest)
   return noted == digest and entry or ''
 end
 
-local function add(id, operations, digest)
+local function add(id, operations, digest, trace)
   local wanted = ms and (ms .. '-' .. string.format('%.0f', sequence + 1)) or '*'
-  local entry = redis.pcall('XADD', units, wanted, 'u', id, 'o', operations)
+  local fields = {'u', id, 'o', operations}
+  if trace ~= '' then
+    fields[5], fields[6] = 't', trace
+  end
+  local entry = redis.pcall('XADD', units, wanted, unpack(fields))
   if type(entry) == 'table' then
     return entry.err
   end
@@ -56,13 +61,13 @@ local function add(id, operations, digest)
 end
 
 for at = entries_at, #ARGV, FIELDS do
-  local id, operations, digest = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local id, operations, digest, trace = unpack(ARGV, at, at + 3)
   local entry = known_entry(id, digest)
   if entry then
     known[#known + 1] = (at - entries_at) / FIELDS
     known[#known + 1] = entry
   else
-    why = has_room(#operations) and add(id, operations, digest) or 'full'
+    why = has_room(#operations, percent / 100) and add(id, operations, digest, trace) or 'full'
     if why ~= '' then
       break
     end

@@ -144,6 +144,14 @@ class Middleware:
         """Stand around the start of a flow, a chain, a group, a chord or a batch; return its id."""
         return await proceed(call)
 
+    def traceparent(self) -> str:
+        """Return what ties a unit that a service submits to its trace, as W3C writes it, or "".
+
+        Called for each call of `runner.database(middleware=[...])` that writes, in the context of
+        its caller; it travels with the unit, for `committed`.
+        """
+        return ""
+
     def join(self, worker: str, events: Bus) -> None:
         """Hear, once and before it connects, in which worker this stands, to watch its events."""
 

@@ -1,7 +1,8 @@
 """The service that watches one worker: two ticks a second, and an end.
 
 Each tick writes down what was counted since the last one, in one call for each queue that had
-work; every second tick says what the worker does. How late a tick comes is the loop's delay.
+work; every second tick says what the worker does. How late a tick comes is the loop's delay. What
+Redis did not answer to is sent again under its number, which Redis counts once.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
+from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from runner import keys
 from runner.errors import SettingsError
@@ -28,6 +31,8 @@ from runner.scripts import load
 from runner.writer import writer_status
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from runner.inspect.queues import QueueLoad
     from runner.limits import LimitInfo
     from runner.monitor.tally import Counted
@@ -37,10 +42,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("runner.monitor")
 
 TROUBLE = (RedisError, OSError, TimeoutError)
+_FOR_NOW = (OutOfMemoryError, ReadOnlyError)
+"""What Redis refuses, and may take a little later."""
 TICK_S = 0.5
 BEATS_EVERY = 2
 CALL_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 2.0
+MOST_UNSENT = 1_000
+"""How many calls with counts wait while Redis takes none."""
+DELAYS = 30
+"""The loop's delay is the worst of so many ticks: a scrape hears of what lies between two."""
 
 MINUTE_MS = 24 * 3600 * 1000
 TASKS_MS = 3 * 3600 * 1000
@@ -69,6 +80,17 @@ class MonitorOptions:
     host: str = "127.0.0.1"
 
 
+class _Counts(NamedTuple):
+    """What one call adds to the history of a queue: the fields of a minute, and jobs that ended."""
+
+    queue: str
+    number: int
+    totals: dict[str, int]
+    by_task: dict[str, int]
+    jobs: int
+    piece: bytes
+
+
 def monitor_of(worker: Watched, options: MonitorOptions) -> Monitor | None:
     """Return what watches a worker, None where nothing is asked for."""
     wanted = options.keeps or options.port is not None
@@ -92,7 +114,10 @@ class Monitor:
         self._unwatch: Any = None
         self._started_ms = 0
         self._delay_s = 0.0  # at worst since the last beat
-        self._last_delay_s = 0.0
+        self._delays: deque[float] = deque([0.0], maxlen=DELAYS)
+        self._unsent: deque[_Counts] = deque()
+        self._number = 0
+        self._name = f"{worker.name}:{secrets.token_hex(4)}"  # a worker's own may be used again
         self._answered_at = 0.0  # by the loop's time, when Redis last did
         self._in_trouble = False
         self._has_begun = False
@@ -110,9 +135,9 @@ class Monitor:
         self._answered_at = asyncio.get_running_loop().time()
         if self._options.port is not None:
             await self._listen(self._options.port)
-        self._unwatch = self._worker.events.watch(self._tally)
+        self._unwatch = self._worker.events.watch(self._tally, is_ours=True)
         if self._options.keeps and self._options.lines:
-            self._log = JobLog(self._options.lines)
+            self._log = JobLog(self._worker.name, self._options.lines)
             self._log.open()
         self._task = asyncio.create_task(self._run(), name="runner monitor")
 
@@ -148,6 +173,7 @@ class Monitor:
         with contextlib.suppress(*TROUBLE):
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await self._write()
+                await self._write_lines()
                 if self._options.keeps:
                     await leave(self._worker.pool, self._worker)
         self._log = None
@@ -156,50 +182,78 @@ class Monitor:
         loop = asyncio.get_running_loop()
         number = 0
         while True:
-            try:
-                async with asyncio.timeout(CALL_TIMEOUT_S):
-                    await self._write()
-                    if number % BEATS_EVERY == 0:
-                        await self._beat()
-                if self._in_trouble:
-                    logger.info("Redis answers again")
-                self._in_trouble = False
-            except TROUBLE as exc:
-                if not self._in_trouble:
-                    logger.warning("monitoring: Redis does not answer (%s); trying again", exc)
-                self._in_trouble = True
-            except Exception:
-                logger.exception("monitoring failed; it goes on")
+            is_well = await self._does(self._write)
+            is_well = await self._does(self._write_lines) and is_well
+            if number % BEATS_EVERY == 0:
+                is_well = await self._does(self._beat) and is_well
+            if is_well and self._in_trouble:
+                logger.info("Redis answers again")
+            self._in_trouble = not is_well
             number += 1
             self._is_live()
             due = loop.time() + TICK_S
             await asyncio.sleep(TICK_S)
-            self._last_delay_s = max(loop.time() - due, 0.0)
-            self._delay_s = max(self._delay_s, self._last_delay_s)
+            self._delays.append(max(loop.time() - due, 0.0))
+            self._delay_s = max(self._delay_s, self._delays[-1])
+
+    async def _does(self, step: Callable[[], Awaitable[None]]) -> bool:
+        """Do one thing of a tick; say whether Redis let it. No other thing waits for it."""
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await step()
+        except TROUBLE as exc:
+            if isinstance(exc, ResponseError):
+                self._answered_at = asyncio.get_running_loop().time()
+            if not self._in_trouble:
+                says = "refuses a call" if isinstance(exc, ResponseError) else "does not answer"
+                logger.warning("monitoring: Redis %s (%s); trying again", says, exc)
+            self._in_trouble = True
+            return False
+        except Exception:
+            logger.exception("monitoring failed; it goes on")
+        return True
 
     async def _write(self) -> None:
-        """Write down what was counted; what could not be written is lost, and said."""
+        """Write down what was counted: what gets no answer waits, and what is refused is lost."""
         counted, finished = self._tally.take()
         self._totals.add(counted)
-        redis = self._worker.pool
         if not self._options.keeps:
             return
         for queue in dict.fromkeys(cell.queue for cell in counted):
-            cells = [cell for cell in counted if cell.queue == queue]
-            await self._add(queue, cells, *finished.get(queue, (0, b"")))
-        if self._log is not None:
-            await self._log.flush_to(redis)
+            self._number += 1
+            fields = _fields([cell for cell in counted if cell.queue == queue])
+            listed = finished.get(queue, (0, b""))
+            self._unsent.append(_Counts(queue, self._number, *fields, *listed))
+        while len(self._unsent) > MOST_UNSENT:
+            lost = self._unsent.popleft()
+            logger.error("%d counts of %s are lost: Redis took none", len(lost.totals), lost.queue)
+        while self._unsent:
+            try:
+                await self._add(self._unsent[0])
+            except (ResponseError, UnicodeError) as exc:
+                if isinstance(exc, _FOR_NOW):
+                    raise
+                queue = self._unsent[0].queue
+                logger.error("the history of %r is refused: %s", queue, exc)  # noqa: TRY400  no fault of ours
+            self._unsent.popleft()
 
-    async def _add(self, queue: str, cells: list[Counted], jobs: int, piece: bytes) -> None:
-        totals, by_task = _fields(cells)
+    async def _write_lines(self) -> None:
+        """Write down what jobs have logged."""
+        if self._log is not None:
+            await self._log.flush_to(self._worker.pool)
+
+    async def _add(self, counts: _Counts) -> None:
         await load("history_add").call(
             self._worker.pool,
-            keys=[queue, keys.finished(queue)],
+            keys=[
+                *(counts.queue, keys.finished(counts.queue)),
+                keys.counted(self._name, counts.queue),
+            ],
             args=[
-                *(MINUTE_MS, TASKS_MS, FINISHED_MS, self._options.jobs),
-                *(len(totals), len(by_task), jobs, piece),
-                *(part for pair in totals.items() for part in pair),
-                *(part for pair in by_task.items() for part in pair),
+                *(counts.number, MINUTE_MS, TASKS_MS, FINISHED_MS, self._options.jobs),
+                *(len(counts.totals), len(counts.by_task), counts.jobs, counts.piece),
+                *(part for pair in counts.totals.items() for part in pair),
+                *(part for pair in counts.by_task.items() for part in pair),
             ],
         )
 
@@ -237,13 +291,15 @@ class Monitor:
         return Reply(200, "ready\n")
 
     async def _lag_of(self) -> Reply:
-        """Answer with seconds that the oldest due job of any queue has waited: one number."""
+        """Answer with seconds that the oldest job has waited that could run: one number."""
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 loads = await queue_loads(self._worker.pool, self._worker.cycles.names)
         except TROUBLE as exc:
             return Reply(503, f"Redis does not answer: {type(exc).__name__}\n")
-        return Reply(200, f"{max(load.lag_s for load in loads):.3f}\n")
+        # Whoever adds workers by it would add them in vain to a queue that is paused.
+        lag_s = max((load.lag_s for load in loads if not load.is_paused), default=0.0)
+        return Reply(200, f"{lag_s:.3f}\n")
 
     async def _metrics(self) -> Reply:
         """Answer in Prometheus's text format; without Redis with what the worker knows itself."""
@@ -260,7 +316,7 @@ class Monitor:
                     writer = await writer_status(self._worker.pool)
         except TROUBLE as exc:
             logger.warning("metrics without queues: Redis does not answer (%s)", exc)
-        info = info_of(self._worker, started_ms=self._started_ms, delay_s=self._last_delay_s)
+        info = info_of(self._worker, started_ms=self._started_ms, delay_s=max(self._delays))
         text = metrics.exposition(
             self._totals,
             info,

@@ -19,10 +19,11 @@ import os
 import random
 import secrets
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from redis.exceptions import RedisError
 
+from runner import keys
 from runner.errors import StoreWentBack, WriterUnavailable
 from runner.types import Retention
 from runner.writer.backlog import Bounds
@@ -54,6 +55,7 @@ POLLS_A_TERM = 5
 SOONEST_BACKOFF_S = 0.1
 LATEST_BACKOFF_S = 5.0
 STOP_TIMEOUT_S = 5.0
+NOTE_TIMEOUT_S = 1.0
 
 # What servers and networks do; the next term goes on where this one ended.
 _SERVERS = (*SESSION_ENDED, RedisError)
@@ -138,7 +140,7 @@ class Candidate:
                     continue
                 self._backoff_s = SOONEST_BACKOFF_S
             except Exception as exc:  # noqa: BLE001  whatever ended the term, another one follows
-                self._log(exc)
+                await self._note(exc)
                 # Who could not begin lets the others try first.
                 first = 0.0 if self._led else self._term_s * 2 / POLLS_A_TERM
                 await self._pause(max(self._backoff_s, first))
@@ -210,16 +212,21 @@ class Candidate:
         await term.run(self._stopping)
         logger.info("%s resigns as the writer, at %s", self.name, office.position)
 
-    def _log(self, exc: BaseException) -> None:
+    async def _note(self, exc: BaseException) -> None:
+        """Log why a term ended, or did not begin; count it, unless another one leads."""
         causes = _causes(exc)
         if any(isinstance(cause, NotElected | Fenced) for cause in causes):
             logger.info("%s is no longer the writer: %s", self.name, causes[0])
-        elif any(isinstance(cause, StoreWentBack | WriterUnavailable) for cause in causes):
+            return
+        if any(isinstance(cause, StoreWentBack | WriterUnavailable) for cause in causes):
             logger.error("the writer cannot work: %s", causes[0])
         elif all(isinstance(cause, _SERVERS) for cause in causes):
             logger.warning("the writer's term ended: %r", causes[0])
         else:
             logger.error("the writer's term ended by a fault of its own", exc_info=causes[0])
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(NOTE_TIMEOUT_S):
+                await cast(Any, self._redis.hincrby(keys.WRITER, "errors", 1))
 
 
 def _causes(exc: BaseException) -> list[BaseException]:

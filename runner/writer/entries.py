@@ -87,6 +87,7 @@ class Unit(msgspec.Struct, frozen=True):
         problem: why the entry cannot be read; then it is refused.
         asks: set when somebody wants to know what the operations did.
         commit: set when a job submitted it before its end.
+        trace: the span of the service that submitted it, as W3C writes it; "" where nothing traces.
     """
 
     entry: str
@@ -99,6 +100,7 @@ class Unit(msgspec.Struct, frozen=True):
     problem: str = ""
     asks: Asks | None = None
     commit: CommitHeader | None = None
+    trace: str = ""
 
 
 _HEADER = msgspec.msgpack.Decoder(JobHeader)
@@ -138,6 +140,7 @@ def read_entry(entry: str, fields: Mapping[bytes, bytes]) -> Unit:
         problem=problem,
         asks=asks,
         commit=commit,
+        trace=fields.get(b"t", b"").decode("ascii", "replace"),
     )
 
 

@@ -55,6 +55,7 @@ async def writer_status(redis: Redis) -> WriterStatus:
         operations=int(facts.get("operations", 0)),
         batches=int(facts.get("batches", 0)),
         rejected=int(facts.get("rejected", 0)),
+        errors=int(facts.get("errors", 0)),
     )
 
 

@@ -39,7 +39,7 @@ from runner.writer.answers import Waiter
 from runner.writer.status import split_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from redis.asyncio import Redis
 
@@ -101,6 +101,7 @@ class SentUnit(Waiter):
         timeout_s: how long the caller waits for the answer.
         waits: whether the future is for the answer; else for the entry's id.
         stage: how far it has come.
+        trace: ties what the writer does to the caller's trace, as W3C writes it, or "".
     """
 
     __slots__ = (
@@ -110,6 +111,7 @@ class SentUnit(Waiter):
         "stage",
         "submitter",
         "timeout_s",
+        "trace",
         "unit_id",
         "waits",
     )
@@ -136,6 +138,7 @@ class SentUnit(Waiter):
         self.since = loop.time()
         self.timeout_s = timeout_s
         self.stage = Stage.WAITING
+        self.trace = "" if submitter.traceparent is None else submitter.traceparent()
 
     @property
     def name(self) -> str:
@@ -201,14 +204,26 @@ class Submitter:
         redis: a client that does not decode replies. It stays its owner's.
         answers: where to wait for commits.
         full_timeout_s: how long a unit waits for room before it is given up.
+        percent: how much of the room for what waits its units may fill.
+        traceparent: returns what ties a unit to the trace of its caller, who calls `send` now.
     """
 
-    def __init__(self, redis: Redis, answers: Answers, *, full_timeout_s: float) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        answers: Answers,
+        *,
+        full_timeout_s: float,
+        percent: int = 100,
+        traceparent: Callable[[], str] | None = None,
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.answers = answers
         self.full_timeout_s = full_timeout_s
         self._redis = redis
         self._client = uuid4().hex
+        self.traceparent = traceparent
+        self._percent = percent
         self._keys = [keys.UNITS, keys.WRITER, keys.sent(self._client)]
         self._calls = itertools.count(1)
         self._units = itertools.count(1)
@@ -285,9 +300,9 @@ class Submitter:
 
     async def _send(self, batch: list[SentUnit]) -> list[SentUnit]:
         """Send units; return those for which there was no room."""
-        args: list[Any] = [next(self._calls)]
+        args: list[Any] = [next(self._calls), self._percent]
         for unit in batch:
-            args += (unit.unit_id, unit.operations, unit.digest)
+            args += (unit.unit_id, unit.operations, unit.digest, unit.trace)
         try:
             first, added, why, *known = await self._call(args)
         except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the callers

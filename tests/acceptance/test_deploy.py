@@ -115,7 +115,7 @@ SCALED_OBJECT: dict[str, Any] = {
         },
     },
 }
-"""The part of KEDA's resource that is used here: no package carries its schema."""
+"""The part of the schema of KEDA's resource that is used here, and stricter: names, too."""
 
 
 def manifests() -> dict[str, Any]:

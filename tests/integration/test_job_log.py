@@ -11,6 +11,7 @@ import pytest
 import runner
 from runner import Context, JobLog, RetryPolicy, WriteRejected, keys, task
 from runner.errors import ArgumentsError, JobNotFound, RemoteError, SettingsError, WriterUnavailable
+from runner.joblog import collect
 from runner.writer.housekeeping import PAGE, PAGES_AT_ONCE, forget
 from tests.engine import Gate, raw, serving
 from tests.integration.test_writer_support import LASTING
@@ -366,3 +367,81 @@ async def test_a_job_without_a_row_is_not_found(
         await begun(log)
     with pytest.raises(JobNotFound):
         await log.of("nothing")
+
+
+@pytest.mark.parametrize(
+    "hostile", ["a\0b", "half \ud800", "'; DROP TABLE runner.job_log; --", "%", "_ay", "{}", "$1"]
+)
+async def test_whatever_is_looked_for_is_a_value(
+    redis_url: str, database_url: str, client: Client, log: JobLog, hostile: str
+) -> None:
+    async with serving(redis_url, ALL, database_url=database_url, job_log=True):
+        await (await client.enqueue(pay, hostile.encode(errors="replace").decode())).result(
+            timeout=20
+        )
+        await logged(log, 1)
+    assert await log.search(task=hostile) == []
+    assert await log.search(queue=hostile) == []
+    assert await log.search(states=[hostile]) == []
+    assert await log.search(error=hostile) == []
+    assert await log.search(arguments={hostile: hostile}) == []
+    with pytest.raises(JobNotFound):
+        await log.of(hostile)
+    assert len(await log.search()) == 1
+
+
+async def test_jobs_whose_long_ids_begin_alike_have_rows_of_their_own(
+    redis_url: str, database_url: str, client: Client, log: JobLog
+) -> None:
+    ids = [f"{'import:' * 50}{number}" for number in range(3)]
+    async with serving(redis_url, ALL, database_url=database_url, job_log=True):
+        for number, job_id in enumerate(ids):
+            await client.enqueue(pay.options(key=job_id), number)
+        await logged(log, 3)
+    for number, job_id in enumerate(ids):
+        (row,) = await log.of(job_id)
+        assert row.arguments["order"] == number
+
+
+async def test_a_log_that_nobody_writes_down_holds_no_job_up(
+    redis_url: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "TICK_S", 0.01)
+    monkeypatch.setattr(collect, "FULL_TIMEOUT_S", 0.05)
+    nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
+    async with (
+        serving(
+            redis_url, [pay], database_url=nowhere, job_log=True, monitor=True, health_port=0
+        ) as worker,
+        raw(redis_url) as redis,
+    ):
+        await redis.hset(keys.WRITER, "bound", 20)
+        for number in range(60):  # each a unit of its own, as a tick lies between them
+            await (await client.enqueue(pay, number)).result(timeout=20)
+        assert await redis.xlen(keys.UNITS) <= 6, "a quarter of the room"
+        assert worker.job_log is not None
+        assert worker.job_log.dropped == 0
+        status = await client.writer_status()
+
+        async def failed() -> Any:
+            return (await client.writer_status()).errors > status.errors
+
+        await wait_until(failed, description="the writer's errors are counted", timeout_s=20)
+
+
+async def test_rows_that_found_no_room_are_written_when_there_is_some(
+    redis_url: str, database_url: str, client: Client, log: JobLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "TICK_S", 0.01)
+    monkeypatch.setattr(collect, "FULL_TIMEOUT_S", 0.05)
+    nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
+    async with raw(redis_url) as redis:
+        await redis.hset(keys.WRITER, "bound", 8)
+        async with serving(redis_url, [pay], database_url=nowhere, job_log=True):
+            for number in range(20):
+                await (await client.enqueue(pay, number)).result(timeout=20)
+            async with serving(
+                redis_url, [unsteady], database_url=database_url, queue_name="other"
+            ):
+                rows = await logged(log, 20)
+    assert sorted(row.arguments["order"] for row in rows) == list(range(20))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -458,3 +459,82 @@ async def test_a_port_that_is_taken_is_a_setting_to_change(redis_url: str) -> No
     finally:
         server.close()
         await server.wait_closed()
+
+
+async def test_lag_is_of_what_could_run_now(redis_url: str, client: Client) -> None:
+    """Deferred, parked and running jobs wait for something else; a paused queue for somebody."""
+    gate = Gate()
+
+    @task(name="one", max_running=1)
+    async def one(_ctx: Context) -> None:
+        await gate()
+
+    async with serving(redis_url, [one, works], monitor=True, health_port=0) as worker:
+        jobs: list[Any] = [await client.enqueue(one), await client.enqueue(one)]
+        await client.enqueue(works.options(delay=3600))
+        await gate.runs.wait()
+
+        async def parked() -> Any:
+            return (await client.history.last()).outcomes.get("parked")
+
+        await wait_until(parked, description="the second is parked")
+        assert await ask(worker, "/lag") == (200, "0.000\n")
+        await client.pause(queue=keys.DEFAULT_QUEUE)
+        waits = await client.enqueue(works)
+        (load,) = await client.queue_loads()
+        assert (load.due, load.is_paused) == (1, True)
+
+        async def lags() -> Any:
+            return (await client.queue_loads())[0].lag_s > 0
+
+        await wait_until(lags, description="it waits")
+        assert await ask(worker, "/lag") == (200, "0.000\n")
+        _, text = await ask(worker, "/metrics")
+        assert 'runner_queue_paused{queue="arq:queue"} 1.0' in text
+        await client.resume(queue=keys.DEFAULT_QUEUE)
+        gate.opens.set()
+        for job in (*jobs, waits):
+            await job.result(timeout=20)
+
+
+async def test_metrics_and_probes_answer_while_a_worker_drains(
+    redis_url: str, client: Client
+) -> None:
+    gate = Gate()
+
+    @task
+    async def slow(_ctx: Context) -> None:
+        await gate()
+
+    async with serving(redis_url, [slow], monitor=True, health_port=0) as worker:
+        job = await client.enqueue(slow)
+        await gate.runs.wait()
+        worker.drain()
+        assert (await ask(worker, "/ready"))[0] == 503
+        assert (await ask(worker, "/live"))[0] == 200
+        status, text = await ask(worker, "/metrics")
+        assert status == 200
+        assert "runner_jobs_running 1.0" in text
+        assert "runner_draining 1.0" in text
+        gate.opens.set()
+        await job.result(timeout=20)
+
+
+async def test_a_loop_that_stood_still_is_told_of_at_the_next_scrape(
+    redis_url: str, client: Client
+) -> None:
+    @task
+    async def blocks(_ctx: Context) -> None:
+        time.sleep(0.8)  # noqa: ASYNC251  it is what is to be seen
+
+    async with serving(redis_url, [blocks], monitor=True, health_port=0) as worker:
+        await (await client.enqueue(blocks)).result(timeout=20)
+        ticks = len(worker.monitor._delays) if worker.monitor else 0
+
+        def later() -> bool:
+            return worker.monitor is not None and len(worker.monitor._delays) > ticks + 1
+
+        await wait_until(later, description="two ticks came in time since")
+        _, text = await ask(worker, "/metrics")
+        delays = [line for line in text.splitlines() if line.startswith("runner_loop_delay_sec")]
+    assert float(delays[0].split()[1]) > 0.2

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import asyncpg
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -29,7 +29,7 @@ from runner import (
     task,
 )
 from runner.codec import MsgpackCodec, decode_job
-from runner.errors import ArgumentsError, TaskNotFound
+from runner.errors import ArgumentsError, RunnerError, TaskNotFound
 from runner.traces import Tracing
 from tests.engine import StockWorker, raw, serving, started, stock_client
 from tests.integration.test_writer_support import LASTING
@@ -37,8 +37,6 @@ from tests.support import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from opentelemetry.sdk.trace import ReadableSpan
 
     from runner import Client
 
@@ -412,3 +410,88 @@ def test_without_the_library_the_message_says_what_to_install() -> None:
     assert (
         ran.stdout == "SettingsError traces need OpenTelemetry: pip install 'arq-runner[traces]'\n"
     )
+
+
+async def test_what_a_service_writes_is_a_span_of_its_trace(
+    redis_url: str, with_table: str, spans: Spans
+) -> None:
+    layers = [spans.tracing]
+    tracer = spans.provider.get_tracer("shop")
+    async with (
+        serving(redis_url, [add], middleware=layers, database_url=with_table),
+        runner.database(redis_url, middleware=layers) as db,
+    ):
+        with tracer.start_as_current_span("one call") as first:
+            await db.insert("t", id=1)
+        with tracer.start_as_current_span("a unit") as second:
+            async with db.unit() as unit:
+                unit.insert("t", id=2)
+        with tracer.start_as_current_span("refused") as third, pytest.raises(WriteRejected):
+            await db.insert("t", id=1)
+        await db.insert("t", id=3)  # nobody's
+        commits = await spans.ended("writer commit", 3)
+    assert [parent(span) for span in commits] == [ids(span) for span in (first, second, third)]
+    assert commits[0].attributes is not None
+    assert "messaging.message.id" not in commits[0].attributes
+    assert commits[2].status.status_code is StatusCode.ERROR
+
+
+async def test_units_of_services_carry_nothing_where_nobody_traces(
+    redis_url: str, spans: Spans
+) -> None:
+    async with (
+        runner.database(redis_url) as plain,
+        runner.database(redis_url, middleware=[spans.tracing]) as traced,
+        raw(redis_url) as redis,
+    ):
+        for db in (plain, traced):
+            async with db.unit(wait=False) as unit:
+                unit.insert("t", id=1)
+        entries = await redis.xrange(keys.UNITS)
+    assert [sorted(fields) for _, fields in entries] == [[b"o", b"u"]] * 2
+
+
+class BrokenError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not to be shown")
+
+
+@task(retries=0)
+async def breaks_oddly(_ctx: Context) -> None:
+    raise BrokenError
+
+
+@task(retries=0)
+async def breaks_with_half(_ctx: Context) -> None:
+    raise ValueError("half \ud800")
+
+
+@pytest.mark.parametrize("odd", [breaks_oddly, breaks_with_half])
+async def test_an_exception_without_a_text_is_told_all_the_same(
+    redis_url: str, client: Client, spans: Spans, odd: Any
+) -> None:
+    async with serving(redis_url, [odd], middleware=[spans.tracing]):
+        job = await client.enqueue(odd)
+        with pytest.raises(RunnerError):
+            await job.result(timeout=20)
+        (ran,) = await spans.ended(f"run {odd.name}")
+    assert ran.status.status_code is StatusCode.ERROR
+    (event,) = ran.events
+    assert event.attributes is not None
+    for value in event.attributes.values():
+        str(value).encode()
+
+
+class RudeProcessor(SpanProcessor):
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.name.startswith("run "):
+            raise RuntimeError("the exporter is broken")
+
+
+async def test_an_exporter_that_breaks_costs_no_job(
+    redis_url: str, client: Client, spans: Spans, caplog: pytest.LogCaptureFixture
+) -> None:
+    spans.provider.add_span_processor(RudeProcessor())
+    async with serving(redis_url, [add], middleware=[spans.tracing]):
+        assert await (await client.enqueue(add, 1)).result(timeout=10) == 1
+    assert "the exporter is broken" in caplog.text

@@ -455,8 +455,9 @@ async def test_what_waits_at_an_adoption_is_refused_to_its_caller(
 
 
 async def submit(e: Engine, number: int, *entries: Any) -> list[Any]:
+    units = [part for at in range(0, len(entries), 3) for part in (*entries[at : at + 3], "")]
     reply: list[Any] = await load("submit").call(
-        e.redis, keys=[keys.UNITS, keys.WRITER, keys.sent("client")], args=[number, *entries]
+        e.redis, keys=[keys.UNITS, keys.WRITER, keys.sent("client")], args=[number, 100, *units]
     )
     return reply
 

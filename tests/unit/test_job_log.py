@@ -144,3 +144,12 @@ def test_a_listener_that_fails_is_logged_and_the_others_hear(
 def test_settings_that_make_no_sense_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         type("WorkerSettings", (WorkerSettings,), given)
+
+
+def test_long_ids_stay_apart_and_short_ones_stay_as_they_are() -> None:
+    long = "import:" + "x" * 500
+    made = [rows.identity(long + end) for end in ("1", "2", "\ud800")]
+    assert len(set(made)) == 3
+    assert {len(name) for name in made} == {rows.MOST_NAME}
+    assert rows.identity("a\0b") == "a\\x00b"
+    assert rows.identity("y" * rows.MOST_NAME) == "y" * rows.MOST_NAME

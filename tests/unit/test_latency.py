@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.broker import Claimed
@@ -146,3 +147,25 @@ def test_more_successes_than_are_counted_at_once_are_all_counted() -> None:
     jobs = [job.job_id for job in unpacked(finished["q"][1])]
     newest = [str(number) for number in reversed(range(many - FOLDED - 7, many))]
     assert jobs == [name for name in newest if name != str(many - FOLDED)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.integers(-5, 100_000_000) | st.sampled_from(BOUNDS_MS), min_size=1, max_size=300)
+)
+def test_percentiles_lie_between_the_bounds_of_the_truth(times: list[int]) -> None:
+    found = latency(Counter(map(bucket, times)), sum(max(ms, 0) for ms in times))
+    ordered = sorted(times)
+    for part, read in ((0.5, found.p50), (0.95, found.p95), (0.99, found.p99)):
+        rank = math.ceil(round(part * len(ordered), 9))
+        index = bucket(ordered[rank - 1])
+        upper = BOUNDS_MS[min(index, len(BOUNDS_MS) - 1)]
+        lower = BOUNDS_MS[index - 1] if index else 0
+        assert lower <= read <= upper
+    assert found.p50 <= found.p95 <= found.p99
+
+
+def test_buckets_are_those_of_prometheus_at_the_edges() -> None:
+    for index, bound in enumerate(BOUNDS_MS):
+        assert bucket(bound) == index, "an upper end is inclusive, as le is"
+        assert bucket(bound + 1) == index + 1
