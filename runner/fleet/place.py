@@ -87,26 +87,51 @@ class Place:
     async def _fill(self) -> Member:
         """Start workers until one is ready."""
         while True:
-            self._renewal.clear()  # whoever starts now is new
-            member = self._fleet.start(self._number)
-            await member.ready.wait()
-            if member.status is None:
+            member = self._start()
+            if member is None:
+                await self._pause()
+                continue
+            while not await self._is_ready(member) and not self._renewal.is_set():
+                logger.warning(
+                    "%s is not ready, %.0f s after its start: its module may wait for something",
+                    member.name,
+                    member.age_s,
+                )
+            if member.serves and member.status is None:
                 return member
-            if self._fleet.gives_up(member):
+            if member.status is None:  # a newer one is wanted before this one was ready
+                member.kill()
+            elif self._fleet.gives_up(member):
                 await asyncio.Event().wait()  # until cancelled
-            await self._pause(member)
+            else:
+                await self._pause(member)
 
-    async def _next(self, member: Member) -> Member | None:
-        """Wait until somebody else is to be here, and return who; None: nobody is."""
-        waits = [
-            asyncio.create_task(event.wait(), name=f"{self} waits")
-            for event in (member.wants_out, self._renewal)
-        ]
+    def _start(self) -> Member | None:
+        """Start a worker; None where the system has no process for it."""
+        self._renewal.clear()  # whoever starts now is new
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return self._fleet.start(self._number)
+        except OSError as exc:
+            logger.error("%s: no process can be started (%s); trying again", self, exc)  # noqa: TRY400  the message says it
+            return None
+
+    async def _is_ready(self, member: Member) -> bool:
+        """Wait until a worker serves or has ended, for a while, or until a newer one is wanted."""
+        await self._first_of(member.ready, self._renewal, timeout_s=START_S)
+        return member.ready.is_set()
+
+    async def _first_of(self, *events: asyncio.Event, timeout_s: float | None = None) -> None:
+        """Wait until one of several events is set."""
+        waits = [asyncio.create_task(event.wait(), name=f"{self} waits") for event in events]
+        try:
+            await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
+
+    async def _next(self, member: Member) -> Member | None:
+        """Wait until somebody else is to be here, and return who; None: nobody is."""
+        await self._first_of(member.wants_out, self._renewal)
         if member.status is not None:
             await self._pause(member)
             return None
@@ -125,26 +150,28 @@ class Place:
         """
         while True:
             async with self._fleet.renewal:
-                self._renewal.clear()
-                new = self._fleet.start(self._number)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(START_S):
-                        await new.ready.wait()
-            if new.serves and new.status is None:
-                self._fleet.retire(member)
-                return new
-            self._fleet.gives_up(new)  # says why
-            new.kill()
+                new = self._start()
+                if new is not None:
+                    await self._is_ready(new)
+            if new is not None:
+                if new.serves and new.status is None:
+                    self._fleet.retire(member)
+                    return new
+                self._fleet.gives_up(new)  # says why
+                new.kill()
             if member.status is not None:
                 return None
-            logger.error("%s was not ready in time: %s stays", new.name, member.name)
+            if self._renewal.is_set():
+                continue  # a newer one was wanted before this one was ready
+            if new is not None:
+                logger.error("%s was not ready in time: %s stays", new.name, member.name)
             if not must:
                 return member
             await self._pause(new)
 
-    async def _pause(self, member: Member) -> None:
+    async def _pause(self, member: Member | None = None) -> None:
         """Wait after one has died, longer each time, but not when all are to be replaced."""
-        if member.age_s > HEALTHY_S:
+        if member is not None and member.age_s > HEALTHY_S:
             self._pause_s = SOONEST_S
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._pause_s):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -246,6 +247,58 @@ async def test_reload_takes_up_changed_code(redis_url: str, tmp_path: Path) -> N
         job = await client.enqueue("quick")
         assert await job.result(timeout=20) == "changed"
         assert running.says("shop.py changed: all workers are replaced")
+        assert await running.end() == 0
+
+
+async def test_reload_does_not_wait_for_code_that_hangs(redis_url: str, tmp_path: Path) -> None:
+    async with (
+        runner.connect(redis_url) as client,
+        fleet(tmp_path, redis_url, "--processes", "1", "--reload") as running,
+    ):
+        await running.ready()
+        module = tmp_path / "shop.py"
+        text = module.read_text()
+        hangs = tmp_path / "hangs"
+        module.write_text(
+            f"{text}\nimport pathlib, threading\npathlib.Path({str(hangs)!r}).touch()\n"
+            "threading.Event().wait()\n"
+        )
+        await wait_until(hangs.exists, description="a new worker hangs", timeout_s=30)
+        module.write_text(text.replace("return os.getpid()", 'return "changed"'))
+        await running.ready(2)
+        job = await client.enqueue("quick")
+        assert await job.result(timeout=20) == "changed"
+        assert await running.end() == 0
+
+
+async def test_sighup_replaces_a_first_worker_that_hangs(redis_url: str, tmp_path: Path) -> None:
+    hung = "import threading; threading.Event().wait()"
+    async with fleet(tmp_path, redis_url, "--processes", "1", more=hung) as running:
+        await wait_until(running.members, description="a worker was started", timeout_s=30)
+        (first,) = running.members()
+        write_settings(tmp_path)
+        running.process.send_signal(signal.SIGHUP)
+        await running.ready()
+        assert not is_alive(first)
+        assert await running.end() == 0
+
+
+async def test_fleet_outlives_a_system_without_room_for_a_process(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with fleet(tmp_path, redis_url, "--processes", "2") as running:
+        await running.ready()
+        killed, _ = running.members()
+        most = resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (3, most[1]))
+        os.kill(killed, signal.SIGKILL)
+        await wait_until(
+            lambda: running.says("no process can be started (", 2),
+            description="it tried again",
+            timeout_s=30,
+        )
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, most)
+        await running.ready(2)
         assert await running.end() == 0
 
 
