@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as read
 import runner
 from runner import errors, keys, logs, task
 from runner.worker import Worker
-from tests.engine import Gate, drain, raw, serving
+from tests.engine import Gate, Rig, drain, raw, serving
 from tests.support import wait_until
 
 if TYPE_CHECKING:
@@ -538,3 +538,18 @@ async def test_a_loop_that_stood_still_is_told_of_at_the_next_scrape(
         _, text = await ask(worker, "/metrics")
         delays = [line for line in text.splitlines() if line.startswith("runner_loop_delay_sec")]
     assert float(delays[0].split()[1]) > 0.2
+
+
+async def test_a_lease_that_a_killed_worker_lost_is_told_by_the_others(
+    redis_url: str, client: Client
+) -> None:
+    async with raw(redis_url) as redis:
+        rig = Rig(redis)
+        job = await client.enqueue(works, 7)
+        claims = await rig.claim()
+        await rig.lapse(*claims)
+        async with serving(redis_url, [works], monitor=True, health_port=0) as worker:
+            assert await job.result(timeout=20) == 7
+            _, text = await ask(worker, "/metrics")
+    assert 'runner_queue_crashes_total{queue="arq:queue"} 1.0' in text
+    assert "runner_leases_lost_total 0.0" in text
