@@ -25,6 +25,8 @@ class QueueLoad:
             their worker was lost.
         lag_s: for how many seconds the oldest of the due ones has waited; 0 where none is.
         is_paused: nobody claims from it, until it is resumed.
+        crashed: leases that were lost since its counters were made: a worker was killed, or was
+            stopped or blocked for too long.
     """
 
     queue: str
@@ -33,6 +35,7 @@ class QueueLoad:
     running: int
     lag_s: float
     is_paused: bool = False
+    crashed: int = 0
 
 
 async def queue_loads(redis: Redis, queues: Sequence[str]) -> list[QueueLoad]:
@@ -49,8 +52,9 @@ async def queue_loads(redis: Redis, queues: Sequence[str]) -> list[QueueLoad]:
             running=held,
             lag_s=max(lag_ms, 0) / 1000,
             is_paused=bool(is_paused),
+            crashed=crashed,
         )
-        for queue, (total, due, held, lag_ms, is_paused) in zip(queues, found, strict=True)
+        for queue, (total, due, held, lag_ms, is_paused, crashed) in zip(queues, found, strict=True)
     ]
 
 

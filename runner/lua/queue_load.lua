@@ -2,7 +2,8 @@
 -- KEYS: queues_and_helds...
 -- ARGV:
 -- Uses: clock
--- Returns: for each queue {jobs in the set, due, held, ms that the oldest due one has waited, 1 if paused}
+-- Returns: for each queue {jobs in the set, due, held, ms that the oldest due one has waited,
+--   1 if paused, leases that were ever lost}
 
 -- A stock abort writes the score 1 for a moment: older than this no job is.
 local OLDEST_MS = 1000000000000
@@ -17,6 +18,7 @@ for at = 1, #KEYS, 2 do
     redis.call('HLEN', KEYS[at + 1]),
     math.floor(first and now - tonumber(first) or 0),
     redis.call('EXISTS', 'runner:paused:' .. queue),
+    tonumber(redis.call('HGET', 'runner:counters:' .. queue, 'crashed') or 0),
   }
 end
 return found

@@ -152,7 +152,10 @@ def _worker(worker: WorkerInfo, lost: int) -> Iterator[Metric]:
 
 
 def _queues(loads: Sequence[QueueLoad]) -> Iterator[Metric]:
-    from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415  an extra
+    from prometheus_client.core import (  # noqa: PLC0415  an extra
+        CounterMetricFamily,
+        GaugeMetricFamily,
+    )
 
     depth = GaugeMetricFamily(
         "runner_queue_jobs", "Jobs in a queue, by state.", labels=("queue", "state")
@@ -165,12 +168,18 @@ def _queues(loads: Sequence[QueueLoad]) -> Iterator[Metric]:
     paused = GaugeMetricFamily(
         "runner_queue_paused", "1 while nobody claims from a queue.", labels=("queue",)
     )
+    crashes = CounterMetricFamily(
+        "runner_queue_crashes",
+        "Leases that were lost, also by workers that were killed.",
+        labels=("queue",),
+    )
     for load in loads:
         for state in ("due", "later", "running"):
             depth.add_metric((load.queue, state), getattr(load, state))
         lag.add_metric((load.queue,), load.lag_s)
         paused.add_metric((load.queue,), int(load.is_paused))
-    yield from (depth, lag, paused)
+        crashes.add_metric((load.queue,), load.crashed)
+    yield from (depth, lag, paused, crashes)
 
 
 def _limits(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,8 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families as read
 
 import runner
 from runner import errors, keys, logs, task
+from runner.monitor import monitor as watching
 from runner.worker import Worker
-from tests.engine import Gate, drain, raw, serving
+from tests.engine import Gate, Rig, drain, raw, serving
 from tests.support import wait_until
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from runner import Client, Context
     from runner.progress import Progress
+    from tests.servers import ChaosServers
 
 
 @pytest.fixture
@@ -538,3 +542,72 @@ async def test_a_loop_that_stood_still_is_told_of_at_the_next_scrape(
         _, text = await ask(worker, "/metrics")
         delays = [line for line in text.splitlines() if line.startswith("runner_loop_delay_sec")]
     assert float(delays[0].split()[1]) > 0.2
+
+
+async def test_a_lease_that_a_killed_worker_lost_is_told_by_the_others(
+    redis_url: str, client: Client
+) -> None:
+    async with raw(redis_url) as redis:
+        rig = Rig(redis)
+        job = await client.enqueue(works, 7)
+        claims = await rig.claim()
+        await rig.lapse(*claims)
+        async with serving(redis_url, [works], monitor=True, health_port=0) as worker:
+            assert await job.result(timeout=20) == 7
+            _, text = await ask(worker, "/metrics")
+    assert 'runner_queue_crashes_total{queue="arq:queue"} 1.0' in text
+    assert "runner_leases_lost_total 0.0" in text
+
+
+async def test_without_redis_a_worker_is_live_not_ready_and_tells_what_it_knows(
+    chaos_servers: ChaosServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "SILENT_S", 0.5)
+    url = chaos_servers.redis_url
+    async with (
+        runner.connect(url) as client,
+        serving(url, [works], monitor=True, health_port=0) as worker,
+    ):
+        await (await client.enqueue(works)).result(timeout=20)
+
+        async def says(path: str, status: int) -> bool:
+            return (await ask(worker, path))[0] == status
+
+        await wait_until(lambda: says("/ready", 200), description="it is ready", timeout_s=20)
+        await chaos_servers.stop_redis()
+        await wait_until(lambda: says("/ready", 503), description="it is not ready", timeout_s=20)
+        assert (await ask(worker, "/ready"))[1].startswith("Redis has been silent")
+        assert await ask(worker, "/live") == (200, "live\n")
+        assert (await ask(worker, "/lag"))[0] == 503
+        status, text = await ask(worker, "/metrics")
+        assert status == 200
+        assert 'runner_attempts_total{outcome="succeeded"' in text
+        assert "runner_queue_lag_seconds{" not in text, "a number that nobody knows is not told"
+        await chaos_servers.start_redis()
+        await wait_until(lambda: says("/ready", 200), description="ready again", timeout_s=30)
+
+
+async def test_a_loop_that_stands_still_answers_no_probe(redis_url: str, client: Client) -> None:
+    asked: list[str] = []
+
+    @task
+    async def blocks(_ctx: Context, port: int) -> None:
+        # A thread asks, and the loop, which is held here, cannot answer.
+        probing = threading.Thread(target=probe, args=(port,))
+        probing.start()
+        probing.join()
+
+    def probe(port: int) -> None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/live", timeout=0.5) as reply:
+                asked.append(str(reply.status))
+        except TimeoutError:
+            asked.append("no answer")
+
+    async with serving(redis_url, [blocks], monitor=True, health_port=0) as worker:
+        await heard_of(client, worker)
+        assert worker.monitor is not None
+        assert worker.monitor.probes is not None
+        await (await client.enqueue(blocks, worker.monitor.probes.port)).result(timeout=20)
+        assert asked == ["no answer"]
+        assert (await ask(worker, "/live"))[0] == 200

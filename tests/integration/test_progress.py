@@ -9,7 +9,7 @@ import pytest
 
 import runner
 from runner import Context, RetryPolicy, Snooze, keys, task
-from runner.progress import EVERY_S, ProgressBoard, checked
+from runner.progress import EVERY_S, ProgressBoard, channel, checked
 from tests.engine import Gate, raw, serving
 from tests.proxy import proxied
 from tests.support import wait_until
@@ -181,3 +181,26 @@ async def _all_of(job: Any) -> list[Progress]:
 
 def test_keys_of_words_take_any_id() -> None:
     assert keys.progress("a\udcff{b}:\n") == b"runner:progress:a\xff{b}:\n"
+
+
+async def test_who_leaves_early_leaves_nothing_behind(redis_url: str, client: Client) -> None:
+    gate = Gate()
+
+    @task
+    async def copies(ctx: Context) -> None:
+        await ctx.progress(1, 3)
+        await gate()
+
+    async with serving(redis_url, [copies]):
+        job = await client.enqueue(copies)
+        async for word in job.progress():
+            assert word.done == 1
+            break
+        gate.opens.set()
+        await job.result(timeout=20)
+
+        async def nobody_listens() -> bool:
+            names = await client.pubsub_numsub(channel(client, job.job_id))
+            return all(count == 0 for _, count in names)
+
+        await wait_until(nobody_listens, description="its connection is closed")
