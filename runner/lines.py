@@ -76,15 +76,15 @@ class Catcher(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a line, if a job of this worker speaks; also in a thread of its own."""
-        speaker = logs.speaker.get(None)
-        if speaker is None or speaker[0] != self.worker:
+        jobs = logs.speaking_for(self.worker)
+        if not jobs:
             return
         try:
             text = text_of(record)
         except Exception:  # noqa: BLE001  a user's __str__; logging's own way to say so
             self.handleError(record)
             return
-        self.take(speaker[1], Line(int(record.created * 1000), record.levelname, record.name, text))
+        self.take(jobs, Line(int(record.created * 1000), record.levelname, record.name, text))
 
     def take(self, jobs: Jobs, line: Line) -> None:
         """Keep a line that these jobs have logged, under the handler's lock."""

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from runner.errors import SettingsError, did_you_mean
 
@@ -27,8 +27,9 @@ ARQ_HANDLER = "arq.standard"
 
 Jobs: TypeAlias = tuple[tuple[str, int], ...]
 
-speaker: ContextVar[tuple[str, Jobs] | None] = ContextVar("runner_speaker", default=None)
-"""Who speaks, where lines are kept with jobs: a worker, and its jobs with their attempts."""
+speaker: ContextVar[tuple[Any, ...]] = ContextVar("runner_speaker", default=())
+"""Who speaks, where lines are kept with jobs: a worker, then a job's id and its attempt, and so on.
+Flat, as each job of a drain makes one."""
 
 _kept = 0  # how many workers of this process keep the lines of their jobs
 _unconfigured = False  # structlog, which nobody had imported yet when `configure` was called
@@ -86,7 +87,7 @@ def bind(job_id: str, task: str, attempt: int, worker: str = "") -> None:
     """
     global _unconfigured  # noqa: PLW0603  as above
     if _kept:
-        speaker.set((worker, ((job_id, attempt),)))
+        speaker.set((worker, job_id, attempt))
     structlog = sys.modules.get("structlog")
     if structlog is None:
         return
@@ -102,11 +103,19 @@ def bind_all(jobs: Sequence[tuple[str, int]]) -> None:
     One of them speaks already: the context is a copy of its own.
     """
     one = speaker.get()
-    if one is not None:
-        speaker.set((one[0], tuple(jobs)))
+    if one:
+        speaker.set((one[0], *(part for job in jobs for part in job)))
     structlog = sys.modules.get("structlog")
     if structlog is not None and len(jobs) > 1:
         structlog.contextvars.bind_contextvars(job_id=f"{jobs[0][0]} and {len(jobs) - 1} more")
+
+
+def speaking_for(worker: str) -> Jobs:
+    """Return the jobs of a worker that speak here, none where others do, or nobody."""
+    said = speaker.get()
+    if not said or said[0] != worker:
+        return ()
+    return tuple(zip(said[1::2], said[2::2], strict=True))
 
 
 def keep_lines(*, keeps: bool) -> None:
