@@ -576,10 +576,21 @@ async def queue_stats(redis: Redis, queue: str) -> QueueStats:
 
 
 async def runnable(redis: Redis, queue: str) -> int:
-    """Return how many jobs of a queue run or will run: none of it while the queue is paused."""
+    """Return how many jobs of a queue run or will run: none while it is paused, or is no queue.
+
+    The claims have said so already where its key is of another type.
+    """
     async with asyncio.timeout(10), redis.pipeline(transaction=False) as pipe:
+        pipe.type(queue)
         pipe.exists(keys.paused(queue))
         pipe.zcard(queue)
         pipe.zcount(queue, keys.PAUSED_MS, keys.PAUSED_MS)
-        is_paused, queued, rest = await pipe.execute()
+        kind, is_paused, queued, rest = await pipe.execute(raise_on_error=False)
+    if kind not in (b"zset", b"none"):
+        if isinstance(kind, Exception):
+            raise kind
+        return 0
+    for answer in (is_paused, queued, rest):
+        if isinstance(answer, Exception):
+            raise answer
     return 0 if is_paused else int(queued - rest)

@@ -144,6 +144,7 @@ LATE = "runner:late:"
 RUNNING = "runner:running:"
 PARKED = "runner:parked:"
 PARKED_TASK = "runner:parked-task:"
+COUNTERS = "runner:counters:"
 PAUSED = "runner:paused:"
 
 UNITS = "runner:units"
@@ -283,7 +284,7 @@ def settled(lane: str) -> str:
 
 def counters(queue: str) -> str:
     """HASH: counts by outcome."""
-    return f"runner:counters:{queue}"
+    return COUNTERS + queue
 
 
 def dead(queue: str) -> str:

@@ -176,8 +176,10 @@ class DeadLetters:
         return DeadLetters(self._redis, self._codec, queue, lifetime_ms=self._lifetime_ms)
 
     async def count(self) -> int:
-        """Return how many letters there are."""
-        return int(await self._redis.zcard(keys.dead(self.queue)))
+        """Return how many letters there are; those whose time is over leave the list."""
+        return int(
+            await load("dead_count").call(self._redis, keys=[keys.dead(self.queue)], args=[])
+        )
 
     async def list(
         self,

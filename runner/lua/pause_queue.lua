@@ -12,5 +12,8 @@ if paused == 1 then
 end
 redis.call('DEL', paused_key)
 redis.call('SREM', paused_queues, queue)
-wake_idle(idle, wake, redis.call('ZCARD', queue))
+local waiting = redis.pcall('ZCARD', queue)
+if type(waiting) == 'number' then  -- a key of another type holds no jobs
+  wake_idle(idle, wake, waiting)
+end
 return before

@@ -19,7 +19,7 @@ from runner.errors import EnqueueError
 from runner.events import Event, JobEnded
 from runner.scripts import load
 from runner.worker import Worker
-from tests.engine import Gate, Rig, done, raw, result_of, serving, started
+from tests.engine import Gate, Rig, done, drain, raw, result_of, serving, started
 from tests.proxy import proxied
 from tests.support import wait_until
 
@@ -252,6 +252,21 @@ async def test_queue_that_cannot_be_read_stops_no_other_and_is_named_once(
         job = await client.enqueue(add, 1)
         assert await job.result(timeout=10) == 2
     assert f"jobs are claimed from queue {QUEUE!r} again" in caplog.text
+
+
+async def test_burst_worker_ends_though_a_queue_cannot_be_read(
+    redis_url: str, client: Client
+) -> None:
+    await client.set(QUEUE, "something else")
+    jobs = [await client.enqueue(add.options(queue=OTHER), number) for number in range(5)]
+    worker = await drain(redis_url, [add], queues=[QUEUE, OTHER])
+    assert worker.jobs_complete == len(jobs)
+
+
+async def test_queue_that_is_none_can_be_paused_and_resumed(client: Client) -> None:
+    await client.set(QUEUE, "something else")
+    assert await client.pause(queue=QUEUE)
+    assert await client.resume(queue=QUEUE)
 
 
 async def test_end_that_travels_with_claims_that_fail_is_settled(redis: Any) -> None:

@@ -151,6 +151,19 @@ async def test_worker_without_history_notes_no_errors(redis_url: str, client: Cl
     assert await client.dead.count() == 0
 
 
+async def test_letters_whose_time_is_over_do_not_count(redis_url: str, client: Client) -> None:
+    for number in range(5):
+        await client.enqueue(fail_thrice, str(number))
+    await drain(redis_url, [fail_thrice])
+    dead = keys.dead(keys.DEFAULT_QUEUE)
+    ids = [raw_id.decode() for raw_id in await client.zrange(dead, 0, -1)]
+    await client.zadd(dead, {f"older {number}": number + 1 for number in range(700)})
+    assert await client.dead.count() == len(ids) == 5
+    await client.delete(keys.dead_letter(ids[0]), keys.dead_letter(ids[1]))
+    assert await client.dead.count() == 3
+    assert await client.zcard(dead) == 3
+
+
 async def test_errors_are_bounded_in_number_and_size(redis_url: str, client: Client) -> None:
     @task(retries=40, backoff=NOW)
     async def shout(ctx: Context) -> None:

@@ -35,6 +35,7 @@ PREFIXES = {
     keys.PARKED,
     keys.PARKED_TASK,
     keys.PAUSED,
+    keys.COUNTERS,
     keys.FLOW,
     keys.FLOWS,
     keys.HELD,
