@@ -51,6 +51,27 @@ def move(_ctx: Context, point: Point) -> Point:
 
 
 @task(runs_in="process")
+def count_up(ctx: Context, total: int, seconds: float = 0) -> int:
+    for number in range(1, total + 1):
+        ctx.run(ctx.progress(number, total * 2, f"number {number}"))
+        time.sleep(seconds)
+    return total
+
+
+@task(runs_in="process")
+async def count_up_async(ctx: Context, total: int) -> int:
+    for number in range(1, total + 1):
+        await ctx.progress(number, total)
+        await asyncio.sleep(0)
+    return total
+
+
+@task(runs_in="process")
+def wait_there(ctx: Context) -> None:
+    ctx.run(asyncio.sleep(1))
+
+
+@task(runs_in="process")
 async def add_async(_ctx: Context, one: int, two: int) -> int:
     await asyncio.sleep(0)
     return one + two

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from runner.client import Client
-    from runner.progress import ProgressBoard
+    from runner.progress import Progress
     from runner.schedule import ScheduledRun
     from runner.workflow import JobFlow
     from runner.writer import JobCommits, JobDatabase, ReadPool
@@ -28,6 +28,14 @@ class Bridge(Protocol):
 
     def run(self, coroutine: Coroutine[Any, Any, T], /) -> T:
         """Run a coroutine in the event loop, and return its value."""
+        ...
+
+
+class Board(Protocol):
+    """Where a job says how far it is."""
+
+    async def say(self, job_id: str, progress: Progress, /) -> None:
+        """Take the word of a job."""
         ...
 
 
@@ -69,7 +77,7 @@ class Context(dict[Any, Any]):
         run: ScheduledRun | None = None,
         flow: Callable[[], JobFlow] | None = None,
         *,
-        board: ProgressBoard | None = None,
+        board: Board | None = None,
     ) -> None:
         super().__init__(values)
         self._board = board
@@ -149,7 +157,10 @@ class Context(dict[Any, Any]):
         Raises:
             ArgumentsError: a number makes no sense.
         """
-        word = checked(done, total, message, self.attempt)
+        await self.pass_on(checked(done, total, message, self.attempt))
+
+    async def pass_on(self, word: Progress) -> None:
+        """Say what the job has said in another process."""
         if self._board is not None:
             await self._board.say(self.job_id, word)
 

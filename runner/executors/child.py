@@ -18,9 +18,11 @@ import pickle
 import signal
 import socket
 import sys
+import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+import msgspec
 import uvloop
 
 from runner import lines, logs
@@ -37,7 +39,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
     from datetime import datetime
 
+    from runner.progress import Progress
 
+
+T = TypeVar("T")
+
+WORDS_AT_ONCE, WORDS_A_SECOND = 100, 100
+"""How many words of progress go to the worker: it has other jobs to hear of."""
 MOST_LINES = 1_000
 """How many lines of a job come back, whatever is asked for."""
 
@@ -69,9 +77,62 @@ class ProcessContext(Context):
         """Refuse: Redis is out of reach."""
         raise TaskError("ctx.reschedule is not possible in a process: do it in an async task")
 
-    def progress(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse: Redis is out of reach."""
-        raise TaskError("ctx.progress is not possible in a process: say it in an async task")
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run ``ctx.progress(1, 3)``, as in a thread: it needs no event loop.
+
+        Raises:
+            TaskError: it is something else.
+        """
+        if getattr(coroutine, "cr_code", None) is Context.progress.__code__:
+            try:
+                coroutine.send(None)
+            except StopIteration as stop:
+                value: T = stop.value
+                return value
+        coroutine.close()
+        raise TaskError(
+            "in a process ctx.run is for ctx.progress: the worker's event loop, its client and its "
+            "database are in another process",
+        )
+
+
+class Teller:
+    """Where the job of a process says how far it is: it goes to the worker ahead of the answer.
+
+    The worker gathers what comes too often; of what comes in a tight loop it gets the last word
+    only, with the next that has room, or before the answer.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._unsent: Progress | None = None
+        self._room, self._at = float(WORDS_AT_ONCE), time.monotonic()
+
+    async def say(self, _job_id: str, progress: Progress) -> None:
+        """Send a word, if there is room for one."""
+        now = time.monotonic()
+        self._room = min(self._room + (now - self._at) * WORDS_A_SECOND, WORDS_AT_ONCE)
+        self._at = now
+        if self._room < 1:
+            self._unsent = progress
+            return
+        self._room -= 1
+        self._send(progress)
+
+    def flush(self) -> None:
+        """Send the last word, if it has not gone."""
+        if self._unsent is not None:
+            self._send(self._unsent)
+
+    def _send(self, progress: Progress) -> None:
+        self._unsent = None
+        message = wire.framed(wire.PROGRESS + msgspec.msgpack.encode(progress))
+        # What a signal raises between two bytes of a message would cut it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGTERM))
+        try:
+            self._connection.sendall(message)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class KeptLines(lines.Catcher):
@@ -157,6 +218,7 @@ def serve(connection: socket.socket) -> None:
     """Run jobs until the worker has closed the socket."""
     interrupts = Interrupts()
     interrupts.install()
+    teller = Teller(connection)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop, connection:
         while not interrupts.told_to_end:
             interrupts.is_idle = True
@@ -165,16 +227,17 @@ def serve(connection: socket.socket) -> None:
             if request is None:
                 return
             connection.sendall(wire.framed(wire.BEGUN))
-            answer = perform(request, interrupts, loop)
+            answer = perform(request, interrupts, loop, teller)
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(OSError, ValueError):
                     stream.flush()
+            teller.flush()
             connection.sendall(wire.framed(pickle.dumps(tuple(answer))))
 
 
-def perform(data: bytes, interrupts: Interrupts, loop: asyncio.Runner) -> Answer:
+def perform(data: bytes, interrupts: Interrupts, loop: asyncio.Runner, teller: Teller) -> Answer:
     """Run one job; whatever it raises is its answer."""
-    context = ProcessContext({})
+    context = ProcessContext({}, board=teller)
     kept: list[KeptLines] = []
     error: BaseException
     try:

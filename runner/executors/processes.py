@@ -19,6 +19,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from runner import lines
 from runner.errors import DecodeError, EncodeError, ProcessDied, SettingsError, TaskError
 from runner.execution.limits import Limits
@@ -26,9 +28,10 @@ from runner.executors import wire
 from runner.executors.failures import as_failure, unpacked
 from runner.executors.forker import program
 from runner.executors.wire import Answer, Request
+from runner.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from runner.execution import Attempt, Host
     from runner.tasks import Task
@@ -39,6 +42,8 @@ START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 5.0
 BEGIN_TRIES = 3
 """A process that dies before it has read a request is replaced, unseen by the job."""
+
+_decode_progress = msgspec.msgpack.Decoder(Progress).decode
 
 
 class Child:
@@ -78,12 +83,20 @@ class Child:
         except (asyncio.IncompleteReadError, OSError):
             raise await self._death("took a job") from None
 
-    async def answer(self) -> bytes:
-        """Wait for the end of its job; raise `ProcessDied` if it comes to none."""
-        try:
-            return await self._frame()
-        except (asyncio.IncompleteReadError, OSError):
-            raise await self._death("ended its job") from None
+    async def answer(self, hear: Callable[[Progress], Awaitable[None]]) -> bytes:
+        """Wait for the end of its job; raise `ProcessDied` if it comes to none.
+
+        Args:
+            hear: called with each word of how far it is.
+        """
+        while True:
+            try:
+                frame = await self._frame()
+            except (asyncio.IncompleteReadError, OSError):
+                raise await self._death("ended its job") from None
+            if not frame.startswith(wire.PROGRESS):
+                return frame
+            await hear(_decode_progress(frame[len(wire.PROGRESS) :]))
 
     def tell(self, signum: signal.Signals) -> None:
         """Send it a signal, unless it is known to have ended."""
@@ -394,7 +407,9 @@ class Processes:
                 limits.child = await self._maker.make()
             else:
                 break
-        return await limits.child.answer()
+        context = limits.attempt.context
+        assert context is not None
+        return await limits.child.answer(context.pass_on)
 
     async def _end(self, limits: ProcessLimits, talk: asyncio.Task[bytes]) -> None:
         """End a process: gently, unless the job's time is up."""

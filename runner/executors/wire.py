@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 LENGTH_BYTES = 8
 BEGUN = b"begun"
 """What a process answers when it has read a request, before it calls the function."""
+PROGRESS = b"p"
+"""What begins a message that says how far the job is, before its answer. No pickle begins so."""
 
 
 class Request(NamedTuple):
@@ -83,4 +85,4 @@ def _receive_exactly(connection: socket.socket, size: int) -> bytes | None:
     return bytes(data)
 
 
-__all__ = ["BEGUN", "LENGTH_BYTES", "Answer", "Request", "framed", "receive"]
+__all__ = ["BEGUN", "LENGTH_BYTES", "PROGRESS", "Answer", "Request", "framed", "receive"]

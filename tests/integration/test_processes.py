@@ -94,6 +94,42 @@ async def test_control_flow_passes_from_the_process(redis_url: str, client: runn
         assert await job.result(timeout=20) == 2
 
 
+@pytest.mark.parametrize("total", [1, 3, 20_000])
+async def test_progress_is_said_from_a_process(
+    redis_url: str, client: runner.Client, total: int
+) -> None:
+    async with serving(redis_url, [jobs.count_up, jobs.count_up_async]):
+        job = await client.enqueue(jobs.count_up, total)
+        assert await job.result(timeout=20) == total
+        words = [word async for word in job.progress()]
+        assert (words[-1].done, words[-1].total) == (total, total * 2)
+        assert words[-1].message == f"number {total}"
+        other = await client.enqueue(jobs.count_up_async, total)
+        assert await other.result(timeout=20) == total
+        assert [word.part async for word in other.progress()][-1] == 1
+
+
+async def test_progress_is_seen_while_a_process_works_and_harms_no_abort(
+    redis_url: str, client: runner.Client
+) -> None:
+    async with serving(redis_url, [jobs.count_up, jobs.pid], allow_abort_jobs=True):
+        job = await client.enqueue(jobs.count_up, 2**40)
+        async with asyncio.timeout(20):
+            async for word in job.progress():
+                if word.done > 1_000:
+                    break
+        assert await job.abort(timeout=20)
+        other = await client.enqueue(jobs.pid)
+        assert await other.result(timeout=20)
+
+
+async def test_waiting_in_a_process_is_refused(redis_url: str, client: runner.Client) -> None:
+    async with serving(redis_url, [jobs.wait_there]):
+        job = await client.enqueue(jobs.wait_there)
+        with pytest.raises(RemoteError, match=r"is for ctx\.progress"):
+            await job.result(timeout=20)
+
+
 @pytest.mark.parametrize(
     ("task", "args", "message"),
     [
