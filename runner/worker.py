@@ -292,6 +292,8 @@ class Worker(Assembled):
             max_threads=max_threads,
             max_processes=max_processes,
             calls_per_process=calls_per_process,
+            max_memory_mb=max_memory_mb,
+            max_memory_hard_mb=max_memory_hard_mb,
         )
         self.settler = Settler(self, self._leases, over=self._attempt_over)
         names, weights = named(self.queue_name, queues, default=default_queue_name)

@@ -218,6 +218,7 @@ def serve(connection: socket.socket) -> None:
     """Run jobs until the worker has closed the socket."""
     interrupts = Interrupts()
     interrupts.install()
+    this = os.getpid()
     teller = Teller(connection)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop, connection:
         while not interrupts.told_to_end:
@@ -228,6 +229,8 @@ def serve(connection: socket.socket) -> None:
                 return
             connection.sendall(wire.framed(wire.BEGUN))
             answer = perform(request, interrupts, loop, teller)
+            if os.getpid() != this:
+                os._exit(0)  # a job has forked itself: it is not the copy that answers
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(OSError, ValueError):
                     stream.flush()

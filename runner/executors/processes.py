@@ -9,259 +9,60 @@ when that is killed (see `tied`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import logging
-import os
 import pickle
 import signal
-import socket
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from runner import lines
-from runner.errors import DecodeError, EncodeError, ProcessDied, SettingsError, TaskError
+from runner.errors import DecodeError, EncodeError, ProcessDied, SettingsError
 from runner.execution.limits import Limits
-from runner.executors import wire
 from runner.executors.failures import as_failure, unpacked
-from runner.executors.forker import program
+from runner.executors.maker import END_TIMEOUT_S, Child, Maker
 from runner.executors.wire import Answer, Request
-from runner.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Callable, Iterable
 
     from runner.execution import Attempt, Host
     from runner.tasks import Task
 
-logger = logging.getLogger("arq.worker")
-
-START_TIMEOUT_S = 60.0
-END_TIMEOUT_S = 5.0
 BEGIN_TRIES = 3
 """A process that dies before it has read a request is replaced, unseen by the job."""
 
-_decode_progress = msgspec.msgpack.Decoder(Progress).decode
+LOOK_S = 0.25
+"""How often the memory of a process is looked at while it has a job."""
+MB = 1_000_000
 
 
-class Child:
-    """One process of the pool, seen from the worker.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wear:
+    """What a process may take until it is replaced; None: any amount.
 
     Attributes:
-        calls: how many jobs it was given.
-        is_spent: it was told to end, and gets no other job.
+        calls: jobs that it was given.
+        soft: bytes of resident memory after a job.
+        hard: bytes of resident memory at any time: then it is killed, and its job fails.
     """
 
-    def __init__(
-        self,
-        pid: int,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        status: asyncio.Future[int | None],
-    ) -> None:
-        self.pid = pid
-        self.calls = 0
-        self.is_spent = False
-        self._reader = reader
-        self._writer = writer
-        self._status = status
+    calls: int | None = None
+    soft: int | None = None
+    hard: int | None = None
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether it is known to have ended."""
-        return self._status.done() or self._reader.at_eof()
+    def is_worn(self, child: Child) -> bool:
+        """Say whether a process gets no other job."""
+        if self.calls is not None and child.calls >= self.calls:
+            return True
+        return self.soft is not None and child.resident() >= self.soft
 
-    async def begin(self, request: bytes) -> None:
-        """Hand over a request; raise `ProcessDied` if it was not taken, and so has not begun."""
-        self.calls += 1
-        try:
-            self._writer.write(wire.framed(request))
-            await self._writer.drain()
-            await self._frame()
-        except (asyncio.IncompleteReadError, OSError):
-            raise await self._death("took a job") from None
-
-    async def answer(self, hear: Callable[[Progress], Awaitable[None]]) -> bytes:
-        """Wait for the end of its job; raise `ProcessDied` if it comes to none.
-
-        Args:
-            hear: called with each word of how far it is.
-        """
-        while True:
-            try:
-                frame = await self._frame()
-            except (asyncio.IncompleteReadError, OSError):
-                raise await self._death("ended its job") from None
-            if not frame.startswith(wire.PROGRESS):
-                return frame
-            await hear(_decode_progress(frame[len(wire.PROGRESS) :]))
-
-    def tell(self, signum: signal.Signals) -> None:
-        """Send it a signal, unless it is known to have ended."""
-        if not self._status.done():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signum)
-
-    def end(self, signum: signal.Signals) -> None:
-        """Tell it to end."""
-        self.is_spent = True
-        self.tell(signum)
-
-    def close(self) -> None:
-        """Let go of it: it ends when it has no job, or after it."""
-        self._writer.close()
-
-    async def closed(self) -> None:
-        """Wait until nothing of the socket is left."""
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
-
-    async def _frame(self) -> bytes:
-        head = await self._reader.readexactly(wire.LENGTH_BYTES)
-        return await self._reader.readexactly(int.from_bytes(head, "big"))
-
-    async def _death(self, before: str) -> ProcessDied:
-        self.is_spent = True
-        status: int | None = None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(END_TIMEOUT_S):
-                status = await asyncio.shield(self._status)
-        if status is None:
-            return ProcessDied(f"the process {self.pid} was lost before it {before}")
-        if status >= 0:
-            message = f"the process {self.pid} ended with status {status} before it {before}"
-            return ProcessDied(message, exit_status=status)
-        name = signal.Signals(-status).name
-        hint = ": out of memory?" if -status == signal.SIGKILL else ""
-        message = f"the process {self.pid} was ended by {name} before it {before}{hint}"
-        return ProcessDied(message, signal=-status)
-
-
-class Maker:
-    """The worker's end of the forker.
-
-    Args:
-        modules: what the forker imports.
-    """
-
-    def __init__(self, modules: Iterable[str]) -> None:
-        self._modules = sorted(set(modules))
-        self._control: socket.socket | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._births: list[asyncio.Future[int]] = []
-        self._deaths: dict[int, asyncio.Future[int | None]] = {}
-        self._lock = asyncio.Lock()
-
-    async def make(self) -> Child:
-        """Make a process; raise `TaskError` when that is not possible."""
-        async with self._lock:
-            if self._control is None:
-                await self._start()
-            ours, theirs = socket.socketpair()
-            birth: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            self._births.append(birth)
-            with theirs:
-                try:
-                    assert self._control is not None
-                    socket.send_fds(self._control, [b"+"], [theirs.fileno()])
-                except OSError as exc:
-                    ours.close()
-                    self._births.remove(birth)
-                    raise TaskError(f"no process could be made: {exc}") from exc
-            try:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    pid = await birth
-            except BaseException:
-                ours.close()  # it ends at once, should it come to life
-                raise
-        ours.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=ours)
-        return Child(pid, reader, writer, self._deaths[pid])
-
-    async def start(self) -> None:
-        """Start the forker; raise `TaskError` when a module cannot be imported there."""
-        async with self._lock:
-            if self._control is None:
-                await self._start()
-
-    async def stop(self) -> None:
-        """Let the forker end, and its processes with it. Idempotent."""
-        if self._control is not None:
-            self._control.shutdown(socket.SHUT_WR)
-        if self._process is not None:
-            await _ended(self._process)
-            self._process = None
-        if self._reading is not None:
-            await self._reading
-            self._reading = None
-
-    async def _start(self) -> None:
-        loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                *program("runner.executors.forker", theirs.fileno(), os.getpid()),
-                pass_fds=(theirs.fileno(),),
-            )
-        ours.setblocking(False)
-        told = {"modules": self._modules, "log_format": _log_format()}
-        try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                await loop.sock_sendall(ours, wire.framed(json.dumps(told).encode()))
-                head = await _receive_exactly(ours, wire.LENGTH_BYTES)
-                error = (await _receive_exactly(ours, int.from_bytes(head, "big"))).decode()
-        except (OSError, TimeoutError) as exc:
-            error = f"it did not answer: {exc!r}"
-        except BaseException:
-            ours.close()
-            raise
-        if error:
-            ours.close()
-            await _ended(self._process)
-            self._process = None
-            raise TaskError(f"the process that makes processes for tasks cannot start: {error}")
-        self._control = ours
-        self._reading = loop.create_task(self._read(ours), name="runner processes")
-
-    async def _read(self, control: socket.socket) -> None:
-        """Hear how processes begin and end, until the forker has ended."""
-        loop = asyncio.get_running_loop()
-        data = b""
-        with control:
-            while True:
-                try:
-                    got = await loop.sock_recv(control, 65536)
-                except OSError:
-                    got = b""
-                if not got:
-                    break
-                *lines, data = (data + got).split(b"\n")
-                for line in lines:
-                    self._hear(line.decode().split())
-        self._control = None
-        births, self._births = self._births, []
-        for birth in births:
-            if not birth.done():
-                birth.set_exception(TaskError("the process that makes processes has died"))
-        deaths, self._deaths = self._deaths, {}
-        for death in deaths.values():
-            if not death.done():
-                death.set_result(None)
-
-    def _hear(self, words: list[str]) -> None:
-        pid = int(words[1])
-        if words[0] == "born":
-            self._deaths[pid] = asyncio.get_running_loop().create_future()
-            birth = self._births.pop(0)
-            if not birth.done():
-                birth.set_result(pid)
-        else:
-            death = self._deaths.pop(pid, None)
-            if death is not None and not death.done():
-                death.set_result(int(words[2]))
+    def broken(self, child: Child) -> str:
+        """Say why a process is to be killed, "" where it is not."""
+        rss = 0 if self.hard is None else child.resident()
+        if self.hard is None or rss < self.hard:
+            return ""
+        held, most = f"{rss / MB:,.0f} MB", f"{self.hard / MB:,.0f}"
+        return f"it held {held}, max_memory_hard_mb is {most}"
 
 
 class ProcessLimits(Limits):
@@ -287,7 +88,7 @@ class Processes:
     Args:
         tasks: the tasks that run in processes.
         most: how many processes there may be; jobs beyond it wait, and their leases are renewed.
-        calls_per_process: how many jobs a process gets before it is replaced; None: any number.
+        wear: when a process is replaced.
     """
 
     def __init__(
@@ -296,13 +97,13 @@ class Processes:
         *,
         tasks: Iterable[Task[..., Any]],
         most: int,
-        calls_per_process: int | None,
+        wear: Wear,
     ) -> None:
         self._host = host
         self._found = {task.name: _place_of(task) for task in tasks}
         self._maker = Maker(module for module, _ in self._found.values())
         self._free = asyncio.Semaphore(most)
-        self._calls_per_process = calls_per_process
+        self._wear = wear
         self._idle: list[Child] = []
 
     async def start(self) -> None:
@@ -375,8 +176,7 @@ class Processes:
         return await self._maker.make()
 
     def _give_back(self, child: Child) -> None:
-        worn = self._calls_per_process is not None and child.calls >= self._calls_per_process
-        if child.is_spent or worn:
+        if child.is_spent or self._wear.is_worn(child):
             child.close()
         else:
             self._idle.append(child)
@@ -388,13 +188,20 @@ class Processes:
             name=f"runner process of {limits.attempt.claimed.job_id}",
         )
         try:
-            await asyncio.wait([talk])
+            await self._watch(limits, talk)
         except asyncio.CancelledError:
             limits.task.uncancel()
             await self._end(limits, talk)
             if talk.cancelled() or isinstance(talk.exception(), ProcessDied):
                 raise
         return talk.result()
+
+    async def _watch(self, limits: ProcessLimits, talk: asyncio.Task[bytes]) -> None:
+        """Wait for the answer, and kill a process that takes more memory than it may."""
+        look_s = None if self._wear.hard is None else LOOK_S
+        while not (await asyncio.wait([talk], timeout=look_s))[0]:
+            if why := self._wear.broken(limits.child):
+                limits.child.end(signal.SIGKILL, why)
 
     async def _talk(self, limits: ProcessLimits, request: bytes) -> bytes:
         for tries_left in reversed(range(BEGIN_TRIES)):
@@ -458,32 +265,6 @@ def _place_of(task: Task[..., Any]) -> tuple[str, str]:
             )
         module = spec.name
     return module, task.function.__qualname__
-
-
-def _log_format() -> str:
-    """Return the format of ours that this process logs in, "" when it logs in another."""
-    names = (handler.get_name() or "" for handler in logging.getLogger().handlers)
-    return next((name[len("runner.") :] for name in names if name.startswith("runner.")), "")
-
-
-async def _receive_exactly(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        got = await asyncio.get_running_loop().sock_recv(connection, size - len(data))
-        if not got:
-            raise ConnectionResetError("it ended")
-        data += got
-    return data
-
-
-async def _ended(process: asyncio.subprocess.Process) -> None:
-    try:
-        async with asyncio.timeout(END_TIMEOUT_S):
-            await process.wait()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 __all__ = ["Processes"]
