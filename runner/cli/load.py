@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvloop
 
+from runner import settings as settings_module
 from runner.codec import Codec, codec_of
 from runner.connection import open_client
+from runner.errors import RunnerError, SettingsError
 from runner.schedule import Schedule
-from runner.settings import load_settings
 from runner.signing import chosen_codec
 from runner.tasks import Task
 
@@ -20,6 +26,58 @@ if TYPE_CHECKING:
     from runner.settings import WorkerSettings
 
 T = TypeVar("T")
+
+
+def load_settings(path: str) -> type[WorkerSettings]:
+    """Import ``module.Class`` as workers do; what goes wrong in the module is told in a line.
+
+    Raises:
+        SettingsError: there is no such class, or its module cannot be imported.
+    """
+    try:
+        return settings_module.load_settings(path)
+    except RunnerError:
+        raise
+    except Exception as exc:
+        module = path.rpartition(".")[0]
+        raise SettingsError(
+            f"{module} cannot be imported: {_said(exc)}{_place_of(exc)}; "
+            f"python -c 'import {module}' tells all of it"
+        ) from exc
+
+
+def check_there(path: str) -> None:
+    """Raise `SettingsError` when there is no such module or package; nothing of it runs."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    top, *rest = path.split(".")
+    if not all(rest) or not rest or not top or find_spec(top) is None:
+        load_settings(path)  # which says what is wrong
+
+
+def _said(exc: Exception) -> str:
+    frames = traceback.extract_tb(exc.__traceback__)
+    if isinstance(exc, KeyError) and frames[-1].filename.endswith(("os.py", "<frozen os>")):
+        return f"the environment variable {exc.args[0]} is not set"
+    text = exc.msg if isinstance(exc, SyntaxError) else str(exc)
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+
+
+def _place_of(exc: Exception) -> str:
+    """Return the line that raised, the last one of the user's own, or ""."""
+    if isinstance(exc, SyntaxError):
+        found = [(exc.filename, exc.lineno)]
+    else:
+        frames = traceback.extract_tb(exc.__traceback__)
+        found = [(frame.filename, frame.lineno) for frame in frames]
+    here = str(Path.cwd()) + os.sep
+    own = [
+        (name, line)
+        for name, line in found
+        if name and name.startswith(here) and "site-packages" not in name
+    ]
+    return f" ({own[-1][0].removeprefix(here)}, line {own[-1][1]})" if own else ""
 
 
 def codec_by(settings: type[WorkerSettings]) -> Codec:
@@ -72,4 +130,12 @@ def tasks_by(settings: type[WorkerSettings]) -> dict[str, Task[..., Any]]:
     return {task.name: task for task in declared}
 
 
-__all__ = ["client_by", "codec_by", "do", "function_names", "load_settings", "tasks_by"]
+__all__ = [
+    "check_there",
+    "client_by",
+    "codec_by",
+    "do",
+    "function_names",
+    "load_settings",
+    "tasks_by",
+]
