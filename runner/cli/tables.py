@@ -173,7 +173,7 @@ def read_json(text: str, kind: type[T], option: str, wanted: str, *, error: type
     """Read an option that is JSON; raise `error`, naming the option."""
     try:
         value = json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise error(f"{option} is no JSON: {exc}") from None
     if not isinstance(value, kind):
         raise error(f"{option} must be {wanted}, not {text}")

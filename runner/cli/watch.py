@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import shutil
 import sys
 import time
@@ -189,7 +190,7 @@ def _asked(address: str) -> tuple[bool, str]:
             return True, reply.read(MOST_REPLY).decode(errors="replace").strip()
     except urllib.error.HTTPError as exc:
         return False, exc.read(MOST_REPLY).decode(errors="replace").strip()
-    except OSError as exc:
+    except (OSError, ValueError, http.client.HTTPException) as exc:
         return False, f"nobody answers at {address}: {exc}"
 
 

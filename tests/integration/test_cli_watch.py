@@ -92,6 +92,29 @@ async def test_the_commands_show_what_the_fleet_does(redis_url: str, settings: s
     assert (await run("health", "--url", url)).exit_code == 1, "nobody answers any more"
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["http://[bad", "http://127.0.0.1:nope", "http://127.0.0.1:1/a b", "http://%00"],
+)
+async def test_health_at_no_address_is_not_well(url: str) -> None:
+    said = await run("health", "--url", url)
+    assert said.exit_code == 1
+    assert isinstance(said.exception, SystemExit)
+    assert "nobody answers at" in said.output
+
+
+async def test_health_of_what_speaks_no_http_is_not_well() -> None:
+    async def talk(_reader: Any, writer: Any) -> None:
+        writer.write(b"220 mail.example.com ready\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        said = await run("health", "--url", f"http://127.0.0.1:{port}")
+    assert said.exit_code == 1
+    assert isinstance(said.exception, SystemExit)
+
+
 async def test_health_needs_to_know_where(settings: str) -> None:
     said = await run("health", "--settings", settings)
     assert said.exit_code == 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from runner.dashboard.pages import Action, Page
 from runner.dashboard.texts import number
 from runner.errors import ArgumentsError
 from runner.inspect import BAD, JobFilter, JobState
+from runner.letters.filters import read_argument
 from runner.types import Outcome
 
 if TYPE_CHECKING:
@@ -82,14 +82,8 @@ def argument(text: str) -> Mapping[str | int, Any]:
     """Read ``name=value``: the value is JSON, or else text; a whole number names a place."""
     if not text:
         return {}
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ArgumentsError(f"An argument is searched for by name=value, not {text!r}.")
-    try:
-        read = json.loads(value)
-    except ValueError:
-        read = value
-    return {int(name) if name.isdigit() else name: read}
+    name, value = read_argument(text)
+    return {name: value}
 
 
 async def _finished(desk: Desk, asked: Asked, queue: str) -> Shown:
