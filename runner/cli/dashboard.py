@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from runner.dashboard import Dashboard
 
 HOST, PORT = "127.0.0.1", 8080
-SECRET = "RUNNER_DASHBOARD_SECRET"
+SIGNED_BY = "RUNNER_DASHBOARD_SECRET"
 """What signs forms where there is no password, so that they outlive a restart."""
 
 
@@ -61,7 +61,7 @@ def app_of(path: str, *, password: str | None = None, read_only: bool = False) -
         queues=queues_of(settings),
         tasks=list(tasks_by(settings).values()),
         codec=codec_by(settings),
-        secret=os.environ.get(SECRET) or None,
+        secret=os.environ.get(SIGNED_BY) or None,
     )
 
 

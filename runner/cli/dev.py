@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from runner import dashboard, embedded
-from runner.cli.dashboard import HOST, PORT, SECRET
+from runner.cli.dashboard import HOST, PORT, SIGNED_BY
 from runner.cli.load import check_there, load_settings
 from runner.errors import SettingsError
 
@@ -61,7 +61,7 @@ def dev(settings: str, data: Path, *, watch: bool, port: int, no_dashboard: bool
         addresses = {"REDIS_URL": servers.redis_url, "DATABASE_URL": servers.database_url}
         for name, url in addresses.items():
             click.echo(f"{name}={url}")
-        os.environ.update(addresses, **{SECRET: secrets.token_hex()})
+        os.environ.update(addresses, **{SIGNED_BY: secrets.token_hex()})
         load_settings(settings)  # not before: it may read these variables
         page = None if no_dashboard else _dashboard(settings, port)
         command = ["arq", settings]

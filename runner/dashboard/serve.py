@@ -34,8 +34,8 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=True,  # those of this machine's proxy alone are believed
-                forwarded_allow_ips="127.0.0.1",
+                # Those of this machine's proxy alone are believed, or of FORWARDED_ALLOW_IPS.
+                proxy_headers=True,
                 timeout_graceful_shutdown=GRACE_S,
             )
         )

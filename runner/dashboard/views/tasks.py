@@ -125,7 +125,7 @@ def arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
     """
     try:
         given = json.loads(text) if text.strip() else []
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ArgumentsError(f"The arguments are no JSON: {exc}") from None
     if isinstance(given, list):
         return given, {}
