@@ -11,6 +11,7 @@ import msgspec
 from runner.cli import where as options
 from runner.cli.tables import as_json, escaped, length, show, table
 from runner.cli.where import Place
+from runner.inspect import begun_ms
 from runner.queues import named
 
 if TYPE_CHECKING:
@@ -125,10 +126,11 @@ def queues_of(settings: type[WorkerSettings]) -> list[str]:
 async def queue_rows(client: Client, names: list[str]) -> list[QueueRow]:
     """Read what waits and what happened in some queues."""
     loads, paused = await client.queue_loads(*names), (await client.paused()).queues
+    since_ms = begun_ms(await client.workers.list())
     return [
         QueueRow(
             load,
-            await client.history.of(load.queue).last(minutes=SPAN_MIN),
+            await client.history.of(load.queue).last(minutes=SPAN_MIN, since_ms=since_ms),
             load.queue in paused,
         )
         for load in loads

@@ -205,11 +205,12 @@ async def screen(client: Client, names: list[str]) -> list[str]:
     busy = sorted(tasks, key=lambda item: -item[1].ended)[:MOST_TASKS]
     found = await client.workers.list()
     ended = sum(row.last.per_second for row in rows)
+    seconds = max((row.last.seconds for row in rows), default=0)
     lines = [
         (
             f"{time.strftime('%H:%M:%S')}  {len(found)} workers, "
             f"{sum(worker.running for worker in found)} running, "
-            f"{ended:.1f} jobs a second in the last {SPAN_MIN} minutes"
+            f"{ended:.1f} jobs a second in the last {length(seconds * 1000)}"
         ),
         "",
     ]

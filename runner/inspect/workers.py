@@ -195,4 +195,9 @@ class Workers:
         return dict(sorted(answers.items()))
 
 
-__all__ = ["Answer", "Order", "RunningJob", "WorkerInfo", "Workers"]
+def begun_ms(workers: Iterable[WorkerInfo]) -> int:
+    """Return when the first of some workers began to work, Unix time in ms; 0 where none is."""
+    return min((worker.started_ms for worker in workers), default=0)
+
+
+__all__ = ["Answer", "Order", "RunningJob", "WorkerInfo", "Workers", "begun_ms"]

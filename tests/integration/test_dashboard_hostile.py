@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -206,6 +207,9 @@ class Stream:
     def text(self) -> str:
         return b"".join(self.sent).decode()
 
+    def shows(self, text: str) -> bool:
+        return text in self.text
+
     async def _receive(self) -> dict[str, Any]:
         await self.gone.wait()
         return {"type": "http.disconnect"}
@@ -241,7 +245,7 @@ async def test_those_who_leave_are_not_counted_among_those_who_look(redis_url: s
         for _ in range(3):
             streams = [Stream(app, scope_of("/jobs")) for _ in range(100)]
             for stream in streams:
-                await wait_until(lambda s=stream: "event: page" in s.text, description="an event")
+                await wait_until(partial(stream.shows, "event: page"), description="an event")
                 stream.gone.set()
             await asyncio.gather(*(stream.task for stream in streams))
             await wait_until(lambda: not app._live._count, description="nobody looks")

@@ -24,16 +24,18 @@ FAILURES = 6
 async def load(desk: Desk, asked: Asked) -> Shown:  # noqa: ARG001  each page's loader takes both
     """Read the overview."""
     client, queues = await desk.client(), await desk.queues()
-    history = client.history.of(*queues)
+    history, since_ms = client.history.of(*queues), await desk.begun_ms()
     loads, minutes, last, failures, writer = await asyncio.gather(
         client.queue_loads(*queues),
         history.minutes(MINUTES),
-        history.last(minutes=LAST),
+        history.last(minutes=LAST, since_ms=since_ms),
         failed_last(client, queues, FAILURES),
         client.writer_status(),
     )
     stats = await asyncio.gather(*(client.queue_stats(queue) for queue in queues))
-    rates = await asyncio.gather(*(client.history.of(q).last(minutes=LAST) for q in queues))
+    rates = await asyncio.gather(
+        *(client.history.of(q).last(minutes=LAST, since_ms=last.start_ms) for q in queues)
+    )
     workers, paused = await desk.workers(), await desk.paused()
     return {
         "rows": list(zip(loads, rates, stats, strict=True)),

@@ -24,7 +24,7 @@ QUEUED, ENDED, LOOKS = 10, 20, 4
 async def load(desk: Desk, asked: Asked) -> Shown:
     """Read the list of tasks: those that did most first."""
     client, queues = await desk.client(), await desk.queues()
-    periods = await client.history.of(*queues).tasks(minutes=LAST)
+    periods = await client.history.of(*queues).tasks(minutes=LAST, since_ms=await desk.begun_ms())
     paused = set((await desk.paused()).tasks)
     names = sorted({*await desk.names_of_tasks(), *periods, *paused})
     wanted = asked.text("q").lower()
@@ -35,6 +35,7 @@ async def load(desk: Desk, asked: Asked) -> Shown:
         "rows": [(name, periods.get(name)) for name in found[start : start + ROWS]],
         "paused": paused,
         "minutes": LAST,
+        "seconds": next((period.seconds for period in periods.values()), LAST * 60),
         "count": len(found),
         "start": start,
         "next": start + ROWS if start + ROWS < len(found) else 0,
@@ -49,7 +50,7 @@ async def load_one(desk: Desk, asked: Asked) -> Shown:
     workers = [worker for worker in await desk.workers() if name in worker.tasks]
     paused = (await desk.paused()).tasks
     period, queued, ended = await asyncio.gather(
-        client.history.of(*queues).task(name, minutes=LAST),
+        client.history.of(*queues).task(name, minutes=LAST, since_ms=await desk.begun_ms()),
         client.jobs.of(queue).list(JobFilter(task=name), limit=QUEUED, most_looks=LOOKS),
         client.history.of(queue).finished(limit=ENDED, task=name),
     )
