@@ -622,6 +622,12 @@ async def test_limits_are_set_and_cleared(redis_url: str, client: Client) -> Non
         assert "mail.rate is 20/m" in said
         assert (await visitor.act("/limits/set", name="database", value="20/m")).startswith("! ")
         await visitor.act("/limits/clear", name="mail.rate")
+    async with looking(redis_url, tasks=[works, breaks]) as visitor:
+        said = await visitor.act("/limits/set", task="breaks", value="2", key="wrod")
+        assert said == "! breaks has no parameter 'wrod'; did you mean 'word'?"
+        said = await visitor.act("/limits/set", task="works", value="2", key="any")
+        assert "works.running is 2 at once" in said
+        await visitor.act("/limits/clear", name="works.running")
 
 
 async def test_workflows_are_cancelled_and_run_again(redis_url: str, client: Client) -> None:

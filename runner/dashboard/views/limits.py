@@ -35,13 +35,16 @@ async def put(desk: Desk, asked: Asked) -> str:
     if burst and not asked.number("burst"):
         raise LimitError("Burst is a whole number, 1 or more.")
     is_count = value.isascii() and value.isdigit() and len(value) <= MOST_DIGITS
+    declared, key = desk.tasks.get(task), asked.text("key")
+    if declared is not None and key:
+        declared.signature.check_parameter(task, key)
     info = await (await desk.client()).limits.set(
         None if task else name,
         task=task or None,
         rate=None if is_count else value,
         max_running=int(value) if is_count else None,
         burst=asked.number("burst") or None,
-        key=asked.text("key") or None,
+        key=key or None,
     )
     return f"{info.name} is {info.rule} from now on, in all workers."
 
