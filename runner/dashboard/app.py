@@ -22,7 +22,7 @@ from runner.connection import open_client, settings_of
 from runner.connections import TROUBLE
 from runner.dashboard import access as access_module
 from runner.dashboard.access import SESSION, TOKEN, Access, Guard, Refused, put_cookie, split
-from runner.dashboard.asked import Asked, fields_of
+from runner.dashboard.asked import Asked, address, fields_of
 from runner.dashboard.desk import Desk
 from runner.dashboard.live import Live
 from runner.dashboard.pages import Action, NotThere, Page
@@ -31,6 +31,7 @@ from runner.dashboard.render import Renderer
 from runner.dashboard.texts import visible
 from runner.dashboard.views import ACTIONS, MENU, PAGES
 from runner.errors import (
+    ArgumentsError,
     FlowNotFound,
     JobNotFound,
     LetterNotFound,
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("runner.dashboard")
 
 MOST_BODY = 1_000_000
+TYPED, MOST_TYPED = "arguments", 1_500
+"""The field of a form that would be a pity to lose, where it fits into an address."""
 FLASH, FLASH_S, MOST_FLASH = "runner_said", 30, 300
 TOKEN_S = 30 * 24 * 3600
 LOADS_S = 15.0
@@ -216,7 +219,7 @@ class Dashboard:
         said = await self._done(action, asked)
         logger.info("%s by %s: %s", action.path, _who(request), said)
         self._desk.forget()
-        response = RedirectResponse(_back(request, asked), 303)
+        response = RedirectResponse(_back(request, asked, keeps=said.startswith("! ")), 303)
         told = quote(visible(said)[:MOST_FLASH])
         put_cookie(response, request, FLASH, told, age_s=FLASH_S)
         return response
@@ -401,13 +404,26 @@ async def _body(request: Request) -> bytes:
     return body
 
 
-def _back(request: Request, asked: Asked) -> str:
-    """Return the page that a form was on; `check_post` has seen that it is ours."""
+def _back(request: Request, asked: Asked, *, keeps: bool = False) -> str:
+    """Return the page that a form was on; `check_post` has seen that it is ours.
+
+    Args:
+        request: the form.
+        asked: what it says.
+        keeps: it was refused, so that what was typed is wanted once more.
+    """
     came = split(request.headers.get("referer", ""))
     is_ours = came.netloc == request.headers.get("host") and came.path.startswith(f"{asked.root}/")
     if not is_ours or came.path.startswith(("//", "/\\")):  # which browsers take for a host
         return f"{asked.root}/"
-    return f"{came.path}?{came.query}" if came.query else came.path
+    try:
+        fields = fields_of(came.query.encode("latin-1", "replace"))
+    except ArgumentsError:
+        fields = {}  # more of them than a page of ours has
+    fields.pop(TYPED, None)
+    if keeps and len(typed := asked.fields.get(TYPED, "")) <= MOST_TYPED:
+        fields[TYPED] = typed
+    return address("", came.path, **fields)
 
 
 def _who(request: Request) -> str:

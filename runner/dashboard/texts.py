@@ -38,7 +38,7 @@ def length(ms: float) -> str:
 def lately(seconds: int, minutes: int) -> str:
     """Return what span of time a figure is of: the last minutes, or as long as there is any."""
     whole = seconds > (minutes - 1) * 60
-    return f"last {minutes} minutes" if whole else f"last {length(seconds * 1000)}"
+    return f"last {minutes} minutes" if whole else f"last {_coarse(seconds * 1000)}"
 
 
 def size(count: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,10 @@ from starlette.routing import Mount
 
 import runner
 from runner.dashboard import dashboard
+from runner.dashboard.timeline import moments
 from runner.dashboard.views import ACTIONS, PAGES
+from runner.inspect import JobStory
+from runner.types import AttemptError
 from tests.engine import serving
 from tests.integration.test_dashboard import BASE, Visitor, breaks, looking, works
 from tests.support import wait_until
@@ -276,3 +280,55 @@ async def test_websockets_are_closed(redis_url: str) -> None:
 
     await app({**scope_of("/"), "type": "websocket"}, receive, send)
     assert sent == ["websocket.close"]
+
+
+async def test_what_was_typed_is_not_lost_when_it_is_refused(redis_url: str) -> None:
+    async with looking(redis_url, tasks=[works]) as visitor:
+        for typed, kept in (
+            ('["a", {"b": "é<&\\"}]', True),
+            ("[" * 1_600, False),
+            ("[1]", False),
+        ):
+            await visitor.get("/task", name="works")
+            reply = await visitor.http.post(
+                "/tasks/enqueue",
+                content=urlencode({"csrf": visitor.token, "name": "works", "arguments": typed}),
+                headers={
+                    "content-type": "application/x-www-form-urlencoded",
+                    "origin": BASE,
+                    "referer": f"{BASE}/task?name=works&arguments=old&" + "a=1&" * (90 * kept),
+                },
+            )
+            page = await visitor.http.get(reply.headers["location"])
+            assert page.status_code == 200
+            assert (
+                f"{html.escape(typed, quote=False)}</textarea>" in page.text.replace("&#34;", '"')
+            ) is kept
+            assert ("<details open" in page.text.replace(' class="card form"', "")) is kept
+            assert "old</textarea>" not in page.text
+
+
+def test_a_job_that_was_requeued_has_its_first_enqueue_first() -> None:
+    def failed(at_ms: int, enqueued_ms: int) -> AttemptError:
+        return AttemptError(
+            attempt=1,
+            outcome="failed",
+            error_type="E",
+            error="e",
+            ended_ms=at_ms,
+            enqueued_ms=enqueued_ms,
+            started_ms=at_ms - 1,
+            worker="w",
+        )
+
+    def told(*errors: AttemptError, enqueued_ms: int) -> list[str]:
+        story = JobStory(
+            job_id="x", queue="q", kwargs={}, state="failed", enqueued_ms=enqueued_ms, errors=errors
+        )
+        return [moment.what for moment in moments(story)]
+
+    ends = "attempt 1 failed"
+    assert told(failed(5, 3), enqueued_ms=3) == ["enqueued", ends]
+    assert told(failed(5, 3), failed(9, 7), enqueued_ms=7) == ["enqueued", ends, "requeued", ends]
+    assert told(failed(5, 0), failed(9, 7), enqueued_ms=7) == [ends, "requeued", ends]
+    assert told(failed(5, 0), enqueued_ms=0) == [ends]

@@ -91,7 +91,7 @@ async def test_without_jobs_nothing_is_divided(client: Client) -> None:
 
 @pytest.mark.lasting_keys("runner:fleet*")
 async def test_pages_say_of_what_time_their_figures_are(redis_url: str, client: Client) -> None:
-    assert (lately(30, 5), lately(290, 5)) == ("last 30.0 s", "last 5 minutes")
+    assert (lately(30, 5), lately(290, 5)) == ("last 30 s", "last 5 minutes")
     async with (
         serving(redis_url, [works], monitor=True),
         looking(redis_url, tasks=[works]) as visitor,
