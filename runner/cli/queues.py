@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from runner.cli import where as options
-from runner.cli.tables import as_json, escaped, length, show, table
+from runner.cli.tables import as_json, escaped, length, rate, show, table
 from runner.cli.where import Place
 from runner.inspect import begun_ms
 from runner.queues import named
@@ -47,7 +47,7 @@ class QueueRow:
             str(load.later),
             str(load.running),
             length(load.lag_s * 1000),
-            f"{last.per_second:.1f}",
+            rate(last.per_second),
             str(last.failed),
             length(last.wait.p95),
             length(last.run.p95),

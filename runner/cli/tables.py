@@ -124,6 +124,11 @@ def length(ms: float) -> str:
     return f"{ms:.0f} ms"
 
 
+def rate(per_second: float) -> str:
+    """Return how many there are by the second; a few are not none."""
+    return f"{per_second:.1f}" if per_second >= 0.1 or not per_second else f"{per_second:.2f}"  # noqa: PLR2004
+
+
 def ago(when: datetime | float | None) -> str:
     """Return how long ago a time was, or in how long it will be; "" for none.
 
@@ -148,6 +153,11 @@ def escaped(text: str) -> str:
 def as_json(value: Any) -> str:
     """Return indented JSON; what JSON does not know as text."""
     return json.dumps(value, indent=2, default=str)
+
+
+def as_line(value: Any) -> str:
+    """Return JSON on one line."""
+    return json.dumps(value, default=str)
 
 
 def fields_of(value: Any) -> Any:
