@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from runner import Client
+    from tests.servers import ChaosServers
 
 ODD = (
     *("-1", "0", "99999999999999999999", "1e9", "nan", "²", "x" * 1_900, "[" * 1_900),
@@ -332,3 +333,27 @@ def test_a_job_that_was_requeued_has_its_first_enqueue_first() -> None:
     assert told(failed(5, 3), failed(9, 7), enqueued_ms=7) == ["enqueued", ends, "requeued", ends]
     assert told(failed(5, 0), failed(9, 7), enqueued_ms=7) == [ends, "requeued", ends]
     assert told(failed(5, 0), enqueued_ms=0) == [ends]
+
+
+async def test_a_page_goes_on_when_redis_comes_back(chaos_servers: ChaosServers) -> None:
+    app = dashboard(chaos_servers.redis_url)
+    try:
+        async with outside(app) as visitor:
+            assert (await visitor.get("/jobs")).status_code == 200
+            stream = Stream(app, scope_of("/jobs"))
+            await wait_until(partial(stream.shows, "event: page"), description="the page")
+            await chaos_servers.stop_redis()
+            shows = partial(stream.shows, "event: trouble")
+            await wait_until(shows, description="the trouble", timeout_s=30)
+            reply = await visitor.get("/jobs")
+            assert reply.status_code == 503
+            assert "Redis does not answer" in reply.text
+            await chaos_servers.start_redis()
+            stream.sent.clear()
+            again = partial(stream.shows, "event: page")
+            await wait_until(again, description="the page again", timeout_s=30)
+            assert (await visitor.get("/jobs")).status_code == 200
+            stream.gone.set()
+            await stream.task
+    finally:
+        await app.aclose()
