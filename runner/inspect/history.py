@@ -262,6 +262,7 @@ class History:
         task: str | None = None,
         outcomes: Iterable[str] = (),
         skip: int = 0,
+        most: int | None = None,
     ) -> list[FinishedJob]:
         """Return the jobs that ended last, the newest first; workers keep ``history_jobs``.
 
@@ -270,18 +271,21 @@ class History:
             task: those of this task alone.
             outcomes: those that ended so, by the values of `Outcome`; none: all.
             skip: how many of those to leave out.
+            most: at how many jobs to look, about; None: at all there are.
         """
         wanted, found = frozenset(outcomes), list[FinishedJob]()
-        start = 0
-        while len(found) < skip + limit:
+        start = looked = 0
+        while len(found) < skip + limit and (most is None or looked < most):
             listed = self._redis.lrange(keys.finished(self.queue), start, start + PIECES - 1)
             pieces = await cast(Any, listed)
-            found += (
-                job
-                for piece in pieces
-                for job in unpacked(piece.partition(b":")[2])
-                if (task is None or job.task == task) and (not wanted or job.outcome in wanted)
-            )
+            for piece in pieces:
+                jobs = list(unpacked(piece.partition(b":")[2]))
+                looked += len(jobs)
+                found += (
+                    job
+                    for job in jobs
+                    if (task is None or job.task == task) and (not wanted or job.outcome in wanted)
+                )
             if len(pieces) < PIECES:
                 break
             start += PIECES

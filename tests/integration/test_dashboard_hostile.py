@@ -16,12 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 
 import runner
+from runner import keys
 from runner.dashboard import dashboard
 from runner.dashboard.timeline import moments
 from runner.dashboard.views import ACTIONS, PAGES
 from runner.inspect import JobStory
+from runner.inspect.finished import packed
 from runner.types import AttemptError
-from tests.engine import serving
+from tests.engine import raw, serving
 from tests.integration.test_dashboard import BASE, Visitor, breaks, looking, works
 from tests.support import wait_until
 
@@ -333,6 +335,32 @@ def test_a_job_that_was_requeued_has_its_first_enqueue_first() -> None:
     assert told(failed(5, 3), failed(9, 7), enqueued_ms=7) == ["enqueued", ends, "requeued", ends]
     assert told(failed(5, 0), failed(9, 7), enqueued_ms=7) == [ends, "requeued", ends]
     assert told(failed(5, 0), enqueued_ms=0) == [ends]
+
+
+async def test_a_long_history_is_not_read_whole(redis_url: str, client: Client) -> None:
+    def piece(*rows: tuple[Any, ...]) -> bytes:
+        return b"%d:" % len(rows) + packed("w:1:1", rows)
+
+    times = (1_000, 1_000, 1_000, 2_000)
+    good = [("works", "succeeded", f"job{number}", 1, *times) for number in range(100)]
+    bad = ("works", "failed", "the oldest", 1, *times, "ValueError: long ago")
+    name = keys.finished(keys.DEFAULT_QUEUE)
+    async with raw(redis_url) as redis:
+        await redis.rpush(name, *[piece(*good)] * 300, piece(bad))
+        await redis.pexpire(name, 600_000)
+    history = client.history
+    assert [job.job_id for job in await history.finished(outcomes=["failed"])] == ["the oldest"]
+    assert await history.finished(outcomes=["failed"], most=20_000) == []
+    async with looking(redis_url) as visitor:
+        for path, fields in (
+            ("/", {}),
+            ("/task", {"name": "works"}),
+            ("/jobs", {"state": "finished", "outcome": "bad"}),
+        ):
+            page = await visitor.get(path, **fields)
+            assert page.status_code == 200
+            assert "long ago" not in page.text, path
+        assert "long ago" in (await visitor.get("/jobs", state="finished", start=30_000)).text
 
 
 async def test_a_page_goes_on_when_redis_comes_back(chaos_servers: ChaosServers) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LAST = 5
 ROWS = 100
-QUEUED, ENDED, LOOKS = 10, 20, 4
+QUEUED, ENDED, LOOKS, LOOKED_AT = 10, 20, 4, 10_000
 
 
 async def load(desk: Desk, asked: Asked) -> Shown:
@@ -52,7 +52,7 @@ async def load_one(desk: Desk, asked: Asked) -> Shown:
     period, queued, ended = await asyncio.gather(
         client.history.of(*queues).task(name, minutes=LAST, since_ms=await desk.begun_ms()),
         client.jobs.of(queue).list(JobFilter(task=name), limit=QUEUED, most_looks=LOOKS),
-        client.history.of(queue).finished(limit=ENDED, task=name),
+        client.history.of(queue).finished(limit=ENDED, task=name, most=LOOKED_AT),
     )
     is_known = (
         workers or period.ended or queued.jobs or ended or name in desk.tasks or name in paused
