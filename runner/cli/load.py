@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -86,10 +87,16 @@ def codec_by(settings: type[WorkerSettings]) -> Codec:
     return chosen_codec(settings.codec, settings.signing_keys) or codec_of(*hooks)
 
 
-async def client_by(settings: type[WorkerSettings]) -> Client:
-    """Connect to the Redis of the workers, with their codec and queue."""
+async def client_by(settings: type[WorkerSettings], *, waits: bool = True) -> Client:
+    """Connect to the Redis of the workers, with their codec and queue.
+
+    Args:
+        settings: theirs.
+        waits: try again for some seconds where it is away; somebody who types hears it at once.
+    """
+    redis_settings = settings.redis_settings
     return await open_client(
-        settings.redis_settings,
+        redis_settings if waits else replace(redis_settings, conn_retries=0),
         codec=codec_by(settings),
         queue=settings.queue_name,
         expires_extra_ms=settings.expires_extra_ms,
@@ -100,7 +107,7 @@ def do(settings: type[WorkerSettings], work: Callable[[Client], Awaitable[T]]) -
     """Do something with a client of the workers' Redis, and return what came of it."""
 
     async def connected() -> T:
-        client = await client_by(settings)
+        client = await client_by(settings, waits=False)
         try:
             return await work(client)
         finally:

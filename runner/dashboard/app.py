@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -117,7 +118,8 @@ def dashboard(
     named = (queues,) if isinstance(queues, str) else tuple(queues)
     if not named:
         raise SettingsError("name at least one queue")
-    settings = settings_of(redis) if isinstance(redis, str) else redis
+    given = settings_of(redis) if isinstance(redis, str) else redis
+    settings = replace(given, conn_retries=0)  # a page that cannot be says so at once
     chosen = chosen_codec(codec, signing_keys)
     assert chosen is not None  # None is what a worker may have
 
