@@ -364,6 +364,31 @@ async def test_a_long_history_is_not_read_whole(redis_url: str, client: Client) 
         assert "long ago" in (await visitor.get("/jobs", state="finished", start=30_000)).text
 
 
+@pytest.mark.lasting_keys("runner:fleet*")
+async def test_a_heartbeat_that_cannot_be_read_hides_nobody_else(
+    redis_url: str, client: Client
+) -> None:
+    names = (b"\xff\xfe", b"garbage", b"newer")
+    async with (
+        serving(redis_url, [works], monitor=True) as worker,
+        raw(redis_url) as redis,
+        looking(redis_url) as visitor,
+    ):
+        for name, beat in zip(names, (b"\x80", b"no msgpack", b"\x81\xa4name\x01"), strict=True):
+            await redis.zadd(keys.WORKERS, {name: 2**42})
+            await redis.set(keys.WORKER.encode() + name, beat, px=60_000)
+
+        async def listed() -> list[str]:
+            return [info.name for info in await client.workers.list()]
+
+        await wait_until(listed, description="the worker is listed")
+        assert await listed() == [worker.name]
+        for path in ("/", "/workers", "/jobs"):
+            assert (await visitor.get(path)).status_code == 200, path
+        await redis.zrem(keys.WORKERS, *names)
+        await redis.delete(*(keys.WORKER.encode() + name for name in names))
+
+
 async def test_a_page_goes_on_when_redis_comes_back(chaos_servers: ChaosServers) -> None:
     app = dashboard(chaos_servers.redis_url)
     try:
