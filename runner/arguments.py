@@ -162,8 +162,17 @@ class Signature:
         place = self._places.get(name, sys.maxsize)
         if place < len(args):
             return args[place]
-        default = self._signature.parameters[name].default
-        return "" if default is inspect.Parameter.empty else default
+        parameter = self._signature.parameters.get(name)
+        # A limit that is set while workers run may name a parameter that there is not.
+        if parameter is None or parameter.default is inspect.Parameter.empty:
+            return ""
+        return parameter.default
+
+    def check_parameter(self, task: str, name: str) -> None:
+        """Raise `ArgumentsError` when a task has no such parameter."""
+        if name not in self._signature.parameters and not self.takes_others:
+            hint = did_you_mean(name, self.names)
+            raise ArgumentsError(f"{task} has no parameter {name!r}{hint}")
 
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return a call's arguments by name, defaults among them; the call must have passed `bind`.

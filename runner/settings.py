@@ -162,7 +162,7 @@ def load_settings(path: str) -> type[WorkerSettings]:
         SettingsError: there is no such module or class, or it is no `WorkerSettings`.
     """
     module_name, _, class_name = path.rpartition(".")
-    if not module_name:
+    if not all(path.split(".")) or not module_name:
         raise SettingsError(f"{path!r} must name a class, as in settings.WorkerSettings")
     folder = str(Path.cwd())
     if folder not in sys.path:
@@ -170,8 +170,8 @@ def load_settings(path: str) -> type[WorkerSettings]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as exc:
-        if exc.name != module_name:
-            raise
+        if not f"{module_name}.".startswith(f"{exc.name}."):
+            raise  # it is there, and imports what is not
         raise SettingsError(f"there is no module {module_name!r} in {folder}") from exc
     found = getattr(module, class_name, None)
     if found is None:

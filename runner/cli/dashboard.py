@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from runner.dashboard import Dashboard
 
 HOST, PORT = "127.0.0.1", 8080
+SIGNED_BY = "RUNNER_DASHBOARD_SECRET"
+"""What signs forms where there is no password, so that they outlive a restart."""
 
 
 @click.command()
@@ -58,6 +61,7 @@ def app_of(path: str, *, password: str | None = None, read_only: bool = False) -
         queues=queues_of(settings),
         tasks=list(tasks_by(settings).values()),
         codec=codec_by(settings),
+        secret=os.environ.get(SIGNED_BY) or None,
     )
 
 

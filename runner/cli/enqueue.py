@@ -87,6 +87,8 @@ async def _enqueued(
     if isinstance(declared, Task):
         bound = declared.options(delay=delay, key=key, queue=queue)
         return await client.enqueue(bound, *args, **kwargs)
+    if any(name.startswith("_") for name in kwargs):
+        raise ArgumentsError("the names of arguments do not begin with _ here")
     return await client.enqueue_job(
         task, *args, _job_id=key, _queue_name=queue, _defer_by=delay, **kwargs
     )

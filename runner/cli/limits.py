@@ -8,7 +8,7 @@ import click
 
 from runner.cli import tables
 from runner.cli import where as options
-from runner.cli.load import do, load_settings
+from runner.cli.load import do, load_settings, tasks_by
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -80,6 +80,9 @@ def show(path: str, name: str, *, value: str | None, as_json: bool) -> None:
 @click.pass_obj
 def set_one(path: str, /, *, as_json: bool, **given: Any) -> None:
     """Set limit NAME from now on, until it is cleared."""
+    declared = tasks_by(load_settings(path)).get(given["task"] or "")
+    if declared is not None and given["key"]:
+        declared.signature.check_parameter(declared.name, given["key"])
     info = _do(path, lambda client: client.limits.set(**given))
     if as_json:
         _print(shown(info))

@@ -9,8 +9,9 @@ import click
 import msgspec
 
 from runner.cli import where as options
-from runner.cli.tables import as_json, escaped, length, show, table
+from runner.cli.tables import as_json, escaped, length, rate, show, table
 from runner.cli.where import Place
+from runner.inspect import begun_ms
 from runner.queues import named
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class QueueRow:
             str(load.later),
             str(load.running),
             length(load.lag_s * 1000),
-            f"{last.per_second:.1f}",
+            rate(last.per_second),
             str(last.failed),
             length(last.wait.p95),
             length(last.run.p95),
@@ -125,10 +126,11 @@ def queues_of(settings: type[WorkerSettings]) -> list[str]:
 async def queue_rows(client: Client, names: list[str]) -> list[QueueRow]:
     """Read what waits and what happened in some queues."""
     loads, paused = await client.queue_loads(*names), (await client.paused()).queues
+    since_ms = begun_ms(await client.workers.list())
     return [
         QueueRow(
             load,
-            await client.history.of(load.queue).last(minutes=SPAN_MIN),
+            await client.history.of(load.queue).last(minutes=SPAN_MIN, since_ms=since_ms),
             load.queue in paused,
         )
         for load in loads

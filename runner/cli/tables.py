@@ -124,6 +124,11 @@ def length(ms: float) -> str:
     return f"{ms:.0f} ms"
 
 
+def rate(per_second: float) -> str:
+    """Return how many there are by the second; a few are not none."""
+    return f"{per_second:.1f}" if per_second >= 0.1 or not per_second else f"{per_second:.2f}"  # noqa: PLR2004
+
+
 def ago(when: datetime | float | None) -> str:
     """Return how long ago a time was, or in how long it will be; "" for none.
 
@@ -150,6 +155,11 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, default=str)
 
 
+def as_line(value: Any) -> str:
+    """Return JSON on one line."""
+    return json.dumps(value, default=str)
+
+
 def fields_of(value: Any) -> Any:
     """Return a record as a dict with the names of its fields, also one that travels as an array."""
     if isinstance(value, msgspec.Struct):
@@ -173,7 +183,7 @@ def read_json(text: str, kind: type[T], option: str, wanted: str, *, error: type
     """Read an option that is JSON; raise `error`, naming the option."""
     try:
         value = json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise error(f"{option} is no JSON: {exc}") from None
     if not isinstance(value, kind):
         raise error(f"{option} must be {wanted}, not {text}")

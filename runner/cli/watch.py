@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import shutil
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,8 +19,9 @@ import msgspec
 from runner.cli import where as options
 from runner.cli.load import do, load_settings
 from runner.cli.queues import SPAN_MIN, queue_lines, queue_rows, queues_of
-from runner.cli.tables import as_json, escaped, fields_of, length, show, table
+from runner.cli.tables import as_json, as_line, cut, escaped, fields_of, length, rate, show, table
 from runner.cli.where import Place
+from runner.connections import TROUBLE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
 WORKER_HEADS = ("WORKER", "STATE", "JOBS", "MEMORY", "DELAY", "UP", "QUEUES", "RUNS")
 TASK_HEADS = ("TASK", "ENDED", "FAILED", "WAIT P50", "WAIT P95", "RUN P50", "RUN P95", "RUN P99")
 MOST_TASKS = 15
-HOME_AND_CLEAR = "\x1b[H\x1b[J"
+LEAST_EVERY = timedelta(seconds=0.2)
+HOME, CLEAR_LINE, CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 PROBE_TIMEOUT_S = 5.0
 MOST_REPLY = 1_000
 
@@ -52,7 +56,7 @@ def list_workers(place: Place, *, as_json: bool) -> None:
         click.echo(_json(fields_of(found)))
         return
     show(worker_lines(found))
-    click.echo(f"{len(found)} workers", err=True)
+    click.echo(f"{len(found)} worker{'' if len(found) == 1 else 's'}", err=True)
 
 
 @workers.command(name="list")
@@ -131,28 +135,36 @@ def tell(place: Place, command: str, text: str, names: tuple[str, ...], *, as_js
 
 @click.command()
 @options.at_settings
-@click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True)
+@click.option(
+    "--every", type=options.span, default="1s", show_default=True, help="How often: 0.5, 2s, 1m."
+)
 @click.option("--once", is_flag=True, help="Print it once, and end.")
 @options.as_json_flag
-def top(path: str, queue: str, *, every: float, once: bool, as_json: bool) -> None:
+def top(path: str, queue: str, *, every: timedelta, once: bool, as_json: bool) -> None:
     """Show queues, tasks and workers, live; Ctrl-C ends it. With --json one line each time."""
+    if every < LEAST_EVERY:
+        raise click.BadParameter("0.2 s is as often as it goes", param_hint="--every")
     settings = load_settings(path)
     names = [queue] if queue else queues_of(settings)
 
+    async def look(client: Client) -> list[str]:
+        if as_json:
+            return [msgspec.json.encode(await _all_shown(client, names)).decode()]
+        return await screen(client, names)
+
     async def go_on(client: Client) -> None:
         while True:
-            if as_json:
-                click.echo(msgspec.json.encode(await _all_shown(client, names)).decode())
-            else:
-                lines = await screen(client, names)
-                if not once and sys.stdout.isatty():
-                    click.echo(HOME_AND_CLEAR, nl=False)
-                    lines = lines[: shutil.get_terminal_size().lines - 1]
-                show(lines)
-            if once:
-                return
-            await asyncio.sleep(every)
+            try:
+                lines = await look(client)
+            except TROUBLE as exc:
+                said = f"Redis does not answer ({exc}). Trying again."
+                lines = [as_line({"error": said}) if as_json else f"{_clock()}  {said}"]
+            _draw(lines)
+            await asyncio.sleep(every.total_seconds())
 
+    if once:
+        show(do(settings, look))
+        return
     try:
         do(settings, go_on)
     except KeyboardInterrupt:
@@ -182,6 +194,21 @@ def health(ctx: click.Context, url: str, path: str, *, live: bool, as_json: bool
     ctx.exit(0 if is_well else 1)
 
 
+def _draw(lines: list[str]) -> None:
+    """Print lines; on a terminal over those before, in one piece, so that nothing flickers."""
+    if not sys.stdout.isatty():
+        show(lines)
+        return
+    columns, rows = shutil.get_terminal_size()
+    kept = [cut(lines[0], columns), *lines[1 : rows - 1]]  # tables fit by themselves
+    text = "".join(f"{line}{CLEAR_LINE}\n" for line in kept)
+    click.echo(f"{HOME}{text}{CLEAR_BELOW}", nl=False)
+
+
+def _clock() -> str:
+    return time.strftime("%H:%M:%S")
+
+
 def _asked(address: str) -> tuple[bool, str]:
     """Ask a worker; return whether all is well, and what it said."""
     try:
@@ -189,7 +216,7 @@ def _asked(address: str) -> tuple[bool, str]:
             return True, reply.read(MOST_REPLY).decode(errors="replace").strip()
     except urllib.error.HTTPError as exc:
         return False, exc.read(MOST_REPLY).decode(errors="replace").strip()
-    except OSError as exc:
+    except (OSError, ValueError, http.client.HTTPException) as exc:
         return False, f"nobody answers at {address}: {exc}"
 
 
@@ -204,11 +231,12 @@ async def screen(client: Client, names: list[str]) -> list[str]:
     busy = sorted(tasks, key=lambda item: -item[1].ended)[:MOST_TASKS]
     found = await client.workers.list()
     ended = sum(row.last.per_second for row in rows)
+    seconds = max((row.last.seconds for row in rows), default=0)
     lines = [
         (
-            f"{time.strftime('%H:%M:%S')}  {len(found)} workers, "
+            f"{_clock()}  {len(found)} worker{'' if len(found) == 1 else 's'}, "
             f"{sum(worker.running for worker in found)} running, "
-            f"{ended:.1f} jobs a second in the last {SPAN_MIN} minutes"
+            f"{rate(ended)} jobs a second in the last {length(seconds * 1000)}"
         ),
         "",
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli.load import do, load_settings, tasks_by
+from runner.errors import ArgumentsError
+from runner.letters.filters import read_argument
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from runner.tasks import Task
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+MOST_SPAN = timedelta(days=50 * 365)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,11 @@ def at_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def time(text: str) -> datetime:
     """Read a time: ISO 8601, UTC where it names no zone; or how long ago, such as 30m, 2h, 7d."""
-    if ago := span_of(text):
-        return datetime.now(UTC) - ago
     try:
+        if ago := span_of(text):
+            return datetime.now(UTC) - ago
         moment = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise click.BadParameter(
             f"{text!r} is no time: give 2026-11-22T18:00, or how long ago, such as 30m, 2h, 7d",
         ) from None
@@ -80,30 +82,31 @@ def span(text: str) -> timedelta:
     """Read a length of time: 90, 90s, 30m, 2h, 7d."""
     read = span_of(f"{text}s" if text.replace(".", "", 1).isdigit() else text)
     if read is None:
-        raise click.BadParameter(f"{text!r} is no length of time: give 90, 90s, 30m, 2h or 7d")
+        shown = text if len(text) < 30 else f"{text[:30]}…"  # noqa: PLR2004  enough to know it by
+        raise click.BadParameter(f"{shown!r} is no length of time: give 90, 90s, 30m, 2h or 7d")
+    if read > MOST_SPAN:
+        raise click.BadParameter(f"{text!r} is more than fifty years")
     return read
 
 
 def span_of(text: str) -> timedelta | None:
     """Read a length of time such as 30m, None when it is none."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    return timedelta(**{_UNITS[found[2]]: float(found[1])}) if found else None
+    try:
+        return timedelta(**{_UNITS[found[2]]: float(found[1])}) if found else None
+    except OverflowError:
+        return None  # longer than anything
 
 
 def arguments(given: tuple[str, ...]) -> Mapping[str | int, Any]:
     """Read ``--arg name=value``: a value is JSON, or else text; a whole number names a place."""
     wanted: dict[str | int, Any] = {}
     for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise click.BadParameter(
-                f"{text!r} must be name=value, or place=value", param_hint="--arg"
-            )
         try:
-            read = json.loads(value)
-        except ValueError:
-            read = value
-        wanted[int(name) if name.isdigit() else name] = read
+            name, value = read_argument(text)
+        except ArgumentsError as exc:
+            raise click.BadParameter(str(exc), param_hint="--arg") from None
+        wanted[name] = value
     return wanted
 
 

@@ -20,7 +20,7 @@ import secrets
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from runner.errors import SettingsError
 
@@ -40,6 +40,11 @@ TRIES, TRIES_S = 10, 60.0
 """So many wrong passwords from one address, or from all in turn ten times as many, and no more."""
 MOST_ADDRESSES = 1_000
 SALT = b"arq-runner dashboard"
+PROXIED = (
+    *("forwarded", "via", "x-real-ip", "cf-connecting-ip"),
+    *("x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"),
+)
+"""By these a proxy on this machine is known: who asks it may be anybody."""
 
 
 class Access(enum.Enum):
@@ -135,7 +140,8 @@ class Guard:
     def check_post(self, request: Request, token: str) -> None:
         """Raise `Refused` when a POST does not come from a page of ours."""
         came_from = request.headers.get("origin") or request.headers.get("referer", "")
-        if not came_from or urlsplit(came_from).netloc != request.headers.get("host", ""):
+        came_host = split(came_from).netloc
+        if not came_host or came_host != request.headers.get("host", ""):
             raise Refused(
                 "This form was sent from another site, or by way of a proxy that does not pass on "
                 "the Host header. Nothing was done."
@@ -195,11 +201,19 @@ class _Tries:
 
 def is_of_this_machine(request: Request) -> bool:
     """Tell whether a request comes from this machine, by a name of its own, and by no proxy."""
-    if "forwarded" in request.headers or "x-forwarded-for" in request.headers:
+    if any(name in request.headers for name in PROXIED):
         return False
     peer = request.client.host if request.client else ""
-    name = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    name = split(f"//{request.headers.get('host', '')}").hostname or ""
     return is_loopback(peer) and is_loopback(name)
+
+
+def split(address: str) -> SplitResult:
+    """Take an address apart; one that is none has no parts."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def is_loopback(host: str) -> bool:
@@ -228,4 +242,14 @@ def put_cookie(response: Response, request: Request, name: str, value: str, *, a
     )
 
 
-__all__ = ["SESSION", "TOKEN", "Access", "Auth", "Guard", "Refused", "is_loopback", "put_cookie"]
+__all__ = [
+    "SESSION",
+    "TOKEN",
+    "Access",
+    "Auth",
+    "Guard",
+    "Refused",
+    "is_loopback",
+    "put_cookie",
+    "split",
+]

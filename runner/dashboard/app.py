@@ -6,11 +6,14 @@ import asyncio
 import logging
 import secrets
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
+from redis.exceptions import ResponseError
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -19,8 +22,8 @@ from runner.codec import PickleCodec
 from runner.connection import open_client, settings_of
 from runner.connections import TROUBLE
 from runner.dashboard import access as access_module
-from runner.dashboard.access import SESSION, TOKEN, Access, Guard, Refused, put_cookie
-from runner.dashboard.asked import Asked, fields_of
+from runner.dashboard.access import SESSION, TOKEN, Access, Guard, Refused, put_cookie, split
+from runner.dashboard.asked import Asked, address, fields_of
 from runner.dashboard.desk import Desk
 from runner.dashboard.live import Live
 from runner.dashboard.pages import Action, NotThere, Page
@@ -29,6 +32,7 @@ from runner.dashboard.render import Renderer
 from runner.dashboard.texts import visible
 from runner.dashboard.views import ACTIONS, MENU, PAGES
 from runner.errors import (
+    ArgumentsError,
     FlowNotFound,
     JobNotFound,
     LetterNotFound,
@@ -54,6 +58,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("runner.dashboard")
 
 MOST_BODY = 1_000_000
+TYPED, MOST_TYPED = "arguments", 1_500
+"""The field of a form that would be a pity to lose, where it fits into an address."""
 FLASH, FLASH_S, MOST_FLASH = "runner_said", 30, 300
 TOKEN_S = 30 * 24 * 3600
 LOADS_S = 15.0
@@ -112,7 +118,8 @@ def dashboard(
     named = (queues,) if isinstance(queues, str) else tuple(queues)
     if not named:
         raise SettingsError("name at least one queue")
-    settings = settings_of(redis) if isinstance(redis, str) else redis
+    given = settings_of(redis) if isinstance(redis, str) else redis
+    settings = replace(given, conn_retries=0)  # a page that cannot be says so at once
     chosen = chosen_codec(codec, signing_keys)
     assert chosen is not None  # None is what a worker may have
 
@@ -139,7 +146,7 @@ class Dashboard:
             Route("/sign-in", self._sign_in, methods=["GET", "POST"]),
             Route("/sign-out", self._sign_out, methods=["POST"]),
         ]
-        handlers: Any = {404: self._lost, 405: self._lost}
+        handlers: Any = {404: self._lost, 405: self._lost, 500: self._failed}
         self._app: ASGIApp = Starlette(
             routes=routes, exception_handlers=handlers, lifespan=self._lifespan
         )
@@ -149,8 +156,9 @@ class Dashboard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":
-            raise NotImplementedError("the dashboard speaks HTTP alone")
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})  # there are none here
+            return
         await self._app(scope, receive, _with_headers(send))
 
     def close(self) -> None:
@@ -173,7 +181,7 @@ class Dashboard:
             return self._turned_away(request)
         try:
             asked = _asked(request, may_act=access is Access.ACT)
-            if "text/event-stream" in request.headers.get("accept", ""):
+            if _wants_events(request):
                 return self._stream(page, asked)
             async with asyncio.timeout(LOADS_S):
                 values = await page.load(self._desk, asked)
@@ -213,7 +221,7 @@ class Dashboard:
         said = await self._done(action, asked)
         logger.info("%s by %s: %s", action.path, _who(request), said)
         self._desk.forget()
-        response = RedirectResponse(_back(request, asked), 303)
+        response = RedirectResponse(_back(request, asked, keeps=said.startswith("! ")), 303)
         told = quote(visible(said)[:MOST_FLASH])
         put_cookie(response, request, FLASH, told, age_s=FLASH_S)
         return response
@@ -231,7 +239,10 @@ class Dashboard:
             return f"! {exc}"
 
     async def _sign_in(self, request: Request) -> Response:
-        asked = _asked(request)
+        try:
+            asked = _asked(request)
+        except RunnerError as exc:
+            return self._wrong(request, exc, Access.NONE)
         if not self._guard.asks_password:
             return RedirectResponse(f"{asked.root}/", 303)
         said, status = "", 200
@@ -271,11 +282,19 @@ class Dashboard:
         return Response(body, headers={"content-type": kind, **(kept if is_named else {})})
 
     async def _lost(self, request: Request, exc: Any) -> Response:
-        access = await self._guard.access(request)
+        try:
+            access = await self._guard.access(request)
+        except HTTPException as refusal:  # the application's own, which a handler cannot raise
+            return Response(refusal.detail, refusal.status_code, refusal.headers)
         if access is Access.NONE:
             return self._turned_away(request)
         what = "There is no such page." if exc.status_code == 404 else "This is done by a form."  # noqa: PLR2004
         return self._said(request, what, exc.status_code, access)
+
+    async def _failed(self, request: Request, _exc: Exception) -> Response:
+        """Say that there is a fault; it is raised behind this, so that the server logs it."""
+        text = "Something went wrong in the dashboard. Its log says what."
+        return self._said(request, text, 500, Access.NONE)
 
     def _turned_away(self, request: Request) -> Response:
         """Answer somebody who may not look: with the page to sign in, where there is one."""
@@ -288,8 +307,7 @@ class Dashboard:
                 else "You may not see this page."
             )
             return self._said(request, why, 403, Access.NONE)
-        is_stream = "text/event-stream" in request.headers.get("accept", "")
-        if request.method == "GET" and not is_stream:
+        if request.method in ("GET", "HEAD") and not _wants_events(request):
             return RedirectResponse(f"{root}/sign-in", 303)
         return Response("sign in first\n", 401)
 
@@ -303,6 +321,9 @@ class Dashboard:
             return self._said(request, NO_TEXT, 400, access)
         if isinstance(exc, RunnerError):
             return self._said(request, str(exc), 400, access)
+        if isinstance(exc, ResponseError):
+            logger.warning("%s failed: Redis refuses: %s", request.scope["path"], exc)
+            return self._said(request, f"Redis refuses: {exc}", 503, access)
         logger.warning("%s failed: Redis does not answer: %r", request.scope["path"], exc)
         text = f"Redis does not answer ({type(exc).__name__}). Load the page again in a moment."
         return self._said(request, text, 503, access)
@@ -363,6 +384,10 @@ def _asked(
     return Asked(root, path, fields, may_act)
 
 
+def _wants_events(request: Request) -> bool:
+    return request.method == "GET" and "text/event-stream" in request.headers.get("accept", "")
+
+
 def _check_may_act(access: Access) -> None:
     if access is not Access.ACT:
         raise Refused("This dashboard is read-only. Nothing was done.")
@@ -381,13 +406,26 @@ async def _body(request: Request) -> bytes:
     return body
 
 
-def _back(request: Request, asked: Asked) -> str:
-    """Return the page that a form was on; `check_post` has seen that it is ours."""
-    came = urlsplit(request.headers.get("referer", ""))
+def _back(request: Request, asked: Asked, *, keeps: bool = False) -> str:
+    """Return the page that a form was on; `check_post` has seen that it is ours.
+
+    Args:
+        request: the form.
+        asked: what it says.
+        keeps: it was refused, so that what was typed is wanted once more.
+    """
+    came = split(request.headers.get("referer", ""))
     is_ours = came.netloc == request.headers.get("host") and came.path.startswith(f"{asked.root}/")
-    if not is_ours or came.path.startswith("//"):
+    if not is_ours or came.path.startswith(("//", "/\\")):  # which browsers take for a host
         return f"{asked.root}/"
-    return f"{came.path}?{came.query}" if came.query else came.path
+    try:
+        fields = fields_of(came.query.encode("latin-1", "replace"))
+    except ArgumentsError:
+        fields = {}  # more of them than a page of ours has
+    fields.pop(TYPED, None)
+    if keeps and len(typed := asked.fields.get(TYPED, "")) <= MOST_TYPED:
+        fields[TYPED] = typed
+    return address("", came.path, **fields)
 
 
 def _who(request: Request) -> str:

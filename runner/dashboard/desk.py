@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from runner.errors import ArgumentsError, did_you_mean
+from runner.inspect import begun_ms
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -67,6 +68,10 @@ class Desk:
         """Return the workers that live."""
         client = await self.client()
         return await self._workers.get(client.workers.list)
+
+    async def begun_ms(self) -> int:
+        """Return when the first of them began to work; 0 where none is."""
+        return begun_ms(await self.workers())
 
     async def paused(self) -> Paused:
         """Return the queues and tasks that are paused."""

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from runner.connections import TROUBLE
+from runner.dashboard.pages import NotThere
 from runner.errors import RunnerError
 
 if TYPE_CHECKING:
@@ -69,8 +70,13 @@ class Live:
             except TROUBLE as exc:
                 part = f"Redis does not answer ({type(exc).__name__}). Trying again."
                 event = _event("trouble", part)
-            except RunnerError as exc:
+            except (RunnerError, NotThere) as exc:
                 part = str(exc)
+                event = _event("trouble", part)
+            except Exception:
+                part = "Something went wrong in the dashboard. Its log says what."
+                if part != last:  # and not each second
+                    logger.exception("%s failed", name)
                 event = _event("trouble", part)
             if part != last:
                 last, said_at = part, time.monotonic()

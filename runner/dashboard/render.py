@@ -136,6 +136,7 @@ class Renderer:
             "stamp": texts.stamp,
             "spelled": spelled,
             "told": texts.told,
+            "lately": texts.lately,
         }
         self._env.globals["ui"] = self._env.get_template("ui.html").module
 

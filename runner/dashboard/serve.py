@@ -34,8 +34,8 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=True,  # those of this machine's proxy alone are believed
-                forwarded_allow_ips="127.0.0.1",
+                # Those of this machine's proxy alone are believed, or of FORWARDED_ALLOW_IPS.
+                proxy_headers=True,
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
@@ -66,8 +66,12 @@ def serve(app: Dashboard, *, host: str, port: int, auth: Auth, root_path: str = 
     server: Any = Server(app, host, port, root_path)
     try:
         server.run()
+    except KeyboardInterrupt:
+        return  # Ctrl-C, which uvicorn has heeded, and raises once more
     except SystemExit as exc:
-        raise SettingsError(f"the dashboard cannot listen on {host}:{port}") from exc
+        raise SettingsError(
+            f"the dashboard cannot listen on {host}:{port}; choose another place by --host, --port"
+        ) from exc
 
 
 __all__ = ["Server", "check_place", "serve"]

@@ -35,6 +35,12 @@ def length(ms: float) -> str:
     return f"{ms:.0f} ms"
 
 
+def lately(seconds: int, minutes: int) -> str:
+    """Return what span of time a figure is of: the last minutes, or as long as there is any."""
+    whole = seconds > (minutes - 1) * 60
+    return f"last {minutes} minutes" if whole else f"last {_coarse(seconds * 1000)}"
+
+
 def size(count: float) -> str:
     """Return a number of bytes: 12 MB."""
     for unit, one in _BYTES:
@@ -178,6 +184,7 @@ __all__ = [
     "brief",
     "call",
     "cut",
+    "lately",
     "length",
     "number",
     "size",

@@ -34,12 +34,24 @@ class Moment:
 
 def moments(story: JobStory) -> list[Moment]:
     """Return what is known of a job, the oldest first."""
-    found = [Moment(story.enqueued_ms, "enqueued")] if story.enqueued_ms else []
+    found = _lives(story)
     if story.enqueued_ms and story.due_ms - story.enqueued_ms > DEFERRED_MS and story.has_ended:
         found.append(Moment(story.due_ms, "due", detail=_after(story.enqueued_ms, story.due_ms)))
     found += [_of_error(error) for error in story.errors]
     found.sort(key=lambda moment: moment.at_ms)
     return found + _last(story)
+
+
+def _lives(story: JobStory) -> list[Moment]:
+    """Return when a job was enqueued; one that had ended for good was so more than once."""
+    known = {error.enqueued_ms for error in story.errors} | {story.enqueued_ms}
+    times = sorted(known - {0})
+    begun = [error.ended_ms for error in story.errors if error.ended_ms]
+    is_first = bool(times) and all(times[0] <= ended_ms for ended_ms in begun)
+    return [
+        Moment(at_ms, "enqueued" if is_first and at_ms == times[0] else "requeued")
+        for at_ms in times
+    ]
 
 
 def _last(story: JobStory) -> list[Moment]:

@@ -5,7 +5,7 @@ from runner.inspect.jobs import Cancelled, JobFilter, JobInfo, JobPage, JobState
 from runner.inspect.latency import Latency
 from runner.inspect.queues import QueueLoad, queue_loads
 from runner.inspect.story import JobStory
-from runner.inspect.workers import RunningJob, WorkerInfo, Workers
+from runner.inspect.workers import RunningJob, WorkerInfo, Workers, begun_ms
 
 __all__ = [
     "BAD",
@@ -25,6 +25,7 @@ __all__ = [
     "RunningJob",
     "WorkerInfo",
     "Workers",
+    "begun_ms",
     "job_log",
     "queue_loads",
 ]

@@ -114,6 +114,25 @@ class _Sums:
         return Period(start_ms, seconds, self.outcomes, times[WAIT], times[RUN])
 
 
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """The last minutes, counted since 1970, and what time it is, both by Redis's clock."""
+
+    minutes: range
+    now_ms: int
+
+    def bounds(self, first: int | None, since_ms: int) -> tuple[int, int]:
+        """Return the beginning in ms, and the length in seconds.
+
+        Args:
+            first: the first minute in which something ended.
+            since_ms: nobody was there before, but for that; 0: somebody always was.
+        """
+        begun_ms = since_ms if first is None else min(since_ms, first * MINUTE_MS)
+        start_ms = min(max(self.minutes.start * MINUTE_MS, begun_ms), self.now_ms)
+        return start_ms, max((self.now_ms - start_ms) // 1000, 1)
+
+
 _OUTCOME, _SUM = -1, -2
 
 
@@ -165,34 +184,40 @@ class History:
             ArgumentsError: more minutes than a day has, or none.
         """
         periods = []
-        read, _ = await self._read(keys.minute, count)
-        for minute, fields in read:
+        for minute, fields in await self._read(keys.minute, await self._span(count)):
             sums = _Sums()
             for name, value in fields:
                 sums.add(*_meaning(name), int(value))
             periods.append(sums.period(minute * MINUTE_MS, 60))
         return periods
 
-    async def last(self, *, minutes: int = 5) -> Period:
+    async def last(self, *, minutes: int = 5, since_ms: int = 0) -> Period:
         """Return the last minutes as one period, the one that is not over among them.
+
+        Args:
+            minutes: how many.
+            since_ms: when the first worker began (`begun_ms`): the period begins there, or with
+                what ended before, so that what it says by the second is true from the start.
+                0: it has all of the minutes.
 
         Raises:
             ArgumentsError: more minutes than a day has, or none.
         """
-        sums = _Sums()
-        read, seconds = await self._read(keys.minute, minutes)
+        sums, span = _Sums(), await self._span(minutes)
+        read = await self._read(keys.minute, span)
         for _, fields in read:
             for name, value in fields:
                 sums.add(*_meaning(name), int(value))
-        return sums.period(read[0][0] * MINUTE_MS, seconds)
+        return sums.period(*span.bounds(_first(read), since_ms))
 
-    async def tasks(self, *, minutes: int = 5) -> dict[str, Period]:
+    async def tasks(self, *, minutes: int = 5, since_ms: int = 0) -> dict[str, Period]:
         """Return the same for each task, by its name; workers keep it for three hours.
 
         Raises:
             ArgumentsError: more minutes than a day has, or none.
         """
-        read, seconds = await self._read(keys.minute_tasks, minutes)
+        span = await self._span(minutes)
+        read = await self._read(keys.minute_tasks, span)
         totals: dict[bytes, int] = {}
         for _, fields in read:  # a fleet of many tasks has some ten thousand of them
             for name, value in fields:
@@ -204,10 +229,10 @@ class History:
             if (sums := by_task.get(task)) is None:
                 sums = by_task[task] = _Sums()
             sums.add(*_meaning(kind), count)
-        start_ms = read[0][0] * MINUTE_MS
+        start_ms, seconds = span.bounds(_first(read), since_ms)
         return {task: by_task[task].period(start_ms, seconds) for task in sorted(by_task)}
 
-    async def task(self, name: str, *, minutes: int = 5) -> Period:
+    async def task(self, name: str, *, minutes: int = 5, since_ms: int = 0) -> Period:
         """Return the last minutes of one task, which costs less than those of all.
 
         Raises:
@@ -215,18 +240,20 @@ class History:
         """
         behind = b" " + name.encode(errors="surrogateescape")
         fields = [field.encode() + behind for field in _FIELDS]
-        span, seconds = await self._span(minutes)
+        span = await self._span(minutes)
         async with self._redis.pipeline(transaction=False) as pipe:
-            for minute in span:
+            for minute in span.minutes:
                 for queue in self._queues:
                     pipe.hmget(keys.minute_tasks(queue, minute), cast(Any, fields))
             rows = await pipe.execute()
-        sums = _Sums()
-        for row in rows:
+        sums, first = _Sums(), None
+        for index, row in enumerate(rows):
             for field, value in zip(_FIELDS, row, strict=True):
                 if value is not None:
                     sums.add(*_meaning(field.encode()), int(value))
-        return sums.period(span[0] * MINUTE_MS, seconds)
+                    first = index // len(self._queues) if first is None else first
+        begun = None if first is None else span.minutes[first]
+        return sums.period(*span.bounds(begun, since_ms))
 
     async def finished(
         self,
@@ -235,6 +262,7 @@ class History:
         task: str | None = None,
         outcomes: Iterable[str] = (),
         skip: int = 0,
+        most: int | None = None,
     ) -> list[FinishedJob]:
         """Return the jobs that ended last, the newest first; workers keep ``history_jobs``.
 
@@ -243,18 +271,21 @@ class History:
             task: those of this task alone.
             outcomes: those that ended so, by the values of `Outcome`; none: all.
             skip: how many of those to leave out.
+            most: at how many jobs to look, about; None: at all there are.
         """
         wanted, found = frozenset(outcomes), list[FinishedJob]()
-        start = 0
-        while len(found) < skip + limit:
+        start = looked = 0
+        while len(found) < skip + limit and (most is None or looked < most):
             listed = self._redis.lrange(keys.finished(self.queue), start, start + PIECES - 1)
             pieces = await cast(Any, listed)
-            found += (
-                job
-                for piece in pieces
-                for job in unpacked(piece.partition(b":")[2])
-                if (task is None or job.task == task) and (not wanted or job.outcome in wanted)
-            )
+            for piece in pieces:
+                jobs = list(unpacked(piece.partition(b":")[2]))
+                looked += len(jobs)
+                found += (
+                    job
+                    for job in jobs
+                    if (task is None or job.task == task) and (not wanted or job.outcome in wanted)
+                )
             if len(pieces) < PIECES:
                 break
             start += PIECES
@@ -280,29 +311,28 @@ class History:
                 return None
             start += PIECES
 
-    async def _span(self, count: int) -> tuple[range, int]:
-        """Return the last minutes by the clock of Redis, since 1970; and their seconds so far."""
+    async def _span(self, count: int) -> _Span:
         if not 1 <= count <= MOST_MINUTES:
             raise ArgumentsError(f"minutes is {count}, but must be 1 to {MOST_MINUTES}")
-        now_s, _ = await self._redis.time()
-        span = range(now_s // 60 - count + 1, now_s // 60 + 1)
-        return span, (count - 1) * 60 + max(now_s % 60, 1)
+        seconds, micros = await self._redis.time()
+        minutes = range(seconds // 60 - count + 1, seconds // 60 + 1)
+        return _Span(minutes, seconds * 1000 + micros // 1000)
 
-    async def _read(
-        self, key: Any, count: int
-    ) -> tuple[list[tuple[int, list[tuple[bytes, bytes]]]], int]:
-        """Return the fields of each minute, and the seconds of all of them."""
-        minutes, seconds = await self._span(count)
+    async def _read(self, key: Any, span: _Span) -> list[tuple[int, list[tuple[bytes, bytes]]]]:
+        minutes = span.minutes
         async with self._redis.pipeline(transaction=False) as pipe:
             for minute in minutes:
                 for queue in self._queues:
                     pipe.hgetall(key(queue, minute))
             read = iter(await pipe.execute())
-        found = [
+        return [
             (minute, [field for _ in self._queues for field in next(read).items()])
             for minute in minutes
         ]
-        return found, seconds
+
+
+def _first(read: list[tuple[int, list[tuple[bytes, bytes]]]]) -> int | None:
+    return next((minute for minute, fields in read if fields), None)
 
 
 async def job_log(redis: Redis, job_id: str) -> list[LogLine]:

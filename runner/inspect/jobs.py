@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import time
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -509,8 +510,7 @@ def _place(after: str) -> tuple[str, bytes]:
         return "-inf", b""
     score, _, raw = after.partition(" ")
     try:
-        float(score)
-        behind = bytes.fromhex(raw)
+        behind = b"" if math.isnan(float(score)) else bytes.fromhex(raw)
     except ValueError:
         behind = b""
     if not behind:

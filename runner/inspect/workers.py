@@ -118,8 +118,9 @@ class Workers:
         )
         if not names:
             return []
-        blobs = await self._redis.mget([keys.WORKER + name.decode() for name in names])
-        found = [msgspec.msgpack.decode(blob, type=WorkerInfo) for blob in blobs if blob]
+        # A name is what somebody wrote there.
+        blobs = await self._redis.mget([keys.WORKER.encode() + name for name in names])
+        found = [info for blob in blobs if blob and (info := _read(blob)) is not None]
         found.sort(key=lambda worker: worker.name)
         return [worker for worker in found if queue is None or queue in worker.queues]
 
@@ -195,4 +196,17 @@ class Workers:
         return dict(sorted(answers.items()))
 
 
-__all__ = ["Answer", "Order", "RunningJob", "WorkerInfo", "Workers"]
+def _read(blob: bytes) -> WorkerInfo | None:
+    """Read a heartbeat; None for one of a version that says other things."""
+    try:
+        return msgspec.msgpack.decode(blob, type=WorkerInfo)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def begun_ms(workers: Iterable[WorkerInfo]) -> int:
+    """Return when the first of some workers began to work, Unix time in ms; 0 where none is."""
+    return min((worker.started_ms for worker in workers), default=0)
+
+
+__all__ = ["Answer", "Order", "RunningJob", "WorkerInfo", "Workers", "begun_ms"]

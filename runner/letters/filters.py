@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,26 @@ if TYPE_CHECKING:
 
 Arguments = Mapping["str | int", Any]
 """Values that arguments must have, by the parameter's name or by place, counted from 0."""
+
+MOST_DIGITS = 9
+"""Of a place. A name of more is a name."""
+
+
+def read_argument(text: str) -> tuple[str | int, Any]:
+    """Read ``name=value``: the value is JSON, or else text; a whole number names a place.
+
+    Raises:
+        ArgumentsError: it is not of that form.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ArgumentsError(f"{text!r} must be name=value, or place=value")
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
+        read = value
+    is_place = name.isascii() and name.isdigit() and len(name) <= MOST_DIGITS
+    return int(name) if is_place else name, read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

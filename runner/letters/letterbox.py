@@ -484,8 +484,7 @@ def _place(after: str) -> tuple[str, bytes]:
     """Read the place behind which a page begins."""
     died, _, raw = after.partition(" ")
     try:
-        float(died)
-        behind = bytes.fromhex(raw)
+        behind = b"" if math.isnan(float(died)) else bytes.fromhex(raw)
     except ValueError:
         behind = b""
     if not behind:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overload
 
@@ -29,6 +28,8 @@ Overlap: TypeAlias = Literal["allow", "skip", "cancel_older"]
 PREFIX = "cron:"
 MAX_CAUGHT_UP = 1_000
 MAX_NAME_BYTES = 200
+MOST_SECONDS = 100 * 366 * 24 * 3600
+"""More is no number of seconds that anybody means."""
 MOST_JITTER_MS = 30 * 24 * 3_600_000
 
 
@@ -283,7 +284,7 @@ def _scheduled(
         grace_ms=None if grace is None else _milliseconds(grace, "grace"),
         overlap=overlap,
         queue=queue or (declared.queue if declared else None),
-        expires=seconds(expires) or (declared.expires if declared else None),
+        expires=_expires(expires) or (declared.expires if declared else None),
         function=function,
     )
 
@@ -425,9 +426,13 @@ def _listed(option: Any) -> str:
 
 def _milliseconds(given: float | timedelta, name: str) -> int:
     value: Any = seconds(given)
-    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if not isinstance(value, int | float) or not 0 <= value <= MOST_SECONDS:
         raise ScheduleError(f"{name} must be a number of seconds, 0 or more, not {given!r}")
     return round(value * 1000)
+
+
+def _expires(given: float | timedelta | None) -> float | None:
+    return None if given is None else _milliseconds(given, "expires") / 1000
 
 
 def _check_name(name: Any) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import httpx
 import pytest
 from redis.asyncio import Redis
 
+import runner
 from runner.writer import UnitBuilder
 from tests.support import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 PROC = Path("/proc")
 SETTINGS = """\
@@ -90,6 +98,12 @@ async def test_adopt_gives_both_stores_one_identity(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        (("top", "--settings", "nowhere.settings.WorkerSettings"), "there is no module 'nowhere"),
+        (("top", "--settings", "..WorkerSettings"), "must name a class"),
+        (("top", "--settings", "slip.Settings"), "(slip.py, line 1)"),
+        (("top", "--settings", "needs.Settings"), "environment variable NOBODY_SETS_IT is not set"),
+        (("top", "--settings", "needs.Settings"), "(needs.py, line 2)"),
+        (("top", "--settings", "lacks.Settings"), "No module named 'not_installed'"),
         (("writer",), "database_url is not set: nothing to write to"),
         (("writer", "settings.WorkerSetting"), "did you mean 'WorkerSettings'"),
         (("writer", "setings.WorkerSettings"), "there is no module 'setings'"),
@@ -100,6 +114,9 @@ async def test_adopt_gives_both_stores_one_identity(
 def test_a_mistake_is_answered_by_one_line(
     words: tuple[str, ...], text: str, redis_url: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "slip.py").write_text("class Settings(:\n", "utf-8")
+    (tmp_path / "needs.py").write_text("import os\nURL = os.environ['NOBODY_SETS_IT']\n", "utf-8")
+    (tmp_path / "lacks.py").write_text("import not_installed\n", "utf-8")
     status, output = said(command(tmp_path, *words, REDIS_URL=redis_url))
     assert status == 1
     assert text in output
@@ -136,6 +153,90 @@ async def test_dev_leaves_no_process_however_it_ends(
     finally:
         process.kill()
         process.communicate(timeout=ENOUGH_S)
+
+
+@asynccontextmanager
+async def developing(folder: Path, settings: str, *words: str) -> AsyncIterator[dict[str, str]]:
+    """Run ``runner dev`` on settings of one's own; give what it says of its servers."""
+    (folder / "tasks.py").write_text(settings, "utf-8")
+    inherited = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "DATABASE_URL")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "runner.cli", "dev", "tasks.WorkerSettings", *words),
+        cwd=folder,
+        env=inherited,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    facts: dict[str, str] = {}
+    heard: list[str] = []
+    try:
+        while "worker" not in facts:
+            line = (await asyncio.wait_for(process.stdout.readline(), ENOUGH_S)).decode()
+            heard.append(line)
+            assert line, heard
+            if found := re.match(r"(REDIS_URL|DATABASE_URL|dashboard|worker)(?:=|: )(\S+)", line):
+                facts[found[1]] = found[2]
+        reading = asyncio.create_task(process.stdout.read(), name="the rest of what it says")
+        yield facts
+        process.send_signal(signal.SIGINT)
+        await asyncio.wait_for(process.wait(), ENOUGH_S)
+        facts["rest"] = (await reading).decode()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+OWN = """\
+import os
+import runner
+
+@runner.task
+async def version(ctx: runner.Context{parameters}) -> str:
+    return {told!r}
+
+class WorkerSettings(runner.WorkerSettings):
+    functions = [version]
+    redis_settings = runner.RedisSettings.from_dsn(os.environ["REDIS_URL"])
+    database_url = os.environ["DATABASE_URL"]
+"""
+
+
+async def test_dev_watches_for_new_code_and_for_nothing_else(tmp_path: Path) -> None:
+    settings = OWN.format(told="old", parameters="")
+    async with developing(tmp_path, settings, "--watch") as facts:
+
+        async def tells(word: str) -> bool:
+            async with runner.connect(facts["REDIS_URL"]) as client:
+                job = await client.enqueue("version")
+                return bool(await job.result(timeout=ENOUGH_S) == word)
+
+        assert await tells("old")
+        async with httpx.AsyncClient(base_url=facts["dashboard"], timeout=ENOUGH_S) as http:
+
+            async def shows(word: str) -> bool:
+                try:
+                    page = await http.get("/task?name=version")
+                except httpx.TransportError:
+                    return False  # it starts anew
+                return word in page.text
+
+            await wait_until(lambda: shows("version()"), description="page", timeout_s=ENOUGH_S)
+            text = OWN.format(told="new", parameters=", word: str = 'hat'")
+            (tmp_path / "tasks.py").write_text(text, "utf-8")
+            await wait_until(lambda: tells("new"), description="new code", timeout_s=ENOUGH_S)
+            await wait_until(lambda: shows("word"), description="new page", timeout_s=ENOUGH_S)
+    # The servers keep their data in a folder here, which changes all the time.
+    assert facts["rest"].count("tasks.py changed: all workers are replaced") == 1, facts["rest"]
+    assert facts["rest"].count(" is the writer") <= 2, facts["rest"]
+
+
+async def test_dev_starts_nothing_for_a_module_that_is_not_there(tmp_path: Path) -> None:
+    status, output = said(command(tmp_path, "dev", "setings.WorkerSettings"))
+    assert status == 1
+    assert "there is no module 'setings'" in output
+    assert not (tmp_path / ".runner").exists()
 
 
 def marked(mark: dict[str, str]) -> list[int]:

@@ -104,6 +104,8 @@ def test_list_for_people_is_a_table(cron: Cron) -> None:
         (("x", "daily_report", "--every", "5", "--args", "{}"), "--args must be an array"),
         (("x", "daily_report", "--every", "5", "--kwargs", "{"), "--kwargs is no JSON"),
         (("x", "daily_report", "0 1 * * *", "--timezone", "Mars"), "there is no time zone 'Mars'"),
+        (("x", "daily_report", "--every", "5", "--expires", "nan"), "expires must be a number"),
+        (("x", "daily_report", "--every", "5", "--grace", "1e300"), "grace must be a number"),
         (NIGHTLY, "was added at run time"),
     ],
 )

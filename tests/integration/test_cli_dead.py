@@ -184,12 +184,31 @@ def test_nothing_is_destroyed_without_a_yes(command: Command, redis_url: str) ->
         (("jobs", "retry"), "say which jobs"),
         (("jobs", "show", "nobody"), "has no job 'nobody'"),
         (("jobs", "list", "--older", "old"), "no length of time"),
+        (("jobs", "list", "--older", "99999999999999d"), "no length of time"),
+        (("jobs", "retry", "--newer", "1" + "0" * 400 + "d"), "no length of time"),
+        (("jobs", "enqueue", "place_order", "--delay", "99999d"), "fifty years"),
+        (("jobs", "enqueue", "place_order", "--wait", "99999999999d"), "no length of time"),
+        (("jobs", "enqueue", "place_order", "--args", "[" * 3_000), "--args is no JSON"),
+        (
+            ("jobs", "enqueue", "other", "--undeclared", "--kwargs", '{"_job_id": 1}'),
+            "begin with _",
+        ),
+        (("jobs", "list", "--after", "nan 00"), "not the `after` of a page"),
+        (("dead", "list", "--after", "nan 00"), "not the `after` of a page"),
+        (("dead", "list", "--since", "9999999d"), "is no time"),
+        (("dead", "requeue", "--all", "--delay", "99999999999d"), "no length of time"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(
     command: Command, words: tuple[str, ...], said: str
 ) -> None:
     assert said in command.error(*words)
+
+
+@pytest.mark.parametrize("arg", ["²=1", "a=" + "[" * 3_000, "9" * 5_000 + "=1"])
+def test_any_text_may_be_searched_for(command: Command, redis_url: str, arg: str) -> None:
+    put(redis_url, 1)
+    assert command.json("jobs", "list", "--arg", arg)["jobs"] == []
 
 
 def test_new_arguments_that_do_not_fit_are_refused(command: Command, redis_url: str) -> None:

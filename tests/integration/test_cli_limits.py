@@ -22,7 +22,11 @@ pytestmark = pytest.mark.lasting_keys("runner:limits", "runner:gated", "runner:p
 SETTINGS = """\
 import runner
 
+@runner.task
+async def sends(ctx: runner.Context, tenant_id: int) -> None: ...
+
 class WorkerSettings(runner.WorkerSettings):
+    functions = [sends]
     redis_settings = runner.RedisSettings.from_dsn("{url}")
 """
 
@@ -82,6 +86,8 @@ def test_what_cannot_be_is_one_line(command: Command) -> None:
     assert "did you mean 'mail'" in command("limits", "show", "mial", status=1)
     assert "a rate is a text" in command("limits", "set", "mail", "--rate", "much", status=1)
     assert "give either queue= or task=" in command("pause", status=1)
+    words = ("limits", "set", "--task", "sends", "--max-running", "3", "--key", "tenant")
+    assert "no parameter 'tenant'; did you mean 'tenant_id'" in command(*words, status=1)
 
 
 def test_queues_and_tasks_are_paused_and_resumed(command: Command) -> None:

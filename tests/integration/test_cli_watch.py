@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,13 +23,16 @@ import runner
 from runner import task
 from runner.cli import main
 from tests.engine import serving
-from tests.support import wait_until
+from tests.support import start_python, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from runner import Context
+    from tests.servers import ChaosServers
 
+ENOUGH_S = 60
 SETTINGS = """\
 import runner
 
@@ -69,7 +82,7 @@ async def test_the_commands_show_what_the_fleet_does(redis_url: str, settings: s
         assert (queue["queue"], queue["last"]["outcomes"]) == ("arq:queue", {"succeeded": 1})
         assert "arq:queue" in (await run("queues", *at)).stdout
         shown = (await run("top", *at, "--once")).stdout
-        assert "1 workers" in shown
+        assert "1 worker, " in shown
         assert "works" in shown
         assert json.loads((await run("top", *at, "--once", "--json")).stdout)["workers"]
 
@@ -90,6 +103,122 @@ async def test_the_commands_show_what_the_fleet_does(redis_url: str, settings: s
         assert (await run("health", "--url", url, "--live")).exit_code == 0
         assert (await run("workers", *at, "resume", worker.name)).exit_code == 0
     assert (await run("health", "--url", url)).exit_code == 1, "nobody answers any more"
+
+
+def drawn(command: list[str], *, until: Callable[[str], bool], size: tuple[int, int]) -> str:
+    """Run a command on a terminal until it has drawn something; Ctrl-C ends it."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        env=dict(os.environ),  # not what readline has written behind Python's back
+    )
+    os.close(theirs)
+    text = ""
+    try:
+        while not until(text):
+            ready, _, _ = select.select([ours], [], [], ENOUGH_S)
+            assert ready, text
+            text += os.read(ours, 65_536).decode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(ENOUGH_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    return text
+
+
+@pytest.mark.lasting_keys("runner:fleet*")
+async def test_top_fits_its_terminal_and_ends_with_ctrl_c(
+    redis_url: str, settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), *sys.path)))
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    async with serving(redis_url, [works], monitor=True):
+        async with runner.connect(redis_url) as client:
+            await wait_until(client.workers.list, description="the worker is listed")
+        command = [sys.executable, "-m", "runner.cli", "top", "--settings", settings]
+        for size in ((24, 80), (6, 40)):
+            text = await asyncio.to_thread(
+                drawn,
+                [*command, "--every", "0.2"],
+                until=lambda text: text.count("\x1b[H") > 2,
+                size=size,
+            )
+            _, first, second, *_ = text.split("\x1b[H")
+            for screen in (first, second):
+                plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", screen).replace("\r", "")
+                assert "1 worker, " in plain
+                assert len(plain.splitlines()) < size[0], plain
+                assert screen.endswith("\x1b[J")
+                widths = [len(line) for line in plain.splitlines()]
+                assert widths[0] <= size[1], plain
+                assert max(widths) <= 80, plain
+
+
+async def test_top_goes_on_when_redis_comes_back(
+    chaos_servers: ChaosServers, tmp_path: Path
+) -> None:
+    text = SETTINGS.format(url=chaos_servers.redis_url)
+    (tmp_path / "back.py").write_text(text, "utf-8")
+    process = await start_python(
+        *(tmp_path, dict(os.environ), "-m", "runner.cli", "top"),
+        *("--settings", "back.WorkerSettings", "--json", "--every", "0.2"),
+    )
+    output: Any = process.stdout
+
+    async def says(word: str) -> None:
+        while word not in json.loads(await asyncio.wait_for(output.readline(), ENOUGH_S)):
+            pass
+
+    try:
+        await says("queues")
+        await chaos_servers.stop_redis()
+        await says("error")
+        await chaos_servers.start_redis()
+        await says("queues")
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), ENOUGH_S) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.mark.parametrize("every", ["nan", "0", "inf", "-1", "0.1"])
+async def test_top_does_not_draw_without_a_pause(settings: str, every: str) -> None:
+    said = await run("top", "--settings", settings, "--every", every)
+    assert said.exit_code == 2
+    assert isinstance(said.exception, SystemExit)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[bad", "http://127.0.0.1:nope", "http://127.0.0.1:1/a b", "http://%00"],
+)
+async def test_health_at_no_address_is_not_well(url: str) -> None:
+    said = await run("health", "--url", url)
+    assert said.exit_code == 1
+    assert isinstance(said.exception, SystemExit)
+    assert "nobody answers at" in said.output
+
+
+async def test_health_of_what_speaks_no_http_is_not_well() -> None:
+    async def talk(_reader: Any, writer: Any) -> None:
+        writer.write(b"220 mail.example.com ready\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        said = await run("health", "--url", f"http://127.0.0.1:{port}")
+    assert said.exit_code == 1
+    assert isinstance(said.exception, SystemExit)
 
 
 async def test_health_needs_to_know_where(settings: str) -> None:

@@ -167,7 +167,8 @@ async def test_a_session_that_was_altered_or_is_of_another_password_counts_for_n
         await visitor.post("/sign-in", password="one")
         session = visitor.http.cookies["runner_session"]
         until, rest = session.split(".", 1)
-        for forged in (f"{int(until) + 9}.{rest}", f"{session[:-1]}0", "", "9999999999..", "é.."):
+        other_end = f"{session[:-1]}{'1' if session[-1] == '0' else '0'}"
+        for forged in (f"{int(until) + 9}.{rest}", other_end, "", "9999999999..", "é.."):
             headers = [(b"cookie", f"runner_session={forged}".encode("latin-1"))]
             async with visiting(visitor.http._transport.app) as other:  # type: ignore[attr-defined]
                 reply = await other.http.get("/", headers=headers)
@@ -622,6 +623,12 @@ async def test_limits_are_set_and_cleared(redis_url: str, client: Client) -> Non
         assert "mail.rate is 20/m" in said
         assert (await visitor.act("/limits/set", name="database", value="20/m")).startswith("! ")
         await visitor.act("/limits/clear", name="mail.rate")
+    async with looking(redis_url, tasks=[works, breaks]) as visitor:
+        said = await visitor.act("/limits/set", task="breaks", value="2", key="wrod")
+        assert said == "! breaks has no parameter 'wrod'; did you mean 'word'?"
+        said = await visitor.act("/limits/set", task="works", value="2", key="any")
+        assert "works.running is 2 at once" in said
+        await visitor.act("/limits/clear", name="works.running")
 
 
 async def test_workflows_are_cancelled_and_run_again(redis_url: str, client: Client) -> None:

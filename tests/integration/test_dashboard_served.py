@@ -71,8 +71,11 @@ async def served(folder: Path, redis_url: str, *options: str) -> AsyncIterator[t
         await process.communicate()
 
 
+@pytest.mark.parametrize(
+    ("ending", "statuses"), [(signal.SIGTERM, (0, -signal.SIGTERM)), (signal.SIGINT, (0,))]
+)
 async def test_the_command_serves_and_stops_though_somebody_looks(
-    tmp_path: Path, redis_url: str
+    tmp_path: Path, redis_url: str, ending: signal.Signals, statuses: tuple[int, ...]
 ) -> None:
     async with (
         served(tmp_path, redis_url) as (base, process),
@@ -87,8 +90,8 @@ async def test_the_command_serves_and_stops_though_somebody_looks(
             async for line in lines:
                 if line == "event: page":
                     break
-            process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(process.wait(), 20) in (0, -signal.SIGTERM)
+            process.send_signal(ending)
+            assert await asyncio.wait_for(process.wait(), 20) in statuses
 
 
 async def test_behind_a_proxy_that_takes_a_part_of_the_path_links_have_it(

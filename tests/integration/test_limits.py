@@ -440,6 +440,25 @@ async def test_a_limit_can_be_set_on_a_task_that_declares_none(
         assert not await redis.exists(keys.GATED, keys.LIMITS)
 
 
+async def test_a_limit_for_each_value_of_no_parameter_is_one_for_all(
+    redis_url: str, client: runner.Client, log: Log
+) -> None:
+    @task(name="free")
+    async def free(_ctx: Context, tenant_id: int) -> None:
+        await log.run("free", tenant_id)
+
+    async with serving(redis_url, [free], max_jobs=20):
+        await client.limits.set(task="free", max_running=1, key="tenant")
+        first, _ = [await client.enqueue(free, number) for number in (1, 2)]
+        await wait_until(lambda: parked_is(client, 1), description="one runs, one waits")
+        log.opens[1].set()
+        log.opens[2].set()
+        await first.result(timeout=10)
+        await wait_until(lambda: queue_is_empty(client), description="all have ended")
+        await client.limits.clear("free.running")
+        assert await client.dead.count() == 0
+
+
 async def test_a_rate_that_is_raised_brings_the_delayed_forward(
     redis_url: str, client: runner.Client
 ) -> None:

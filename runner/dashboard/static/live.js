@@ -63,32 +63,55 @@
     return selection && !selection.isCollapsed && live.contains(selection.anchorNode);
   };
 
+  // Not by its colour alone: whoever reads old figures has to know.
+  const beats = (is) => {
+    const word = is ? "live" : "not live";
+    pulse.hidden = false;
+    pulse.classList.toggle("off", !is);
+    pulse.lastElementChild.textContent = pulse.title = word;
+    pulse.setAttribute("aria-label", word);
+  };
+
+  const warn = (text) => {
+    beats(false);
+    trouble.textContent = text;
+    trouble.hidden = false;
+  };
+
+  const AGAIN_MS = 15000;
   let source = null;
 
   const open = () => {
     if (!live || source || document.hidden) return;
     source = new EventSource(location.href);
     source.addEventListener("page", (event) => {
-      if (trouble) trouble.hidden = true;
-      pulse.hidden = false;
-      pulse.classList.remove("off");
+      trouble.hidden = true;
+      beats(true);
       if (isSelecting()) return;
       const fresh = document.createElement("div");
       fresh.innerHTML = event.data;  // made by our templates, which escape everything
       morphChildren(live, fresh);
     });
-    source.addEventListener("trouble", (event) => {
-      pulse.classList.add("off");
-      trouble.textContent = event.data;
-      trouble.hidden = false;
-    });
-    source.onerror = () => pulse.classList.add("off");
+    source.addEventListener("trouble", (event) => warn(event.data));
+    source.onerror = () => {
+      beats(false);
+      if (source.readyState !== EventSource.CLOSED) return;  // it tries again by itself
+      warn("These figures do not move any more. Load the page again; perhaps you are signed out.");
+      close();
+      setTimeout(open, AGAIN_MS);
+    };
   };
 
   const close = () => {
     if (source) source.close();
     source = null;
   };
+
+  // Where the menu is a row that scrolls, the place where one is shall be in sight.
+  for (const here of document.querySelectorAll("nav [aria-current]")) {
+    const row = here.closest("nav");
+    row.scrollLeft += here.getBoundingClientRect().left - row.getBoundingClientRect().left - 60;
+  }
 
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
   window.addEventListener("pagehide", close);

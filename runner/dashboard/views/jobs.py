@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from runner.dashboard.pages import Action, Page
 from runner.dashboard.texts import number
 from runner.errors import ArgumentsError
 from runner.inspect import BAD, JobFilter, JobState
+from runner.letters.filters import read_argument
 from runner.types import Outcome
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ ROWS = 50
 LOOKS, CLOSE_LOOKS = 6, 2
 """What a search looks at before it asks whether to go on, by 500 jobs; one by state, argument or
 age has to read each of them."""
-FINISHED = "finished"
+FINISHED, MOST_FINISHED = "finished", 20_000
 STATES = tuple(state.value for state in JobState)
 AGES_S = {"": None, "minute": 60.0, "hour": 3_600.0, "day": 86_400.0}
 TABS = (
@@ -82,24 +82,19 @@ def argument(text: str) -> Mapping[str | int, Any]:
     """Read ``name=value``: the value is JSON, or else text; a whole number names a place."""
     if not text:
         return {}
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ArgumentsError(f"An argument is searched for by name=value, not {text!r}.")
-    try:
-        read = json.loads(value)
-    except ValueError:
-        read = value
-    return {int(name) if name.isdigit() else name: read}
+    name, value = read_argument(text)
+    return {name: value}
 
 
 async def _finished(desk: Desk, asked: Asked, queue: str) -> Shown:
     client, start = await desk.client(), asked.number("start")
-    outcome = asked.text("outcome")
+    outcome, task = asked.text("outcome"), asked.text("task")
     found = await client.history.of(queue).finished(
         limit=ROWS + 1,
         skip=start,
-        task=asked.text("task") or None,
+        task=task or None,
         outcomes=BAD if outcome == "bad" else (outcome,) if outcome else (),
+        most=MOST_FINISHED if outcome or task else None,
     )
     return {
         "finished": found[:ROWS],

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from runner.dashboard.pages import Shown
 
 BUCKETS = 20
+MOST_DIGITS = 9
 
 
 async def load(desk: Desk, asked: Asked) -> Shown:  # noqa: ARG001  each page's loader takes both
@@ -30,14 +31,20 @@ async def put(desk: Desk, asked: Asked) -> str:
     value = asked.text("value")
     if not value:
         raise LimitError("Say what to allow: 20/m is a rate, 3 so many jobs at once.")
-    burst = asked.number("burst") or None
+    burst = asked.text("burst")
+    if burst and not asked.number("burst"):
+        raise LimitError("Burst is a whole number, 1 or more.")
+    is_count = value.isascii() and value.isdigit() and len(value) <= MOST_DIGITS
+    declared, key = desk.tasks.get(task), asked.text("key")
+    if declared is not None and key:
+        declared.signature.check_parameter(task, key)
     info = await (await desk.client()).limits.set(
         None if task else name,
         task=task or None,
-        rate=None if value.isdigit() else value,
-        max_running=int(value) if value.isdigit() else None,
-        burst=burst,
-        key=asked.text("key") or None,
+        rate=None if is_count else value,
+        max_running=int(value) if is_count else None,
+        burst=asked.number("burst") or None,
+        key=key or None,
     )
     return f"{info.name} is {info.rule} from now on, in all workers."
 

@@ -18,22 +18,25 @@ if TYPE_CHECKING:
     from runner.inspect import FinishedJob, Period
 
 MINUTES, LAST = 60, 5
-FAILURES = 6
+FAILURES, LOOKED_AT = 6, 5_000
+"""The failures that are shown, and among how many jobs of a queue they are looked for."""
 
 
 async def load(desk: Desk, asked: Asked) -> Shown:  # noqa: ARG001  each page's loader takes both
     """Read the overview."""
     client, queues = await desk.client(), await desk.queues()
-    history = client.history.of(*queues)
+    history, since_ms = client.history.of(*queues), await desk.begun_ms()
     loads, minutes, last, failures, writer = await asyncio.gather(
         client.queue_loads(*queues),
         history.minutes(MINUTES),
-        history.last(minutes=LAST),
+        history.last(minutes=LAST, since_ms=since_ms),
         failed_last(client, queues, FAILURES),
         client.writer_status(),
     )
     stats = await asyncio.gather(*(client.queue_stats(queue) for queue in queues))
-    rates = await asyncio.gather(*(client.history.of(q).last(minutes=LAST) for q in queues))
+    rates = await asyncio.gather(
+        *(client.history.of(q).last(minutes=LAST, since_ms=last.start_ms) for q in queues)
+    )
     workers, paused = await desk.workers(), await desk.paused()
     return {
         "rows": list(zip(loads, rates, stats, strict=True)),
@@ -60,7 +63,10 @@ async def failed_last(
 ) -> list[tuple[str, FinishedJob]]:
     """Return the jobs that failed last in some queues, with the queue, the newest first."""
     found = await asyncio.gather(
-        *(client.history.of(queue).finished(limit=limit, outcomes=BAD) for queue in queues)
+        *(
+            client.history.of(queue).finished(limit=limit, outcomes=BAD, most=LOOKED_AT)
+            for queue in queues
+        )
     )
     named = [(queue, job) for queue, jobs in zip(queues, found, strict=True) for job in jobs]
     named.sort(key=lambda pair: -pair[1].ended_ms)

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 LAST = 5
 ROWS = 100
-QUEUED, ENDED, LOOKS = 10, 20, 4
+QUEUED, ENDED, LOOKS, LOOKED_AT = 10, 20, 4, 10_000
 
 
 async def load(desk: Desk, asked: Asked) -> Shown:
     """Read the list of tasks: those that did most first."""
     client, queues = await desk.client(), await desk.queues()
-    periods = await client.history.of(*queues).tasks(minutes=LAST)
+    periods = await client.history.of(*queues).tasks(minutes=LAST, since_ms=await desk.begun_ms())
     paused = set((await desk.paused()).tasks)
     names = sorted({*await desk.names_of_tasks(), *periods, *paused})
     wanted = asked.text("q").lower()
@@ -35,6 +35,7 @@ async def load(desk: Desk, asked: Asked) -> Shown:
         "rows": [(name, periods.get(name)) for name in found[start : start + ROWS]],
         "paused": paused,
         "minutes": LAST,
+        "seconds": next((period.seconds for period in periods.values()), LAST * 60),
         "count": len(found),
         "start": start,
         "next": start + ROWS if start + ROWS < len(found) else 0,
@@ -49,9 +50,9 @@ async def load_one(desk: Desk, asked: Asked) -> Shown:
     workers = [worker for worker in await desk.workers() if name in worker.tasks]
     paused = (await desk.paused()).tasks
     period, queued, ended = await asyncio.gather(
-        client.history.of(*queues).task(name, minutes=LAST),
+        client.history.of(*queues).task(name, minutes=LAST, since_ms=await desk.begun_ms()),
         client.jobs.of(queue).list(JobFilter(task=name), limit=QUEUED, most_looks=LOOKS),
-        client.history.of(queue).finished(limit=ENDED, task=name),
+        client.history.of(queue).finished(limit=ENDED, task=name, most=LOOKED_AT),
     )
     is_known = (
         workers or period.ended or queued.jobs or ended or name in desk.tasks or name in paused
@@ -125,7 +126,7 @@ def arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
     """
     try:
         given = json.loads(text) if text.strip() else []
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ArgumentsError(f"The arguments are no JSON: {exc}") from None
     if isinstance(given, list):
         return given, {}

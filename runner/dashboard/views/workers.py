@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from runner.dashboard.pages import Shown
 
 
+GONE = "There is no worker {!r}: it has ended, or is silent for ten seconds."
+
+
 async def load(desk: Desk, asked: Asked) -> Shown:  # noqa: ARG001  each page's loader takes both
     """Read the list of workers."""
     workers = await desk.workers()
@@ -29,27 +32,35 @@ async def load_one(desk: Desk, asked: Asked) -> Shown:
     for worker in await desk.workers():
         if worker.name == name:
             return {"worker": worker}
-    raise NotThere(f"There is no worker {name!r}: it has ended, or is silent for ten seconds.")
+    raise NotThere(GONE.format(name))
 
 
 async def drain(desk: Desk, asked: Asked) -> str:
     """Let a worker claim nothing more."""
-    name = asked.id("name")
+    name = await _listed(desk, asked)
     return _told(name, await (await desk.client()).workers.drain([name]))
 
 
 async def resume(desk: Desk, asked: Asked) -> str:
     """Let a drained worker claim again."""
-    name = asked.id("name")
+    name = await _listed(desk, asked)
     return _told(name, await (await desk.client()).workers.resume([name]))
 
 
 async def concurrency(desk: Desk, asked: Asked) -> str:
     """Set how many jobs a worker runs at once."""
-    name, jobs = asked.id("name"), asked.number("jobs")
+    name, jobs = await _listed(desk, asked), asked.number("jobs")
     if not jobs:
         raise ArgumentsError("Give a whole number of jobs, 1 or more.")
     return _told(name, await (await desk.client()).workers.concurrency(jobs, [name]))
+
+
+async def _listed(desk: Desk, asked: Asked) -> str:
+    """Return the name of a worker; of one that has ended nobody waits for an answer."""
+    name = asked.id("name")
+    if all(worker.name != name for worker in await desk.workers()):
+        raise NotThere(GONE.format(name))
+    return name
 
 
 def _told(name: str, answers: dict[str, str]) -> str:
