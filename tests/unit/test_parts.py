@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import PartFailed, SettingsError
-from runner.parts import JOBS, Part, Parts, in_order, name_of
+from runner.parts import JOBS, Made, Part, Parts, in_order, name_of
+from runner.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +57,23 @@ class NeverStops(Noted):
 class BreaksAtTheEnd(Noted):
     async def stop(self) -> None:
         raise OSError("gone")
+
+
+async def cancelled_by_itself() -> None:
+    """Wait for a task that was told to end: what that raises is no cancellation of the waiter."""
+    task = asyncio.create_task(asyncio.Event().wait())
+    task.cancel()
+    await task
+
+
+class AwaitsWhatItCancels(Noted):
+    async def stop(self) -> None:
+        await cancelled_by_itself()
+
+
+class StartsWithWhatIsCancelled(Noted):
+    async def start(self, _worker: Any) -> None:
+        await cancelled_by_itself()
 
 
 def order(*parts: Part) -> list[str]:
@@ -123,6 +141,7 @@ async def test_parts_stop_in_reverse_and_once() -> None:
     [
         (Broken("broken"), OSError, "no port is free"),
         (Stuck("stuck"), PartFailed, "the part 'stuck' did not start within 0.01 s"),
+        (StartsWithWhatIsCancelled("late"), PartFailed, "'late' waited for what was cancelled"),
     ],
 )
 async def test_start_that_fails_is_rolled_back(
@@ -149,7 +168,7 @@ async def test_start_that_is_cancelled_is_rolled_back() -> None:
     assert notes == ["start a", "stop a"]
 
 
-@pytest.mark.parametrize("kind", [NeverStops, BreaksAtTheEnd])
+@pytest.mark.parametrize("kind", [NeverStops, BreaksAtTheEnd, AwaitsWhatItCancels])
 async def test_part_that_does_not_stop_is_named_and_does_not_keep_the_others(
     kind: type[Noted], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -166,3 +185,52 @@ def test_name_is_that_of_the_class_by_default() -> None:
         pass
 
     assert name_of(Probe()) == "Probe"
+
+
+async def test_stop_that_is_cancelled_leaves_the_rest_to_the_next() -> None:
+    notes: list[str] = []
+    waiting = NeverStops("b")
+    vars(waiting)["stop_s"] = None
+    parts = Parts([Noted("a", notes=notes), waiting])
+    await parts.start(WORKER)
+    stopping = asyncio.create_task(parts.stop())
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert notes == ["start a"]
+    await parts.stop()
+    assert notes == ["start a", "stop a"]
+
+
+@pytest.mark.parametrize(
+    ("needs", "commands", "text"),
+    [("jobs", (), "needs is a text"), ((), "refill", "commands is a text")],
+)
+def test_text_in_the_place_of_names_is_refused(needs: Any, commands: Any, text: str) -> None:
+    part = Noted("a")
+    vars(part).update(needs=needs, commands=commands)
+    with pytest.raises(SettingsError, match=text):
+        Parts([part])
+
+
+async def test_part_of_the_worker_that_does_not_start_takes_back_what_it_began() -> None:
+    notes: list[str] = []
+
+    async def begin() -> None:
+        notes.append("begun")
+        await asyncio.Event().wait()
+
+    made = Made("mine", start=begin, stop=lambda: notes.append("taken back"), start_s=0.01)
+    with pytest.raises(PartFailed, match="the part 'mine' did not start within"):
+        await Parts([made]).start(WORKER)
+    assert notes == ["begun", "taken back"]
+
+
+def test_each_step_of_the_worker_s_own_parts_has_a_time_limit() -> None:
+    async def job(_ctx: Any) -> None: ...
+
+    own = Worker([job])._own_parts()
+    assert [name_of(part) for part in own if part.start_s is None] == []
+    # Jobs have job_completion_wait and cancel_grace, each value that is provided 30 s of its own.
+    assert [name_of(part) for part in own if part.stop_s is None] == ["provided", JOBS]
