@@ -185,9 +185,7 @@ class Workers:
             await pipe.execute()
         return await self._answers(reply, told, timeout_s=timeout_s)
 
-    async def _answers(
-        self, reply: str, awaited: set[str], *, timeout_s: float
-    ) -> dict[str, str]:
+    async def _answers(self, reply: str, awaited: set[str], *, timeout_s: float) -> dict[str, str]:
         answers: dict[str, str] = {}
         # Beside the pool: it waits, and of a bounded number it would keep a connection.
         redis = connections.another(self._redis.connection_pool)
