@@ -23,10 +23,10 @@ FORMATS = ("plain", "console", "json")
 VARIABLE = "RUNNER_LOG"
 ARQ_HANDLER = "arq.standard"
 
-speaker: ContextVar[tuple[str, int]] = ContextVar("runner_speaker")
-"""The job that speaks and its attempt, where lines are kept with jobs."""
+speaker: ContextVar[tuple[str, str, int]] = ContextVar("runner_speaker")
+"""The job that speaks, its task and attempt, where somebody wants to know."""
 
-_kept = 0  # how many workers of this process keep the lines of their jobs
+_kept = 0  # how many in this process keep the lines of jobs, or look whose a task is
 _unconfigured = False  # structlog, which nobody had imported yet when `configure` was called
 
 
@@ -82,7 +82,7 @@ def bind(job_id: str, task: str, attempt: int) -> None:
     """
     global _unconfigured  # noqa: PLW0603  as above
     if _kept:
-        speaker.set((job_id, attempt))
+        speaker.set((job_id, task, attempt))
     structlog = sys.modules.get("structlog")
     if structlog is None:
         return
@@ -93,7 +93,7 @@ def bind(job_id: str, task: str, attempt: int) -> None:
 
 
 def keep_lines(*, keeps: bool) -> None:
-    """Note who speaks from now on, for one worker more; or for one less."""
+    """Note who speaks from now on, for one more who asks; or for one less."""
     global _kept  # noqa: PLW0603  as above
     _kept += 1 if keeps else -1
 

@@ -71,7 +71,7 @@ class JobLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a line, if a job speaks; also in a thread of its own."""
-        job_id, attempt = logs.speaker.get(("", 0))
+        job_id, _, attempt = logs.speaker.get(("", "", 0))
         if not job_id:
             return
         if self._bytes > MOST_BYTES:

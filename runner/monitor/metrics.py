@@ -7,6 +7,7 @@ will do.
 
 from __future__ import annotations
 
+import asyncio
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from runner.inspect.queues import QueueLoad
     from runner.inspect.workers import WorkerInfo
     from runner.limits import LimitInfo
+    from runner.monitor.watched import Holds
     from runner.types import WriterStatus
 
 NOTHING: Mapping[tuple[str, str], int] = MappingProxyType({})
@@ -62,6 +64,7 @@ def exposition(
     totals: Totals,
     worker: WorkerInfo,
     *,
+    holds: Holds,
     lost: int,
     loads: Sequence[QueueLoad],
     writer: WriterStatus | None,
@@ -75,7 +78,7 @@ def exposition(
     class Worker(Collector):
         def collect(self) -> Iterator[Metric]:
             yield from _jobs(totals)
-            yield from _worker(worker, lost)
+            yield from _worker(worker, holds, lost)
             yield from _queues(loads)
             yield from _limits(decisions, limits)
             if writer is not None:
@@ -122,7 +125,7 @@ def _buckets(counts: Counter[int]) -> list[tuple[str, float]]:
     return [*buckets, ("+Inf", below + counts.get(len(BOUNDS_MS), 0))]
 
 
-def _worker(worker: WorkerInfo, lost: int) -> Iterator[Metric]:
+def _worker(worker: WorkerInfo, holds: Holds, lost: int) -> Iterator[Metric]:
     from prometheus_client.core import (  # noqa: PLC0415  an extra
         CounterMetricFamily,
         GaugeMetricFamily,
@@ -133,6 +136,9 @@ def _worker(worker: WorkerInfo, lost: int) -> Iterator[Metric]:
         ("runner_jobs_running", "Jobs that this worker has.", worker.running),
         ("runner_concurrency", "How many jobs it runs at once, at most.", worker.concurrency),
         ("runner_memory_bytes", "Its resident memory.", worker.rss_bytes),
+        ("runner_threads", "Threads of its process.", holds.threads),
+        ("runner_open_files", "Open files, sockets and pipes of its process.", holds.files),
+        ("runner_asyncio_tasks", "asyncio tasks in its event loop.", len(asyncio.all_tasks())),
         ("runner_loop_delay_seconds", "How late its event loop was.", worker.loop_delay_ms / 1000),
         ("runner_start_time_seconds", "When it started, Unix time.", worker.started_ms / 1000),
         ("runner_draining", "1 while it claims nothing.", int(worker.state != "running")),

@@ -266,6 +266,7 @@ class Monitor:
         text = metrics.exposition(
             self._totals,
             info,
+            holds=self._worker.vitals(),
             lost=self._tally.leases_lost,
             loads=loads,
             writer=writer,

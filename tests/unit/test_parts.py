@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner import task
 from runner.errors import PartFailed, SettingsError
 from runner.parts import JOBS, Made, Part, Parts, in_order, name_of
 from runner.worker import Worker
@@ -228,6 +229,7 @@ async def test_part_of_the_worker_that_does_not_start_takes_back_what_it_began()
 
 
 def test_each_step_of_the_worker_s_own_parts_has_a_time_limit() -> None:
+    @task
     async def job(_ctx: Any) -> None: ...
 
     own = Worker([job])._own_parts()
