@@ -149,7 +149,8 @@ class Assembled(Renewed):
         )
 
     async def _connect(self) -> None:
-        if self._pool is None and self._codec_given:
+        # Enqueueing by jobs goes through middleware in a client of ours alone.
+        if self._pool is None and (self._codec_given or self.middleware):
             assert self.redis_settings is not None
             self._pool = await open_client(
                 self.redis_settings,
