@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -460,6 +461,53 @@ async def test_loop_has_its_task_factory_back(redis_url: str) -> None:
             lambda: loop.get_task_factory() is not before, description="the worker runs"
         )
     assert loop.get_task_factory() is before
+
+
+@pytest.mark.parametrize("last", [0, 1])
+async def test_two_workers_of_a_process_hear_each_of_their_own_jobs(
+    redis_url: str, last: int
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    def patched() -> Any:
+        filters, callbacks = list(warnings.filters), list(gc.callbacks)
+        return loop.get_task_factory(), warnings.showwarning, filters, callbacks
+
+    before = patched()
+    heard: list[list[Any]] = [[], []]
+    stacks = [contextlib.AsyncExitStack(), contextlib.AsyncExitStack()]
+    clients = [
+        await stacks[number].enter_async_context(runner.connect(redis_url, queue=f"q{number}"))
+        for number in (0, 1)
+    ]
+    for number in (0, 1):
+        settings: dict[str, Any] = {"left_tasks": "report", "left_resources": "report"}
+        await stacks[number].enter_async_context(
+            serving(
+                redis_url,
+                [leave, drop_a_socket],
+                queue_name=f"q{number}",
+                subscribers=[heard[number].append],
+                **settings,
+            )
+        )
+    await wait_until(lambda: all(heard), description="both workers have started")
+    for number in (0, 1):
+        dropped = await clients[number].enqueue(drop_a_socket, "", 0)
+        await dropped.result(timeout=10)
+        left = await clients[number].enqueue(leave)
+        await left.result(timeout=10)
+        assert [event.job_id for event in of(ResourceLeft, heard[number])] == [dropped.job_id]
+        assert [event.job_id for event in of(TasksLeft, heard[number])] == [left.job_id]
+    assert len(of(ResourceLeft, heard[0])) == 1
+    await stacks[1 - last].aclose()
+    with pytest.warns(UserWarning, match="heard"):
+        warnings.warn("heard", UserWarning, stacklevel=1)
+    dropped = await clients[last].enqueue(drop_a_socket, "", 0)
+    await dropped.result(timeout=10)
+    assert [event.job_id for event in of(ResourceLeft, heard[last])][-1] == dropped.job_id
+    await stacks[last].aclose()
+    assert patched() == before
 
 
 async def test_job_far_beyond_the_usual_time_is_named_once(
