@@ -11,7 +11,7 @@ import pytest
 import runner
 from runner import Context, Depends, ManyContext, Outcome, task
 from runner.errors import RemoteError
-from runner.events import JobEnded
+from runner.events import JobEnded, TasksLeft
 from tests.engine import serving
 from tests.support import wait_until
 
@@ -213,6 +213,38 @@ async def test_provider_that_waits_for_what_is_cancelled_fails_its_job_alone(
         with pytest.raises(RemoteError, match="waited for what was cancelled"):
             await (await client.enqueue(use)).result(timeout=10)
         assert await (await client.enqueue(use)).result(timeout=10) == "steady"
+
+
+@pytest.mark.parametrize("runs_in", ["loop", "thread"])
+async def test_tasks_of_what_is_the_worker_s_are_not_the_job_s(
+    redis_url: str, client: runner.Client, runs_in: str
+) -> None:
+    async def pool() -> AsyncIterator[asyncio.Task[Any]]:
+        keeper = asyncio.create_task(asyncio.Event().wait())
+        yield keeper
+        NOTES.append(f"cancelled: {keeper.cancelled()}")
+        keeper.cancel()
+
+    @task
+    async def in_the_loop(
+        _ctx: Context, keeper: asyncio.Task[Any] = Depends(pool, scope="worker")
+    ) -> bool:
+        return keeper.done()
+
+    @task
+    def in_a_thread(
+        _ctx: Context, keeper: asyncio.Task[Any] = Depends(pool, scope="worker")
+    ) -> bool:
+        return keeper.done()
+
+    used: Any = in_the_loop if runs_in == "loop" else in_a_thread
+    events: list[Any] = []
+    settings: dict[str, Any] = {"left_tasks": "cancel", "subscribers": [events.append]}
+    async with serving(redis_url, [used], **settings):
+        for _ in range(2):
+            assert await (await client.enqueue(used)).result(timeout=10) is False
+    assert [event for event in events if isinstance(event, TasksLeft)] == []
+    assert NOTES == ["cancelled: False"]
 
 
 async def test_value_of_the_worker_that_does_not_close_is_given_up(
