@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from runner.errors import PartFailed, SettingsError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from arq.connections import ArqRedis
 
@@ -28,6 +28,8 @@ JOBS = "jobs"
 COMMAND_S = 5.0
 MOST_SAID = 1_000_000
 """How many characters a command may say: they lie in Redis until somebody reads them."""
+GIVE_UP_S = 5.0
+"""How long a step has to end that was cancelled; beyond it nobody waits for it any more."""
 OWN_STEP_S = 30.0
 """How long a step of the worker's own parts may take; what it does has shorter limits itself."""
 OWN_COMMANDS = ("ping", "drain", "resume", "concurrency")
@@ -158,22 +160,12 @@ class Parts:
         for part in self._order:
             if part in self._started:
                 continue
-            limit, told = asyncio.timeout(part.start_s), _cancellations()
             try:
-                async with limit:
-                    await part.start(worker)
+                await _step(part, "start", part.start_s, part.start(worker))
             except BaseException as exc:
                 await self.stop()
-                if limit.expired():
-                    raise PartFailed(
-                        f"the part {name_of(part)!r} did not start within {part.start_s:g} s"
-                    ) from exc
-                if isinstance(exc, asyncio.CancelledError) and _cancellations() == told:
-                    # Passed on it would look as if the worker had been told to end.
-                    raise PartFailed(
-                        f"the start of the part {name_of(part)!r} waited for what was cancelled"
-                    ) from exc
-                exc.add_note(f"while the part {name_of(part)!r} of the worker started")
+                if not isinstance(exc, PartFailed):
+                    exc.add_note(f"while the part {name_of(part)!r} of the worker started")
                 raise
             self._started.append(part)
 
@@ -222,21 +214,49 @@ class Made(Part):
 
 async def _stopped(part: Part) -> None:
     """Stop a part within its time limit; that it fails to is logged."""
-    told = _cancellations()
     try:
-        async with asyncio.timeout(part.stop_s):
-            await part.stop()
-    except (Exception, asyncio.CancelledError) as exc:
-        # A part that cancels a task and awaits it has a cancellation that is not ours.
-        if isinstance(exc, asyncio.CancelledError) and _cancellations() > told:
-            raise
+        await _step(part, "stop", part.stop_s, part.stop())
+    except Exception:
         logger.exception("the part %r did not stop as it should", name_of(part))
 
 
-def _cancellations() -> int:
-    """Return how often the running task was told to end."""
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
+async def _step(
+    part: Part, does: str, limit_s: float | None, step: Coroutine[Any, Any, None]
+) -> None:
+    """Let a part start or stop, in a task of its own: so it cannot be waited for without end.
+
+    Raises:
+        PartFailed: it took longer than it may, or waited for what was cancelled: passed on, that
+            would look as if the worker had been told to end.
+        Exception: what it raised.
+    """
+    task = asyncio.get_running_loop().create_task(step, name=f"runner {does}s {name_of(part)}")
+    try:
+        await asyncio.wait([task], timeout=limit_s)
+    except asyncio.CancelledError:
+        await _give_up(part, does, task)
+        raise
+    if not task.done():
+        cause = await _give_up(part, does, task)
+        raise PartFailed(
+            f"the part {name_of(part)!r} did not {does} within {limit_s:g} s"
+        ) from cause
+    if task.cancelled():
+        raise PartFailed(f"the {does} of the part {name_of(part)!r} waited for what was cancelled")
+    task.result()
+
+
+async def _give_up(part: Part, does: str, task: asyncio.Task[None]) -> BaseException | None:
+    """Cancel a step; return what it raised. A start that ends well all the same is taken back."""
+    task.cancel()
+    await asyncio.wait([task], timeout=GIVE_UP_S)
+    if not task.done():
+        logger.error("%r goes on though it was given up", task.get_name())
+        return None
+    error = None if task.cancelled() else task.exception()
+    if does == "start" and error is None and not task.cancelled():
+        await _stopped(part)
+    return error
 
 
 async def _done(function: Callable[[], object] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,31 @@ class NeverStops(Noted):
 class BreaksAtTheEnd(Noted):
     async def stop(self) -> None:
         raise OSError("gone")
+
+
+class Stubborn(Noted):
+    """Hangs once more while it is given up, as what closes a pool behind a `finally`."""
+
+    start_s = 0.01
+    stop_s = 0.01
+    released: asyncio.Event
+
+    async def hang(self) -> None:
+        self.released = asyncio.Event()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.released.wait()
+
+
+class NeverEndsToStart(Stubborn):
+    async def start(self, _worker: Any) -> None:
+        await self.hang()
+
+
+class NeverEndsToStop(Stubborn):
+    async def stop(self) -> None:
+        await self.hang()
 
 
 async def cancelled_by_itself() -> None:
@@ -157,12 +183,14 @@ async def test_start_that_fails_is_rolled_back(
         assert raised.value.__notes__ == ["while the part 'broken' of the worker started"]
 
 
-async def test_start_that_is_cancelled_is_rolled_back() -> None:
+@pytest.mark.parametrize("turns", range(2, 10))
+async def test_start_that_is_cancelled_is_rolled_back(turns: int) -> None:
     notes: list[str] = []
     waiting = Stuck("b", "a")
     vars(waiting)["start_s"] = None
     starting = asyncio.create_task(Parts([Noted("a", notes=notes), waiting]).start(WORKER))
-    await asyncio.sleep(0)
+    for _ in range(turns):  # the first is about to have started, or the second starts
+        await asyncio.sleep(0)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
@@ -236,3 +264,37 @@ def test_each_step_of_the_worker_s_own_parts_has_a_time_limit() -> None:
     assert [name_of(part) for part in own if part.start_s is None] == []
     # Jobs have job_completion_wait and cancel_grace, each value that is provided 30 s of its own.
     assert [name_of(part) for part in own if part.stop_s is None] == ["provided", JOBS]
+
+
+class StartsAfterAll(Noted):
+    """Comes to its end, though too late."""
+
+    start_s = 0.01
+
+    async def start(self, _worker: Any) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        self.notes.append(f"start {self.name}")
+
+
+async def test_part_that_starts_too_late_is_stopped() -> None:
+    notes: list[str] = []
+    with pytest.raises(PartFailed, match="the part 'late' did not start within"):
+        await Parts([StartsAfterAll("late", notes=notes)]).start(WORKER)
+    assert notes == ["start late", "stop late"]
+
+
+async def test_part_that_heeds_no_cancellation_keeps_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("runner.parts.GIVE_UP_S", 0.01)
+    notes: list[str] = []
+    starts, stops = NeverEndsToStart("starts"), NeverEndsToStop("stops")
+    parts = Parts([Noted("a", notes=notes), stops, starts])
+    with pytest.raises(PartFailed, match="the part 'starts' did not start within"):
+        await parts.start(WORKER)
+    assert notes == ["start a", "stop a"]
+    assert "the part 'stops' did not stop as it should" in caplog.text
+    assert caplog.text.count("goes on though it was given up") == 2
+    for stubborn in (starts, stops):
+        stubborn.released.set()
