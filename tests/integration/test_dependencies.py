@@ -250,7 +250,7 @@ async def test_tasks_of_what_is_the_worker_s_are_not_the_job_s(
 async def test_value_of_the_worker_that_does_not_close_is_given_up(
     redis_url: str, client: runner.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.dependencies.CLOSE_S", 0.05)
+    monkeypatch.setattr("runner.dependencies.values.CLOSE_S", 0.05)
 
     async def stuck() -> AsyncIterator[str]:
         yield "value"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
+import inspect
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
@@ -66,6 +68,8 @@ class Scale:
 
 class Weighs:
     """So may an object that can be called."""
+
+    kind: str = "scale"
 
     def __call__(self, unit: Annotated[str, Depends(get_unit)]) -> str:
         return f"weighs in {unit}"
@@ -219,6 +223,36 @@ async def fails(_ctx: Any, value: str = Depends(swallows_in_the_loop)) -> None:
 
 def fails_in_a_thread(_ctx: Any, value: str = Depends(swallows)) -> None:
     raise ValueError(value)
+
+
+@pytest.mark.parametrize("function", [fails, fails_in_a_thread])
+async def test_what_a_failed_job_has_dropped_is_not_kept(function: Callable[..., Any]) -> None:
+    """Its traceback may hold the frames of the call, but these hold no traceback."""
+    declare: Any = task
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            done = declare(function)({}, value=Dropped())
+            if inspect.isawaitable(done):
+                await done
+        except ValueError:
+            pass
+        assert Dropped.count == 0
+    finally:
+        gc.enable()
+
+
+class Dropped:
+    """Counts its objects."""
+
+    count = 0
+
+    def __init__(self) -> None:
+        Dropped.count += 1
+
+    def __del__(self) -> None:
+        Dropped.count -= 1
 
 
 async def test_provider_makes_no_success_of_a_failure() -> None:
