@@ -52,6 +52,7 @@ class Signature:
         signature = inspect.signature(function)
         behind_context = list(signature.parameters.values())[1:]
         parameters = [p for p in behind_context if p.name not in provided]
+        self._provided = provided
         self._function = function
         self._signature = signature.replace(parameters=parameters)
         self._parameters = parameters
@@ -116,6 +117,12 @@ class Signature:
         """Raise `ArgumentsError` unless every parameter gets one argument, and none is left."""
         if self._binds(len(args), kwargs):
             return
+        for key in kwargs:
+            if key in self._provided:
+                raise ArgumentsError(
+                    f"{name}{self._signature}: {key!r} is provided, and is no argument of a job",
+                    parameter=key,
+                )
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as exc:
@@ -193,7 +200,7 @@ class Signature:
         for name in kwargs:
             place = self._places.get(name)
             if place is None:
-                if self._others is None:
+                if self._others is None or name in self._provided:
                     return False
             elif place < given:
                 return False

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from runner.writer.entries import Unit
     from runner.writer.told import Told
 
+IMPORTS_S = 90.0
+"""How long the process of the executors may take to start: it imports the tasks' modules."""
+
 
 class Assembled(Renewed):
     """A worker as far as it is put together and taken apart.
@@ -78,7 +81,11 @@ class Assembled(Renewed):
         raise NotImplementedError
 
     def _own_parts(self) -> list[Part]:
-        """Return the worker's own parts; `main` and `close` are this list, up and down."""
+        """Return the worker's own parts; `main` and `close` are this list, up and down.
+
+        Jobs end within `job_completion_wait` and `cancel_grace`, and each value that is provided
+        within limits of its own.
+        """
         leases, watch, monitor = self._leases, self.watch, self.monitor
         return [
             Made(
@@ -91,11 +98,16 @@ class Assembled(Renewed):
             Made("watch", start=watch.start, stop=watch.stop),
             Made("writer", start=self._start_candidate, stop=self._stop_candidate),
             Made("job log", start=self._start_job_log, stop=self._stop_job_log),
-            Made("provided", start=self._start_providing, stop=self._stop_providing),
+            Made("provided", start=self._start_providing, stop=self._stop_providing, stop_s=None),
             Made("limits", start=lambda: self.gate.declare(self.pool), stop=self.gate.drain),
-            Made("executors", start=self._start_executors, stop=self.executors.stop),
+            Made(
+                "executors",
+                start=self.executors.start,
+                stop=self.executors.stop,
+                start_s=IMPORTS_S,
+            ),
             Made("progress", stop=self.progress.close),
-            Made(JOBS, stop=self._end_jobs),
+            Made(JOBS, stop=self._end_jobs, stop_s=None),
             Made("schedules", start=self._start_schedules, stop=self._tickers.stop, needs=[JOBS]),
             Made("wake", start=self._start_waker, stop=self._waker.stop, needs=[JOBS]),
         ]
@@ -111,14 +123,6 @@ class Assembled(Renewed):
                 aborts=self.allow_abort_jobs,
                 burst=self.burst,
             )
-
-    async def _start_executors(self) -> None:
-        try:
-            await self.executors.start()
-        except BaseException:
-            # A part that did not start is not stopped, and the process may be there already.
-            await self.executors.stop()
-            raise
 
     def _start_waker(self) -> None:
         if not self.burst:
@@ -145,7 +149,8 @@ class Assembled(Renewed):
         )
 
     async def _connect(self) -> None:
-        if self._pool is None and self._codec_given:
+        # Enqueueing by jobs goes through middleware in a client of ours alone.
+        if self._pool is None and (self._codec_given or self.middleware):
             assert self.redis_settings is not None
             self._pool = await open_client(
                 self.redis_settings,

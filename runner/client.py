@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import math
 import os
 import time
@@ -40,7 +41,7 @@ from runner.workflow import StartsFlows
 from runner.writer import writer_status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from runner.progress import Following
@@ -264,48 +265,57 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         delay_ms = to_ms(_defer_by) if _defer_by else 0
         if delay_ms < 0:  # arq takes that, for a time that is over
             run_at, delay_ms = now_ms + delay_ms, 0
-        call = EnqueueCall(
-            task=function,
-            args=args,
-            kwargs=kwargs,
-            options=EnqueueOptions(
-                key=checked_id(_job_id) if _job_id else None,
-                queue=_name_of_queue(_queue_name or self.default_queue_name),
-            ),
+        put = functools.partial(
+            self._enqueue_for_arq,
+            now_ms=now_ms,
+            run_at=run_at,
+            delay_ms=delay_ms,
+            expires_ms=to_ms(_expires),
+            attempt=_job_try,
         )
+        queue = _name_of_queue(_queue_name or self.default_queue_name)
+        key = checked_id(_job_id) if _job_id else None
+        if self._around is None:
+            return await put(function, args, kwargs, queue=queue, key=key)
 
-        async def put(call: EnqueueCall) -> Job[Any] | None:
-            return await self._enqueue_for_arq(
-                call,
-                now_ms=now_ms,
-                run_at=run_at,
-                delay_ms=delay_ms,
-                expires_ms=to_ms(_expires),
-                attempt=_job_try,
+        async def last(call: EnqueueCall) -> Job[Any] | None:
+            return await put(
+                call.task,
+                call.args,
+                call.kwargs,
+                queue=call.options.queue or queue,
+                key=call.options.key,
+                carried=call.carried,
             )
 
-        around = around_enqueue(self._middleware, put)
-        return await (put if around is None else around)(call)
+        around = around_enqueue(self._middleware, last)
+        assert around is not None
+        options = EnqueueOptions(key=key, queue=queue)
+        return await around(EnqueueCall(task=function, args=args, kwargs=kwargs, options=options))
 
     async def _enqueue_for_arq(
         self,
-        call: EnqueueCall,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
         *,
+        queue: str,
+        key: str | None,
         now_ms: int,
         run_at: float | None,
         delay_ms: float,
         expires_ms: int | None,
         attempt: int | None,
+        carried: dict[str, Any] | None = None,
     ) -> Job[Any] | None:
-        queue, key = call.options.queue or self.default_queue_name, call.options.key
         job_id = key or _new_id()
         payload = self._encode(
-            call.task,
+            name,
             job_id,
-            call.args,
-            call.kwargs,
+            args,
+            kwargs,
             now_ms=now_ms,
-            extra={CARRIED: call.carried} if call.carried else {},
+            extra={CARRIED: carried} if carried else {},
             attempt=attempt,
         )
         waits_ms = delay_ms if run_at is None else run_at - now_ms
@@ -577,7 +587,7 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         try:
             payload = codec.encode_job(chosen, record)
         except EncodeError as exc:
-            culprit = self._culprit(task, args, kwargs)
+            culprit = self._culprit(task, args, kwargs, extra.get(CARRIED, {}))
             raise EncodeError(f'unable to serialize job "{name}": {culprit}{exc}') from exc
         if len(payload) > self.max_payload_bytes:
             raise PayloadTooLarge(
@@ -591,13 +601,15 @@ class Client(StartsFlows, ArqRedis):  # type: ignore[misc]  # redis-py's own bas
         task: Task[..., Any] | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        carried: Mapping[str, Any],
     ) -> str:
-        """Name the first argument that cannot travel."""
+        """Name the first argument that cannot travel, or what middleware lets travel with it."""
         named: Iterable[tuple[str, Any]]
         if task is None:
             named = [*((f"argument {i}", v) for i, v in enumerate(args)), *kwargs.items()]
         else:
-            named = ((f"parameter {n!r}", v) for n, v in task.signature.named(args, kwargs))
+            named = [(f"parameter {n!r}", v) for n, v in task.signature.named(args, kwargs)]
+        named = [*named, *((f"what middleware lets travel, {n!r}", v) for n, v in carried.items())]
         for name, value in named:
             try:
                 self.codec.dumps({"v": value})

@@ -281,8 +281,10 @@ class ProcessVitals:
 class LoopBlocked:
     """Something keeps the event loop from turning, at this moment. From another thread.
 
+    Of what holds the GIL it is told when that lets go: until then no other thread runs.
+
     Attributes:
-        job_id: the job whose code does; "" when it is no job's.
+        job_id: the job whose code does, or an asyncio task that it made; "" when it is no job's.
         task: the name of its task, or "".
         attempt: the number of its try, or 0.
         blocked_s: for how long by now.

@@ -18,6 +18,7 @@ from runner.errors import SettingsError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextvars import Context
 
     from structlog.typing import Processor
 
@@ -28,10 +29,10 @@ ARQ_HANDLER = "arq.standard"
 Jobs: TypeAlias = tuple[tuple[str, int], ...]
 
 speaker: ContextVar[tuple[Any, ...]] = ContextVar("runner_speaker", default=())
-"""Who speaks, where lines are kept with jobs: a worker, then a job's id and its attempt, and so on.
-Flat, as each job of a drain makes one."""
+"""Who speaks, where somebody wants to know: a worker, a task, then a job's id and its attempt, and
+so on. Flat, as each job of a drain makes one."""
 
-_kept = 0  # how many workers of this process keep the lines of their jobs
+_kept = 0  # how many in this process keep the lines of jobs, or look whose a task is
 _unconfigured = False  # structlog, which nobody had imported yet when `configure` was called
 
 
@@ -87,7 +88,7 @@ def bind(job_id: str, task: str, attempt: int, worker: str = "") -> None:
     """
     global _unconfigured  # noqa: PLW0603  as above
     if _kept:
-        speaker.set((worker, job_id, attempt))
+        speaker.set((worker, task, job_id, attempt))
     structlog = sys.modules.get("structlog")
     if structlog is None:
         return
@@ -104,7 +105,7 @@ def bind_all(jobs: Sequence[tuple[str, int]]) -> None:
     """
     one = speaker.get()
     if one:
-        speaker.set((one[0], *(part for job in jobs for part in job)))
+        speaker.set((*one[:2], *(part for job in jobs for part in job)))
     structlog = sys.modules.get("structlog")
     if structlog is not None and len(jobs) > 1:
         structlog.contextvars.bind_contextvars(job_id=f"{jobs[0][0]} and {len(jobs) - 1} more")
@@ -115,11 +116,17 @@ def speaking_for(worker: str) -> Jobs:
     said = speaker.get()
     if not said or said[0] != worker:
         return ()
-    return tuple(zip(said[1::2], said[2::2], strict=True))
+    return tuple(zip(said[2::2], said[3::2], strict=True))
+
+
+def speaker_in(context: Context) -> tuple[str, str, int]:
+    """Return the id of the job that speaks in a context, its task and attempt; "" for none."""
+    _, task, job_id, attempt, *_ = context.get(speaker, ()) or ("", "", "", 0)
+    return job_id, task, attempt
 
 
 def keep_lines(*, keeps: bool) -> None:
-    """Note who speaks from now on, for one worker more; or for one less."""
+    """Note who speaks from now on, for one more who asks; or for one less."""
     global _kept  # noqa: PLW0603  as above
     _kept += 1 if keeps else -1
 

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from runner import logs
 from runner.arguments import Signature, hints_of
+from runner.dependencies import call as call_with
 from runner.errors import SettingsError, TaskError
 from runner.tasks import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Container, Coroutine
 
     from runner.tasks import TaskOptions
 
@@ -117,7 +118,7 @@ class _Gathering:
         logs.bind_all([(job["job_id"], job["job_try"]) for job in contexts])
         results: list[Any]
         try:
-            returned = await self.task.function(ManyContext(contexts), items)
+            returned = await self.task.call_function(ManyContext(contexts), items)
             results = self.task.results_of(returned, len(items))
         except asyncio.CancelledError:
             for future in futures:
@@ -165,7 +166,7 @@ class ManyTask(Task[[Any], R]):
         super().__init__(function, options)
         self.most = most
         self.wait_s = wait_s
-        self.signature = Signature(_of_one(function, options.name))
+        self.signature = Signature(_of_one(function, options.name, self.dependencies))
         self._gatherings: weakref.WeakKeyDictionary[Any, dict[int, _Gathering]] = (
             weakref.WeakKeyDictionary()
         )
@@ -177,6 +178,13 @@ class ManyTask(Task[[Any], R]):
         by_worker = self._gatherings.setdefault(asyncio.get_running_loop(), {})
         gathering = by_worker.setdefault(id(ctx.get("redis")), _Gathering(self))
         return gathering.join(ctx, item)
+
+    def call_function(self, ctx: ManyContext, items: list[Any]) -> Awaitable[Any]:
+        """Call the function itself, with what it wants provided."""
+        if self.dependencies:
+            return call_with(self.function, self.dependencies, ctx, (items,), {})
+        returned: Awaitable[Any] = self.function(ctx, items)
+        return returned
 
     def results_of(self, returned: Any, count: int) -> list[Any]:
         """Return a result for each item; raise `TaskError` when there are more or fewer."""
@@ -208,12 +216,16 @@ def many_task(
     )
 
 
-def _of_one(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _of_one(
+    function: Callable[..., Any], name: str, provided: Container[str]
+) -> Callable[..., Any]:
     """Return a function with the signature that each job of it has."""
-    parameters = list(inspect.signature(function).parameters.values())
+    found = inspect.signature(function).parameters.values()
+    parameters = [parameter for parameter in found if parameter.name not in provided]
     if len(parameters) != 2:  # noqa: PLR2004  the context and the list
         raise SettingsError(
-            f"task {name!r}: with batch= the function takes the context and a list, nothing more"
+            f"task {name!r}: with batch= the function takes the context and a list, and nothing "
+            "more but what is provided"
         )
     hints = hints_of(function)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from runner.errors import PartFailed, SettingsError, did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from arq.connections import ArqRedis
 
@@ -26,6 +26,12 @@ logger = logging.getLogger("runner.parts")
 
 JOBS = "jobs"
 COMMAND_S = 5.0
+MOST_SAID = 1_000_000
+"""How many characters a command may say: they lie in Redis until somebody reads them."""
+GIVE_UP_S = 5.0
+"""How long a step has to end that was cancelled; beyond it nobody waits for it any more."""
+OWN_STEP_S = 30.0
+"""How long a step of the worker's own parts may take; what it does has shorter limits itself."""
 OWN_COMMANDS = ("ping", "drain", "resume", "concurrency")
 
 
@@ -114,7 +120,8 @@ class Parts:
         """Let the part whose command this is do it; return what it says.
 
         Raises:
-            PartFailed: no part has it, its part has not started, or it took too long.
+            PartFailed: no part has it, its part has not started, it took too long, or said too
+                much.
             Exception: what it raised.
         """
         part = self._commands.get(name)
@@ -126,11 +133,17 @@ class Parts:
         try:
             async with limit:
                 said = getattr(part, name)(text)
-                return str(await said if inspect.isawaitable(said) else said)
+                answer = str(await said if inspect.isawaitable(said) else said)
         except TimeoutError as exc:
             if not limit.expired():
                 raise
             raise PartFailed(f"the command {name!r} took longer than {COMMAND_S:g} s") from exc
+        if len(answer) > MOST_SAID:
+            raise PartFailed(
+                f"{name!r} said {len(answer):,} characters, more than the {MOST_SAID:,} that may "
+                "be sent: let it write them down, and say where"
+            )
+        return answer
 
     @property
     def names(self) -> list[str]:
@@ -141,23 +154,18 @@ class Parts:
         """Start what has not started; stop it all again when one does not start.
 
         Raises:
-            PartFailed: a part took longer than it may.
+            PartFailed: a part took longer than it may, or waited for what was cancelled.
             BaseException: what a part raised, with a note that names it.
         """
         for part in self._order:
             if part in self._started:
                 continue
-            limit = asyncio.timeout(part.start_s)
             try:
-                async with limit:
-                    await part.start(worker)
+                await _step(part, "start", part.start_s, part.start(worker))
             except BaseException as exc:
                 await self.stop()
-                if limit.expired():
-                    raise PartFailed(
-                        f"the part {name_of(part)!r} did not start within {part.start_s:g} s"
-                    ) from exc
-                exc.add_note(f"while the part {name_of(part)!r} of the worker started")
+                if not isinstance(exc, PartFailed):
+                    exc.add_note(f"while the part {name_of(part)!r} of the worker started")
                 raise
             self._started.append(part)
 
@@ -168,35 +176,87 @@ class Parts:
             down_to: the name of a part that goes on, with all that was started before it.
         """
         while self._started and name_of(self._started[-1]) != down_to:
-            part = self._started.pop()
-            try:
-                async with asyncio.timeout(part.stop_s):
-                    await part.stop()
-            except Exception:
-                logger.exception("the part %r did not stop as it should", name_of(part))
+            await _stopped(self._started.pop())
 
 
 class Made(Part):
-    """A part made of two functions: how the worker's own are written."""
+    """A part made of two functions: how the worker's own are written.
 
-    def __init__(  # the time limits are those that the functions have themselves
+    Args:
+        stop: undoes what was begun, also by a start that did not come to its end. Idempotent.
+    """
+
+    def __init__(
         self,
         name: str,
         *,
         start: Callable[[], object] | None = None,
         stop: Callable[[], object] | None = None,
         needs: Sequence[str] = (),
+        start_s: float = OWN_STEP_S,
+        stop_s: float | None = OWN_STEP_S,
     ) -> None:
-        vars(self).update(name=name, needs=tuple(needs), start_s=None, stop_s=None)
+        vars(self).update(name=name, needs=tuple(needs), start_s=start_s, stop_s=stop_s)
         self._start, self._stop = start, stop
 
     async def start(self, worker: Serving) -> None:  # noqa: ARG002  the functions know it
-        """Call the one."""
-        await _done(self._start)
+        """Call the one; when it raises, the other too."""
+        try:
+            await _done(self._start)
+        except BaseException:
+            await _stopped(self)
+            raise
 
     async def stop(self) -> None:
         """Call the other."""
         await _done(self._stop)
+
+
+async def _stopped(part: Part) -> None:
+    """Stop a part within its time limit; that it fails to is logged."""
+    try:
+        await _step(part, "stop", part.stop_s, part.stop())
+    except Exception:
+        logger.exception("the part %r did not stop as it should", name_of(part))
+
+
+async def _step(
+    part: Part, does: str, limit_s: float | None, step: Coroutine[Any, Any, None]
+) -> None:
+    """Let a part start or stop, in a task of its own: so it cannot be waited for without end.
+
+    Raises:
+        PartFailed: it took longer than it may, or waited for what was cancelled: passed on, that
+            would look as if the worker had been told to end.
+        Exception: what it raised.
+    """
+    task = asyncio.get_running_loop().create_task(step, name=f"runner {does}s {name_of(part)}")
+    try:
+        await asyncio.wait([task], timeout=limit_s)
+    except asyncio.CancelledError:
+        await _give_up(part, does, task)
+        raise
+    if not task.done():
+        cause = await _give_up(part, does, task)
+        raise PartFailed(
+            f"the part {name_of(part)!r} did not {does} within {limit_s:g} s"
+        ) from cause
+    if task.cancelled():
+        raise PartFailed(f"the {does} of the part {name_of(part)!r} waited for what was cancelled")
+    task.result()
+
+
+async def _give_up(part: Part, does: str, task: asyncio.Task[None]) -> BaseException | None:
+    """Cancel a step; return what it raised. A start that ends well all the same is taken back."""
+    task.cancel()
+    await asyncio.wait([task], timeout=GIVE_UP_S)
+    if not task.done():
+        logger.error("%r goes on though it was given up", task.get_name())
+        return None
+    error = None if task.cancelled() else task.exception()
+    if does == "start" and error is None and not task.cancelled():
+        await _stopped(part)
+    return error
 
 
 async def _done(function: Callable[[], object] | None) -> None:
@@ -209,6 +269,7 @@ def commands_of(parts: Sequence[Part]) -> dict[str, Part]:
     """Return whose each command is."""
     owners: dict[str, Part] = {}
     for part in parts:
+        _refuse_text(part, "commands", part.commands)
         for name in part.commands:
             if name in OWN_COMMANDS:
                 raise SettingsError(
@@ -254,11 +315,19 @@ def in_order(parts: Sequence[Part]) -> list[Part]:
 
 
 def _needs(by_name: dict[str, Part], name: str) -> list[str]:
+    _refuse_text(by_name[name], "needs", by_name[name].needs)
     for need in by_name[name].needs:
         if need not in by_name:
             hint = did_you_mean(need, by_name)
             raise SettingsError(f"the part {name!r} needs {need!r}, which is not there{hint}")
     return list(by_name[name].needs)
+
+
+def _refuse_text(part: Part, what: str, names: Sequence[str]) -> None:
+    if isinstance(names, str):
+        raise SettingsError(
+            f"the part {name_of(part)!r}: {what} is a text, but must be a tuple: ({names!r},)"
+        )
 
 
 def _leads_to(needs: dict[str, list[str]], name: str, goal: str) -> bool:

@@ -14,6 +14,7 @@ from runner.execution import now_ms
 from runner.letters import encode_error
 from runner.signals import Signalled
 from runner.types import AttemptError
+from runner.watch import vitals
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from runner.execution import Attempt
     from runner.turns import Turns
     from runner.watch import Supervises, Watch
+    from runner.watch.vitals import Vitals
 
 logger = logging.getLogger("arq.worker")
 
@@ -73,6 +75,10 @@ class Renewed(Signalled):
     def running(self) -> list[Attempt]:
         """Return the attempts that wait for something; safe to call from any thread."""
         return self._turns.attempts()
+
+    def vitals(self) -> Vitals:
+        """Look at what this process holds."""
+        return vitals.read()
 
     def recycle(self, why: str) -> None:
         """Ask the supervisor for a new process; without one, finish what runs and end."""

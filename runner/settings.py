@@ -23,6 +23,7 @@ from runner.errors import SettingsError, did_you_mean
 from runner.events import Subscriber, is_subscriber
 from runner.executors import MAX_THREADS
 from runner.middleware import Middleware
+from runner.middleware.errors import switch_off_arq
 from runner.parts import Part
 from runner.queues import named
 from runner.schedule import Schedule, check_names
@@ -150,9 +151,11 @@ def install() -> None:
 
     ``arq.worker.create_worker`` looks the class up in its module when it is called, so this
     one assignment makes ``arq settings.WorkerSettings`` with ``--burst``, ``--check`` and
-    ``--watch`` run ours. It is the only place where this package changes another.
+    ``--watch`` run ours. It is the only place where this package changes another; and Sentry's
+    SDK must not, where it is there: it would wrap the functions.
     """
     arq.worker.Worker = SettingsWorker  # type: ignore[misc]
+    switch_off_arq()
 
 
 def load_settings(path: str) -> type[WorkerSettings]:

@@ -20,7 +20,7 @@ from typing import (
 
 from runner.arguments import Signature
 from runner.dependencies import call as call_with
-from runner.dependencies import dependencies_of
+from runner.dependencies import call_in_thread, dependencies_of
 from runner.errors import ArgumentsError, SettingsError
 from runner.limits import declared as declared_limits
 from runner.options import (
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from runner.composition import Group
+    from runner.dependencies import Loop
     from runner.limits import Limit
     from runner.retry import RetryPolicy
     from runner.time_limits import RunsIn
@@ -248,11 +249,11 @@ class Task(Generic[P, R]):
 
     def _check_provided(self) -> None:
         """Refuse dependencies where nobody would provide them, and limits that look at them."""
-        if self.runs_in != "loop":
+        if self.runs_in == "process":
             names = ", ".join(map(repr, self.dependencies))
             raise SettingsError(
-                f"task {self.name!r} runs in a {self.runs_in}, where nothing provides {names}: "
-                "declare it as an async function that runs in the event loop, or leave Depends out"
+                f"task {self.name!r} runs in a process, where nothing provides {names}: let it "
+                "run in the event loop or a thread, or leave Depends out"
             )
         for limit in self.task_options.limits:
             if limit.key in self.dependencies:
@@ -293,7 +294,22 @@ class SyncTask(Task[P, R]):
     """A declared function that is not async: workers run it in a thread, or in a process."""
 
     def __call__(self, ctx: Any, *args: P.args, **kwargs: P.kwargs) -> R:  # type: ignore[override]
-        """Call the function itself; nothing is enqueued."""
+        """Call the function itself; nothing is enqueued. What it is not given is provided."""
+        if self.dependencies:
+            provided: R = call_in_thread(self.function, self.dependencies, ctx, args, kwargs)
+            return provided
+        value: R = self.function(ctx, *args, **kwargs)
+        return value
+
+    def call_in_thread(
+        self, ctx: Any, args: tuple[Any, ...], kwargs: dict[str, Any], loop: Loop
+    ) -> R:
+        """Call it in a worker's thread, from where the event loop can be reached."""
+        if self.dependencies:
+            provided: R = call_in_thread(
+                self.function, self.dependencies, ctx, args, kwargs, loop=loop
+            )
+            return provided
         value: R = self.function(ctx, *args, **kwargs)
         return value
 

@@ -58,6 +58,7 @@ def job_call(
 ) -> JobCall:
     """Return what the middleware is given."""
     claimed, record = attempt.claimed, attempt.record
+    carried = record.options.get(CARRIED)
     return JobCall(
         ctx=context,
         job_id=claimed.job_id,
@@ -69,7 +70,7 @@ def job_call(
         started_ms=attempt.started_ms,
         args=args,
         kwargs=kwargs,
-        carried=record.options.get(CARRIED) or {},
+        carried=carried if isinstance(carried, dict) else {},  # it may be anybody's payload
         function=function,
     )
 

@@ -58,7 +58,7 @@ class Call:
     def __init__(
         self,
         attempt: Attempt,
-        function: Callable[[], Any],
+        function: Callable[[Call], Any],
         returned: Callable[[Call], None],
     ) -> None:
         self.attempt = attempt
@@ -94,7 +94,7 @@ class Call:
 
     def _call(self) -> None:
         try:
-            self.value = self._context.run(self._function)
+            self.value = self._context.run(self._function, self)
         except BaseException as exc:  # noqa: BLE001  the job's end, whatever it is
             self.error = exc
         else:
@@ -178,6 +178,14 @@ class Call:
             self._awaits = None
             awaits.cancel()  # also when the soft limit was raised here
 
+    def finish(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the loop also when the job is to end: it closes something."""
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
+        except RuntimeError:
+            coroutine.close()  # where the loop is closed, so is what it held
+            raise
+
     def _is_cancelled(self) -> bool:
         return self.cancelled
 
@@ -247,7 +255,8 @@ class Threads:
             raise
         assert attempt.task is not None
         assert attempt.context is not None
-        function = functools.partial(attempt.task.function, attempt.context, *args, **kwargs)
+        task: Any = attempt.task
+        function = functools.partial(task.call_in_thread, attempt.context, args, kwargs)
         call = Call(attempt, function, functools.partial(self._returned, self._calls))
         attempt.context.connect_thread(call)
         self._begin(call)

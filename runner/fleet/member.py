@@ -24,7 +24,7 @@ from runner import logs
 from runner.connections import TROUBLE
 from runner.errors import RunnerError
 from runner.fleet.messages import BAD_SETTINGS, PLACE, RECYCLED, SOCKET, Lines, encode
-from runner.settings import load_settings
+from runner.settings import install, load_settings
 
 if TYPE_CHECKING:
     from runner.settings import SettingsWorker
@@ -42,6 +42,7 @@ def main() -> None:
     logs.configure()
     try:
         settings: Any = load_settings(sys.argv[1])
+        install()  # again: what was imported since may have changed arq too
         worker: Any = arq.worker.create_worker(settings)
     except RunnerError as exc:
         wire.say("leaving", why=str(exc))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ORDER_MS = 15_000
 """How long an order waits for its worker."""
 ANSWER_S = 5.0
+TOLD_S = 10.0
+"""How long an answer of a part is waited for, whose command has five seconds."""
 MOST = 1_000
 
 Verb: TypeAlias = Literal["ping", "drain", "resume", "concurrency"]
@@ -158,10 +160,16 @@ class Workers:
         """
         if command in get_args(Verb):
             raise ArgumentsError(f"{command!r} is no command of a part: call workers.{command}()")
-        return await self._tell(command, 0, names, text)
+        return await self._tell(command, 0, names, text, timeout_s=TOLD_S)
 
     async def _tell(
-        self, verb: str, value: int, names: Iterable[str] | None, text: str = ""
+        self,
+        verb: str,
+        value: int,
+        names: Iterable[str] | None,
+        text: str = "",
+        *,
+        timeout_s: float = ANSWER_S,
     ) -> dict[str, str]:
         """Tell the named workers, or all that live; one that says nothing is not in the answer."""
         if isinstance(names, str):
@@ -176,14 +184,14 @@ class Workers:
                 pipe.rpush(keys.control(name), order)
                 pipe.pexpire(keys.control(name), ORDER_MS)
             await pipe.execute()
-        return await self._answers(reply, told)
+        return await self._answers(reply, told, timeout_s=timeout_s)
 
-    async def _answers(self, reply: str, awaited: set[str]) -> dict[str, str]:
+    async def _answers(self, reply: str, awaited: set[str], *, timeout_s: float) -> dict[str, str]:
         answers: dict[str, str] = {}
         # Beside the pool: it waits, and of a bounded number it would keep a connection.
         redis = connections.another(self._redis.connection_pool)
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(timeout_s):
                 while awaited - answers.keys():
                     popped = await cast(Any, redis.blpop([keys.answers(reply)], timeout=1))
                     if popped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runner.middleware.base import EnqueueCall, Middleware, around_enqueue
@@ -17,8 +18,20 @@ if TYPE_CHECKING:
     Send = Callable[[Sequence[Carrying]], Awaitable[list[Job[Any]]]]
 
 
+@dataclass(slots=True)
+class _Joined:
+    """A call that has come through, and its job when that is queued."""
+
+    index: int
+    call: EnqueueCall
+    job: asyncio.Future[Job[Any]]
+
+
 class Batch:
     """One call of `enqueue_many`: all of it is sent when its last call has come through.
+
+    A middleware may proceed with a call more than once: each time is a job. What comes when the
+    others are sent goes alone.
 
     Args:
         send: enqueues calls, in order, with what each carries.
@@ -27,11 +40,11 @@ class Batch:
     def __init__(self, middleware: Sequence[Middleware], send: Send) -> None:
         self._middleware = middleware
         self._send = send
-        self._through: dict[int, EnqueueCall] = {}
-        self._missing = 0
+        self._joined: list[_Joined] = []
+        self._awaited: set[int] = set()
+        self._is_sent = False
         self._failure: BaseException | None = None
         self._all_through = asyncio.Event()
-        self._jobs: asyncio.Future[dict[int, Job[Any]]] = asyncio.get_running_loop().create_future()
 
     async def enqueue(self, calls: Iterable[Call[Any]]) -> list[Job[Any]]:
         """Enqueue what comes through; nothing when the middleware raises for one of them."""
@@ -47,7 +60,7 @@ class Batch:
         ]
         if not given:
             return []
-        self._missing = len(given)
+        self._awaited.update(range(len(given)))
         tasks = [
             asyncio.create_task(self._one(index, call), name="runner enqueues by middleware")
             for index, call in enumerate(given)
@@ -62,40 +75,51 @@ class Batch:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._jobs.cancel()
 
     async def _send_all(self) -> None:
-        order = sorted(self._through)
+        self._is_sent = True
+        joined = sorted(self._joined, key=lambda one: one.index)  # stable
         try:
-            jobs = await self._send([_carrying(self._through[index]) for index in order])
+            jobs = await self._send([_carrying(one.call) for one in joined])
         except Exception as exc:
-            self._jobs.set_exception(exc)  # those who stand around a call see it too
-            self._jobs.exception()
+            for one in joined:
+                if not one.job.done():  # those who stand around a call see it too
+                    one.job.set_exception(exc)
+                    one.job.exception()
             raise
-        self._jobs.set_result(dict(zip(order, jobs, strict=True)))
+        for one, job in zip(joined, jobs, strict=True):
+            if not one.job.done():
+                one.job.set_result(job)
 
     async def _one(self, index: int, call: EnqueueCall) -> Any:
+        has_joined = False
+
         async def join(changed: EnqueueCall) -> Any:
-            self._through[index] = changed
-            self._count()
-            return (await asyncio.shield(self._jobs))[index]
+            nonlocal has_joined
+            has_joined = True
+            if self._is_sent:
+                (job,) = await self._send([_carrying(changed)])
+                return job
+            joined = _Joined(index, changed, asyncio.get_running_loop().create_future())
+            self._joined.append(joined)
+            self._seen(index)
+            return await joined.job
 
         around = around_enqueue(self._middleware, join)
         assert around is not None
         try:
             return await around(call)
         except BaseException as exc:
-            if index not in self._through and self._failure is None:
+            if not has_joined and self._failure is None:
                 self._failure = exc
                 self._all_through.set()
             raise
         finally:
-            if index not in self._through:  # its middleware did not proceed
-                self._count()
+            self._seen(index)  # also when its middleware did not proceed
 
-    def _count(self) -> None:
-        self._missing -= 1
-        if self._missing == 0:
+    def _seen(self, index: int) -> None:
+        self._awaited.discard(index)
+        if not self._awaited:
             self._all_through.set()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import resource
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runner import keys
+from runner.connections import TROUBLE
 from runner.errors import PartFailed
 from runner.execution import now_ms
 from runner.inspect.workers import Answer, Order, RunningJob, WorkerInfo
@@ -29,6 +31,7 @@ logger = logging.getLogger("runner.monitor")
 KEEP_MS = 10_000
 ANSWER_MS = 60_000
 MOST_JOBS = 50
+CALL_TIMEOUT_S = 5.0
 
 
 async def beat(redis: Redis, worker: Watched, *, started_ms: int, delay_s: float) -> list[Order]:
@@ -50,14 +53,18 @@ async def leave(redis: Redis, worker: Watched) -> None:
         await pipe.execute()
 
 
-async def obey(redis: Redis, worker: Watched, orders: list[Order]) -> None:
-    """Do what a worker is told, in order, and answer."""
-    async with redis.pipeline(transaction=False) as pipe:
-        for order in orders:
-            answer = msgspec.msgpack.encode(Answer(worker.name, await done(worker, order)))
-            pipe.rpush(keys.answers(order.reply), answer)
+async def obey(redis: Redis, worker: Watched, order: Order) -> None:
+    """Do one thing that a worker is told, and answer."""
+    try:
+        said = await done(worker, order)
+        answer = Answer(worker.name, said.encode(errors="backslashreplace").decode())
+        async with redis.pipeline(transaction=False) as pipe:
+            pipe.rpush(keys.answers(order.reply), msgspec.msgpack.encode(answer))
             pipe.pexpire(keys.answers(order.reply), ANSWER_MS)
-        await pipe.execute()
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await pipe.execute()
+    except TROUBLE as exc:
+        logger.warning("what %r said could not be sent: Redis does not answer (%s)", order, exc)
 
 
 async def done(worker: Watched, order: Order) -> str:
@@ -85,7 +92,11 @@ async def told(worker: Watched, order: Order) -> str:
         return await worker.parts.command(order.verb, order.text)
     except PartFailed as exc:
         return f"refused: {exc}"
-    except Exception as exc:
+    except (Exception, asyncio.CancelledError, SystemExit) as exc:
+        # What waits for a task that ends, or reads its text by argparse, raises the other two.
+        this_task = asyncio.current_task()
+        if this_task is not None and this_task.cancelling():
+            raise
         logger.exception("the command %r of a part failed", order.verb)
         return f"failed: {type(exc).__name__}: {exc}"
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from runner.inspect.queues import QueueLoad
     from runner.inspect.workers import WorkerInfo
     from runner.limits import LimitInfo
+    from runner.monitor.watched import Holds
     from runner.types import WriterStatus
 
 NOTHING: Mapping[tuple[str, str], int] = MappingProxyType({})
@@ -67,6 +68,8 @@ def exposition(
     totals: Totals,
     worker: WorkerInfo,
     *,
+    holds: Holds,
+    tasks: int,
     lost: int,
     loads: Sequence[QueueLoad],
     writer: WriterStatus | None,
@@ -80,7 +83,7 @@ def exposition(
     class Worker(Collector):
         def collect(self) -> Iterator[Metric]:
             yield _attempts(totals)
-            yield from _worker(worker, lost)
+            yield from _worker(worker, holds, tasks, lost)
             yield from _queues(loads)
             yield from _limits(decisions, limits)
             if writer is not None:
@@ -132,7 +135,7 @@ def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
-def _worker(worker: WorkerInfo, lost: int) -> Iterator[Metric]:
+def _worker(worker: WorkerInfo, holds: Holds, tasks: int, lost: int) -> Iterator[Metric]:
     from prometheus_client.core import (  # noqa: PLC0415  an extra
         CounterMetricFamily,
         GaugeMetricFamily,
@@ -144,6 +147,9 @@ def _worker(worker: WorkerInfo, lost: int) -> Iterator[Metric]:
         ("runner_concurrency", "How many jobs it runs at once, at most.", worker.concurrency),
         ("runner_memory_bytes", "Its resident memory.", worker.rss_bytes),
         ("runner_loop_delay_seconds", LOOP_DELAY, worker.loop_delay_ms / 1000),
+        ("runner_threads", "Threads of its process.", holds.threads),
+        ("runner_open_files", "Open files, sockets and pipes of its process.", holds.files),
+        ("runner_asyncio_tasks", "asyncio tasks in its event loop.", tasks),
         ("runner_start_time_seconds", "When it started, Unix time.", worker.started_ms / 1000),
         ("runner_draining", "1 while it claims nothing.", int(worker.state != "running")),
         ("runner_writer_leader", "1 while it is the elected writer.", int(worker.is_writer)),

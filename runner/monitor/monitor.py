@@ -15,15 +15,16 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from runner import keys
+from runner.connections import TROUBLE
 from runner.errors import SettingsError
 from runner.execution import now_ms
 from runner.inspect.queues import queue_loads
 from runner.limits import Limits
 from runner.monitor import metrics
-from runner.monitor.beat import beat, info_of, leave, obey
+from runner.monitor.beat import CALL_TIMEOUT_S, beat, info_of, leave, obey
 from runner.monitor.joblog import JobLog
 from runner.monitor.probes import Probes, Reply
 from runner.monitor.tally import Tally
@@ -41,12 +42,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("runner.monitor")
 
-TROUBLE = (RedisError, OSError, TimeoutError)
 _FOR_NOW = (OutOfMemoryError, ReadOnlyError)
 """What Redis refuses, and may take a little later."""
 TICK_S = 0.5
 BEATS_EVERY = 2
-CALL_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 2.0
 MOST_UNSENT = 1_000
 """How many calls with counts wait while Redis takes none."""
@@ -111,6 +110,7 @@ class Monitor:
         self._totals = metrics.Totals()
         self._log: JobLog | None = None
         self._task: asyncio.Task[None] | None = None
+        self._obeying: set[asyncio.Task[None]] = set()
         self._unwatch: Any = None
         self._started_ms = 0
         self._delay_s = 0.0  # at worst since the last beat
@@ -161,9 +161,11 @@ class Monitor:
         """Write down the last counts, say that the worker has ended, stop listening. Idempotent."""
         if self._task is None:
             return
-        task, self._task = self._task, None
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        tasks = [self._task, *self._obeying]
+        self._task = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._unwatch()
         if self._log is not None:
             self._log.close()
@@ -262,8 +264,10 @@ class Monitor:
         delay_s, self._delay_s = self._delay_s, 0.0
         if self._options.keeps:
             orders = await beat(redis, worker, started_ms=self._started_ms, delay_s=delay_s)
-            if orders:
-                await obey(redis, worker, orders)
+            for order in orders:  # beside the beat: a part may take its time
+                task = asyncio.create_task(obey(redis, worker, order), name="runner obeys")
+                self._obeying.add(task)
+                task.add_done_callback(self._obeying.discard)
         else:
             await redis.ping()
         self._answered_at = asyncio.get_running_loop().time()
@@ -320,6 +324,8 @@ class Monitor:
         text = metrics.exposition(
             self._totals,
             info,
+            holds=self._worker.vitals(),
+            tasks=len(asyncio.all_tasks()),
             lost=self._tally.leases_lost,
             loads=loads,
             writer=writer,

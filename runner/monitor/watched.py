@@ -31,6 +31,20 @@ class Decides(Protocol):
         ...
 
 
+class Holds(Protocol):
+    """What its process holds."""
+
+    @property
+    def threads(self) -> int:
+        """How many threads: those of Python, and those of libraries."""
+        ...
+
+    @property
+    def files(self) -> int:
+        """How many open file descriptors: files, sockets, pipes."""
+        ...
+
+
 class Commands(Protocol):
     """Its parts, which may be told something."""
 
@@ -74,6 +88,10 @@ class Watched(Protocol):
     @property
     def gate(self) -> Decides:
         """Its limits."""
+        ...
+
+    def vitals(self) -> Holds:
+        """Look at what its process holds."""
         ...
 
     def running(self) -> Iterable[Attempt]:

@@ -41,31 +41,30 @@ class Leftovers(Middleware):
     ) -> None:
         self._cancels = cancels
         self._left = left
-        self._factory: Any = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._noting: _Noting | None = None
 
     def install(self) -> None:
         """Let the running loop note who makes which task. Idempotent."""
+        if self._noting is not None:
+            return
         loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop, self._factory = loop, loop.get_task_factory()
-            loop.set_task_factory(self._make)
+        noting = loop.get_task_factory()
+        if not isinstance(noting, _Noting):
+            noting = _Noting(loop, noting)
+            loop.set_task_factory(noting)
+        noting.users += 1
+        self._noting = noting
 
     def remove(self) -> None:
-        """Give the loop its own task factory back. Idempotent."""
-        if self._loop is not None:
-            self._loop.set_task_factory(self._factory)
-            self._loop = None
-
-    def _make(self, loop: asyncio.AbstractEventLoop, work: Any, **given: Any) -> Any:
-        if self._factory is None:
-            task: Any = asyncio.Task(work, loop=loop, **given)
-        else:
-            task = self._factory(loop, work, **given)
-        tasks = _tasks_of_job.get()
-        if tasks is not None and not _is_ours(work):
-            tasks.add(task)
-        return task
+        """Give the loop its own task factory back, behind its last worker. Idempotent."""
+        noting, self._noting = self._noting, None
+        if noting is None:
+            return
+        noting.users -= 1
+        # Somebody may have put another in front of it: then it stays, and costs little.
+        current: Any = noting.loop.get_task_factory()
+        if not noting.users and current is noting:
+            noting.loop.set_task_factory(noting.before)
 
     async def execute(self, job: JobCall, proceed: Execute) -> Any:
         """Run the job, and see what is left of it."""
@@ -81,6 +80,25 @@ class Leftovers(Middleware):
                     for task in left:
                         task.cancel()
                 self._left(job, left)
+
+
+class _Noting:
+    """Makes the tasks of a loop, and notes whose they are."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, before: Any) -> None:
+        self.loop = loop
+        self.before = before
+        self.users = 0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, work: Any, **given: Any) -> Any:
+        if self.before is None:
+            task: Any = asyncio.Task(work, loop=loop, **given)
+        else:
+            task = self.before(loop, work, **given)
+        tasks = _tasks_of_job.get()
+        if tasks is not None and not _is_ours(work):
+            tasks.add(task)
+        return task
 
 
 def _is_ours(work: Any) -> bool:

@@ -22,6 +22,8 @@ ENOUGH = 20
 LEAST_S = 1.0
 """What is shorter is never called long."""
 _USUAL = 0.95
+MOST_GAP_S = 1.0
+"""How long a look may be after the last for all of the time between to count."""
 
 
 class Overdue:
@@ -38,7 +40,9 @@ class Overdue:
         self._factor = factor
         self._running = running
         self._durations: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
-        self._named: set[str] = set()  # by token and job id
+        self._running_s: dict[str, float] = {}  # by token and job id
+        self._named: set[str] = set()
+        self._looked_at = time.monotonic()
 
     def hear(self, event: Event) -> None:
         """Note how long a job took; a subscriber of the worker's events."""
@@ -47,13 +51,16 @@ class Overdue:
 
     def look(self) -> Iterator[tuple[Attempt, float, float]]:
         """Yield what runs too long, once each: the attempt, its seconds, and the usual ones."""
-        now_ms = time.time_ns() // 1_000_000
+        now = time.monotonic()
+        # In a longer gap the process was stopped. The clocks of the wall may be set meanwhile.
+        gap_s, self._looked_at = min(now - self._looked_at, MOST_GAP_S), now
         running = {
             attempt.claimed.token + attempt.claimed.job_id: attempt for attempt in self._running()
         }
+        before, self._running_s = self._running_s, {}
         self._named &= running.keys()
         for key, attempt in running.items():
-            running_s = (now_ms - attempt.started_ms) / 1000
+            running_s = self._running_s[key] = before.get(key, 0.0) + gap_s
             if key in self._named or running_s < LEAST_S:
                 continue
             usual_s = self.usual(attempt.record.task)

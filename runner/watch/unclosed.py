@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
     from runner.middleware import Execute, JobCall
 
+    Left = Callable[["JobCall | None", str], None]
+
 _FILTER: Any = ("always", None, ResourceWarning, None, 0)
 
-_job: ContextVar[JobCall | None] = ContextVar("runner_job", default=None)
+_job: ContextVar[tuple[Left, JobCall] | None] = ContextVar("runner_job", default=None)
 
 
 class Unclosed(Middleware):
@@ -34,36 +36,54 @@ class Unclosed(Middleware):
             called at any moment of any thread.
     """
 
-    def __init__(self, left: Callable[[JobCall | None, str], None]) -> None:
+    def __init__(self, left: Left) -> None:
         self._left = left
-        self._show: Any = None
-        self._collecting = False
 
     def install(self) -> None:
         """Begin to hear them. Idempotent."""
-        if self._show is None:
-            self._show = warnings.showwarning
-            warnings.showwarning = self._hear
-            warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
-            gc.callbacks.append(self._note_collection)
+        if self._left not in _hearing.listeners:
+            _hearing.begin(self._left)
 
     def remove(self) -> None:
-        """Let Python do with them as before. Idempotent."""
-        if self._show is not None:
-            if warnings.showwarning == self._hear:
-                warnings.showwarning = self._show
-            if _FILTER in warnings.filters:
-                warnings.filters.remove(_FILTER)  # type: ignore[attr-defined]
-            gc.callbacks.remove(self._note_collection)
-            self._show = None
+        """Let Python do with them as before, behind the last worker. Idempotent."""
+        if self._left in _hearing.listeners:
+            _hearing.end(self._left)
 
     async def execute(self, job: JobCall, proceed: Execute) -> Any:
         """Run the job, and let what is destroyed meanwhile be its own."""
-        _job.set(job)
+        _job.set((self._left, job))
         try:
             return await proceed(job)
         finally:
             _job.set(None)
+
+
+class _Hearing:
+    """What hears the warnings of this process, for all of its workers."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Left] = []
+        self._show: Any = None
+        self._collecting = False
+
+    def begin(self, left: Left) -> None:
+        self.listeners.append(left)
+        if len(self.listeners) == 1:
+            if warnings.showwarning != self._hear:  # else somebody has put it back
+                self._show = warnings.showwarning
+                warnings.showwarning = self._hear
+            warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
+            gc.callbacks.append(self._note_collection)
+
+    def end(self, left: Left) -> None:
+        self.listeners.remove(left)
+        if self.listeners:
+            return
+        if warnings.showwarning == self._hear:  # or somebody has put another in front of it
+            warnings.showwarning = self._show
+        if _FILTER in warnings.filters:
+            warnings.filters.remove(_FILTER)  # type: ignore[attr-defined]
+        gc.callbacks.remove(self._note_collection)
 
     def _hear(
         self,
@@ -72,10 +92,19 @@ class Unclosed(Middleware):
         *place: Any,
         **more: Any,
     ) -> None:
-        if not issubclass(category, ResourceWarning):
+        listeners = self.listeners
+        if not (listeners and issubclass(category, ResourceWarning)):
             self._show(message, category, *place, **more)
             return
-        self._left(None if self._collecting else _job.get(), str(message))
+        owner = None if self._collecting else _job.get()
+        if owner is None:
+            listeners[0](None, str(message))  # whose worker's is not known either
+        else:
+            left, job = owner
+            left(job, str(message))
 
     def _note_collection(self, phase: str, _info: dict[str, int]) -> None:
         self._collecting = phase == "start"
+
+
+_hearing = _Hearing()

@@ -12,6 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from runner import logs
 from runner.events import (
     JobOverdue,
     LoopBlocked,
@@ -139,6 +140,7 @@ class Watch:
                 over=self._tell_freed,
                 stood_still=self._tell_stood_still,
             )
+            logs.keep_lines(keeps=True)  # to tell whose a task is
         if settings.overdue_factor is not None:
             self._overdue = Overdue(settings.overdue_factor, worker.running)
             self._unsubscribe = worker.events.subscribe(self._overdue.hear)
@@ -157,6 +159,9 @@ class Watch:
         """End the thread. Idempotent; it is a daemon and need not be waited for."""
         self._stop.set()
         self._thread = None
+        if self._blocked is not None:
+            self._blocked = None
+            logs.keep_lines(keeps=False)
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
@@ -178,15 +183,16 @@ class Watch:
         while not stop.wait(interval_s):
             try:
                 self._look()
-            except RuntimeError:  # the loop is closed: so is the worker
-                return
             except Exception:
+                if self._worker.loop.is_closed():  # so is the worker
+                    return
                 logger.exception("a look at the worker failed; looking again")
 
     def _look(self) -> None:
         now = time.monotonic()
-        if self._blocked is not None:
-            self._blocked.look()
+        blocked = self._blocked  # the loop's thread sets it to None when it likes
+        if blocked is not None:
+            blocked.look()
         if self._settings.limits:
             self._look_at_limits(now)
         if self._overdue is not None:
@@ -259,23 +265,18 @@ class Watch:
         )
 
     def _tell_blocked(self, blocked_s: float, sight: Sight) -> None:
-        job_id = task = ""
-        number = 0
-        if sight.attempt is not None:
-            job_id, task = sight.attempt.claimed.job_id, sight.attempt.record.task
-            number = sight.attempt.number
         logger.error(
             "%s blocks the event loop for %.1f s by now; it is here:\n%s",
-            f"job {job_id}:{task}" if job_id else f"asyncio task {sight.task!r}, which is no job,",
+            sight.who,
             blocked_s,
             sight.stack,
         )
         self._emit(
             LoopBlocked(
                 worker=self._worker.name,
-                job_id=job_id,
-                task=task,
-                attempt=number,
+                job_id=sight.job_id,
+                task=sight.job_task,
+                attempt=sight.attempt,
                 blocked_s=blocked_s,
                 stack=sight.stack,
                 at_ms=now_ms(),

@@ -7,6 +7,7 @@ the ``text`` block behind it shows.
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import os
 import re
@@ -68,3 +69,25 @@ async def test_a_page_does_what_it_says(
         if worker is not None:
             worker.terminate()
             await asyncio.wait_for(worker.wait(), ENOUGH_S)
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        ("middleware", "Counted"),
+        ("parts", "Probe"),
+        ("parts", "get_prices"),
+    ],
+    ids=["a middleware", "a part", "a dependency"],
+)
+def test_what_shows_how_to_write_one_is_short(page: str, name: str) -> None:
+    """Count the lines of what the test above runs."""
+    files = programs(DOCS / f"{page}.md")
+    (lines,) = [lines for file, lines, _ in files if file == "tasks.py"]
+    (shown,) = [
+        node
+        for node in ast.parse(lines).body
+        if isinstance(node, ast.ClassDef | ast.AsyncFunctionDef) and node.name == name
+    ]
+    assert shown.end_lineno is not None
+    assert shown.end_lineno - shown.lineno + 1 < 20

@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 import runner
-from runner import task
+from runner import Part, task
 from runner.cli import main
 from tests.engine import serving
 from tests.support import start_python, wait_until
@@ -219,6 +219,29 @@ async def test_health_of_what_speaks_no_http_is_not_well() -> None:
         said = await run("health", "--url", f"http://127.0.0.1:{port}")
     assert said.exit_code == 1
     assert isinstance(said.exception, SystemExit)
+
+
+class Shelf(Part):
+    commands = ("count",)
+
+    def count(self, text: str) -> str:
+        return f"3 of {text}"
+
+
+async def test_a_part_is_told_by_the_command_line(redis_url: str, settings: str) -> None:
+    at = ("--settings", settings)
+    async with (
+        serving(redis_url, [works], monitor=True, parts=[Shelf()]) as worker,
+        runner.connect(redis_url) as client,
+    ):
+        await wait_until(client.workers.list, description="the worker is seen")
+        told = await run("workers", *at, "tell", "count", "tea")
+        assert (told.stdout, told.exit_code) == (f"{worker.name}  3 of tea\n", 0)
+        unknown = await run("workers", *at, "tell", "cuont", "--name", worker.name, "--json")
+        (said,) = json.loads(unknown.stdout).values()
+        assert said == "refused: no part has a command 'cuont'; did you mean 'count'?"
+        own = await run("workers", *at, "tell", "drain")
+        assert own.exit_code != 0
 
 
 async def test_health_needs_to_know_where(settings: str) -> None:

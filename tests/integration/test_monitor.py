@@ -404,6 +404,8 @@ async def test_metrics_are_what_prometheus_reads(redis_url: str, client: Client)
     assert samples["runner_queue_jobs", keys.DEFAULT_QUEUE, "due"] == 0
     assert samples["runner_concurrency",] == worker.max_jobs
     assert samples["runner_leases_lost_total",] == 0
+    for what in ("memory_bytes", "threads", "open_files", "asyncio_tasks"):
+        assert samples[f"runner_{what}",] >= 1
 
 
 async def test_what_a_limit_refuses_is_counted_and_no_end(redis_url: str, client: Client) -> None:

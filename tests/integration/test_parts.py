@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 from dataclasses import dataclass
@@ -338,7 +339,7 @@ def test_what_makes_no_sense_is_refused() -> None:
 
 
 class Shelf(Part):
-    commands = ("refill", "count", "tip_over", "doze")
+    commands = ("refill", "count", "tip_over", "doze", "spill", "garble", "stumble", "quit")
 
     def __init__(self) -> None:
         self.goods: list[str] = []
@@ -355,6 +356,22 @@ class Shelf(Part):
 
     async def doze(self, _text: str) -> str:
         await asyncio.Event().wait()
+        return ""
+
+    def spill(self, _text: str) -> str:
+        return "x" * 2_000_000
+
+    def garble(self, _text: str) -> str:
+        return "a name \udcff of a file"
+
+    async def stumble(self, _text: str) -> str:
+        task = asyncio.create_task(asyncio.Event().wait())
+        task.cancel()
+        await task
+        return ""
+
+    def quit(self, text: str) -> str:
+        argparse.ArgumentParser(exit_on_error=True).parse_args(text.split())
         return ""
 
 
@@ -380,9 +397,51 @@ async def test_parts_are_told_what_they_offer(
         assert await told("tip_over") == "failed: OSError: it fell"
         assert await told("doze") == "refused: the command 'doze' took longer than 0.05 s"
         assert "did you mean 'count'?" in await told("cuont")
+        assert (await told("spill")).startswith("refused: 'spill' said 2,000,000 characters")
+        assert await told("garble") == "a name \\udcff of a file"
+        assert await told("stumble") == "failed: CancelledError: "
+        assert await told("quit", "--all") == "failed: SystemExit: 2"
         assert await client.workers.ping() == {worker.name: "pong, running"}
         with pytest.raises(ArgumentsError, match=r"call workers\.ping"):
             await client.workers.tell("ping")
+
+
+async def test_command_that_hangs_holds_up_nothing_else(
+    redis_url: str, client: runner.Client
+) -> None:
+    shelf = Shelf()
+    settings: dict[str, Any] = {"parts": [shelf], "monitor": True}
+    async with serving(redis_url, [ask_cache], **settings) as worker:
+        await wait_until(client.workers.list, description="the worker is seen")
+        hanging = asyncio.create_task(client.workers.tell("doze"))
+        for command, answer in (("refill", "1 on the shelf"), ("count", "1")):
+            assert await client.workers.tell(command) == {worker.name: answer}
+        beat_ms = (await client.workers.list())[0].at_ms
+
+        async def beats_on() -> bool:
+            return (await client.workers.list())[0].at_ms > beat_ms
+
+        await wait_until(beats_on, description="the worker says that it lives")
+        assert not hanging.done()
+        assert await hanging == {
+            worker.name: "refused: the command 'doze' took longer than 5 s",
+        }
+
+
+async def test_two_workers_answer_each_for_itself(redis_url: str, client: runner.Client) -> None:
+    shelves = [Shelf(), Shelf()]
+    shelves[1].goods = ["tea"]
+    async with (
+        serving(redis_url, [ask_cache], parts=[shelves[0]], monitor=True) as one,
+        serving(redis_url, [ask_cache], parts=[shelves[1]], monitor=True) as other,
+    ):
+
+        async def both() -> bool:
+            return len(await client.workers.list()) == 2
+
+        await wait_until(both, description="both workers are seen")
+        assert await client.workers.tell("count") == {one.name: "0", other.name: "1"}
+        assert await client.workers.tell("count", names=[other.name]) == {other.name: "1"}
 
 
 def test_commands_that_cannot_be_told_apart_are_refused() -> None:

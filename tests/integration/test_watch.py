@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import os
+import signal
 import socket
 import threading
 import time
 import warnings
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -27,9 +31,10 @@ from runner.events import (
     TasksLeft,
     WorkerRecycled,
 )
+from runner.watch import vitals
 from runner.worker import Worker
 from tests.engine import serving
-from tests.support import wait_until
+from tests.support import start_python, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -53,6 +58,24 @@ async def block_later(_ctx: Context, seconds: float) -> None:
 
 def deep(seconds: float) -> None:
     time.sleep(seconds)
+
+
+@task
+async def block_in_a_child(_ctx: Context, seconds: float) -> None:
+    async def child() -> None:
+        await asyncio.sleep(0.01)
+        deep(seconds)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(child(), name="the child")
+
+
+@task
+async def hold_the_gil(_ctx: Context, until: float) -> None:
+    """Call into C, which neither turns the loop nor lets other threads run."""
+    began = time.monotonic()
+    while time.monotonic() < began + until:
+        sum(range(60_000_000))
 
 
 @task
@@ -183,6 +206,140 @@ async def test_what_blocks_outside_of_jobs_is_no_job(redis_url: str) -> None:
     assert "in deep" in event.stack
 
 
+async def test_the_one_of_many_jobs_that_blocks_is_named(
+    redis_url: str, client: runner.Client
+) -> None:
+    events: list[Any] = []
+    settings: dict[str, Any] = {"blocked_after": 0.2, "subscribers": [events.append]}
+    async with serving(redis_url, [sleep, block_later], **settings):
+        others = [await client.enqueue(sleep, 0.3) for _ in range(3)]
+        job = await client.enqueue(block_later, 0.8)
+        others += [await client.enqueue(sleep, 0.3) for _ in range(3)]
+        for one in (job, *others):
+            await one.result(timeout=10)
+    (event,) = of(LoopBlocked, events)
+    assert (event.job_id, event.task) == (job.job_id, "block_later")
+
+
+async def test_job_whose_own_task_blocks_is_named(
+    redis_url: str, client: runner.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    events: list[Any] = []
+    settings: dict[str, Any] = {"blocked_after": 0.2, "subscribers": [events.append]}
+    async with serving(redis_url, [block_in_a_child], **settings):
+        job = await client.enqueue(block_in_a_child, 0.8)
+        await job.result(timeout=10)
+    (event,) = of(LoopBlocked, events)
+    assert (event.job_id, event.task, event.attempt) == (job.job_id, "block_in_a_child", 1)
+    assert "in child" in event.stack
+    assert f"asyncio task 'the child' of job {job.job_id}:block_in_a_child" in caplog.text
+
+
+async def test_job_whose_hook_blocks_is_named(redis_url: str, client: runner.Client) -> None:
+    async def on_job_end(_ctx: Any) -> None:
+        deep(0.8)
+
+    events: list[Any] = []
+    settings: dict[str, Any] = {"blocked_after": 0.2, "subscribers": [events.append]}
+    async with serving(redis_url, [sleep], on_job_end=on_job_end, **settings):
+        job = await client.enqueue(sleep, 0)
+        await job.result(timeout=10)
+    (event,) = of(LoopBlocked, events)
+    assert (event.job_id, event.task, event.attempt) == (job.job_id, "sleep", 1)
+    assert "in on_job_end" in event.stack
+    assert "runner/execution/" not in event.stack
+
+
+async def test_job_that_holds_the_gil_is_named_when_it_lets_go(
+    redis_url: str, client: runner.Client
+) -> None:
+    events: list[Any] = []
+    settings: dict[str, Any] = {"blocked_after": 0.2, "subscribers": [events.append]}
+    async with serving(redis_url, [hold_the_gil], **settings):
+        job = await client.enqueue(hold_the_gil, 0.5)
+        await job.result(timeout=30)
+        await wait_until(lambda: of(LoopFreed, events), description="the loop turns again")
+    (event,) = of(LoopBlocked, events)
+    assert (event.job_id, event.task, event.attempt) == (job.job_id, "hold_the_gil", 1)
+    assert "sum(range(" in event.stack.splitlines()[-1]
+
+
+async def test_process_that_was_stopped_blames_no_job(tmp_path: Path) -> None:
+    program = await start_python(tmp_path, dict(os.environ), "-c", STOPPED)
+    assert program.stdout is not None
+    try:
+        assert await program.stdout.readline() == b"looks\n"
+        program.send_signal(signal.SIGSTOP)
+        stopped = Path(f"/proc/{program.pid}/stat")
+        await wait_until(
+            lambda: stopped.read_text().rpartition(")")[2].split()[0] == "T",
+            description="it is stopped",
+        )
+        due = time.monotonic() + 0.6
+        await wait_until(lambda: time.monotonic() > due, description="it was stopped for long")
+        program.send_signal(signal.SIGCONT)
+        said = (await program.stdout.readline()).decode()
+        assert said.startswith("stood still for ")
+        assert await program.stdout.readline() == b"turns\n"
+    finally:
+        program.kill()
+        await program.wait()
+
+
+STOPPED = """
+import asyncio, threading, time
+from runner.watch.blocked import BlockedLoop
+
+async def main():
+    still = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stood_still(gap_s, used_s):
+        print(f"stood still for {gap_s}", flush=True)
+        loop.call_soon_threadsafe(still.set)
+
+    blocked = BlockedLoop(
+        loop, threading.get_ident(), 0.3,
+        blocked=lambda seconds, sight: print("blocked", sight, flush=True),
+        over=lambda seconds: print("freed", flush=True),
+        stood_still=stood_still,
+    )
+
+    def look():
+        while True:
+            time.sleep(0.05)
+            blocked.look()
+
+    threading.Thread(target=look, daemon=True).start()
+    await asyncio.sleep(0.2)
+    print("looks", flush=True)
+    await still.wait()
+    await asyncio.sleep(0.5)
+    print("turns", flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_look_that_fails_ends_no_watch(
+    redis_url: str, client: runner.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def memory() -> tuple[int, int]:
+        looks.append(1)
+        if len(looks) == 1:
+            raise RuntimeError("can't start new thread")
+        return vitals_memory()
+
+    vitals_memory = vitals.memory
+    monkeypatch.setattr(vitals, "memory", memory)
+    async with serving(redis_url, [sleep], max_jobs_per_process=1) as worker:
+        await wait_until(lambda: looks, description="the first look has failed")
+        await (await client.enqueue(sleep, 0)).result(timeout=10)
+        await wait_until(lambda: worker.draining, description="the limit of jobs is seen")
+
+
 async def test_nothing_is_said_of_a_loop_that_turns(redis_url: str, client: runner.Client) -> None:
     events: list[Any] = []
     async with serving(redis_url, [sleep], blocked_after=2, subscribers=[events.append]):
@@ -304,6 +461,53 @@ async def test_loop_has_its_task_factory_back(redis_url: str) -> None:
             lambda: loop.get_task_factory() is not before, description="the worker runs"
         )
     assert loop.get_task_factory() is before
+
+
+@pytest.mark.parametrize("last", [0, 1])
+async def test_two_workers_of_a_process_hear_each_of_their_own_jobs(
+    redis_url: str, last: int
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    def patched() -> Any:
+        filters, callbacks = list(warnings.filters), list(gc.callbacks)
+        return loop.get_task_factory(), warnings.showwarning, filters, callbacks
+
+    before = patched()
+    heard: list[list[Any]] = [[], []]
+    stacks = [contextlib.AsyncExitStack(), contextlib.AsyncExitStack()]
+    clients = [
+        await stacks[number].enter_async_context(runner.connect(redis_url, queue=f"q{number}"))
+        for number in (0, 1)
+    ]
+    for number in (0, 1):
+        settings: dict[str, Any] = {"left_tasks": "report", "left_resources": "report"}
+        await stacks[number].enter_async_context(
+            serving(
+                redis_url,
+                [leave, drop_a_socket],
+                queue_name=f"q{number}",
+                subscribers=[heard[number].append],
+                **settings,
+            )
+        )
+    await wait_until(lambda: all(heard), description="both workers have started")
+    for number in (0, 1):
+        dropped = await clients[number].enqueue(drop_a_socket, "", 0)
+        await dropped.result(timeout=10)
+        left = await clients[number].enqueue(leave)
+        await left.result(timeout=10)
+        assert [event.job_id for event in of(ResourceLeft, heard[number])] == [dropped.job_id]
+        assert [event.job_id for event in of(TasksLeft, heard[number])] == [left.job_id]
+    assert len(of(ResourceLeft, heard[0])) == 1
+    await stacks[1 - last].aclose()
+    with pytest.warns(UserWarning, match="heard"):
+        warnings.warn("heard", UserWarning, stacklevel=1)
+    dropped = await clients[last].enqueue(drop_a_socket, "", 0)
+    await dropped.result(timeout=10)
+    assert [event.job_id for event in of(ResourceLeft, heard[last])][-1] == dropped.job_id
+    await stacks[last].aclose()
+    assert patched() == before
 
 
 async def test_job_far_beyond_the_usual_time_is_named_once(

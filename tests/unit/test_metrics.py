@@ -18,6 +18,7 @@ from runner.inspect.workers import WorkerInfo
 from runner.monitor.metrics import Totals, exposition
 from runner.monitor.tally import Counted
 from runner.types import WriterStatus
+from runner.watch.vitals import Vitals
 
 HOSTILE = ['a"b', "a\\b", "a\\nb", "new\nline", "{x}", "é ☃", "", 'runner_x{a="b"} 1\n# HELP']
 INFO = WorkerInfo(
@@ -60,7 +61,15 @@ def counted(queue: str, task: str, outcome: str = "succeeded") -> Counted:
 
 
 def told(totals: Totals, **given: Any) -> str:
-    facts: dict[str, Any] = {"lost": 2, "loads": [], "writer": WRITER, **given}
+    holds = Vitals(rss=1, threads=2, files=3)
+    facts: dict[str, Any] = {
+        "holds": holds,
+        "tasks": 4,
+        "lost": 2,
+        "loads": [],
+        "writer": WRITER,
+        **given,
+    }
     return exposition(totals, INFO, **facts)
 
 

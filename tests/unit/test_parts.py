@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner import task
 from runner.errors import PartFailed, SettingsError
-from runner.parts import JOBS, Part, Parts, in_order, name_of
+from runner.parts import JOBS, Made, Part, Parts, in_order, name_of
+from runner.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +59,48 @@ class NeverStops(Noted):
 class BreaksAtTheEnd(Noted):
     async def stop(self) -> None:
         raise OSError("gone")
+
+
+class Stubborn(Noted):
+    """Hangs once more while it is given up, as what closes a pool behind a `finally`."""
+
+    start_s = 0.01
+    stop_s = 0.01
+    released: asyncio.Event
+
+    async def hang(self) -> None:
+        self.released = asyncio.Event()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.released.wait()
+
+
+class NeverEndsToStart(Stubborn):
+    async def start(self, _worker: Any) -> None:
+        await self.hang()
+
+
+class NeverEndsToStop(Stubborn):
+    async def stop(self) -> None:
+        await self.hang()
+
+
+async def cancelled_by_itself() -> None:
+    """Wait for a task that was told to end: what that raises is no cancellation of the waiter."""
+    task = asyncio.create_task(asyncio.Event().wait())
+    task.cancel()
+    await task
+
+
+class AwaitsWhatItCancels(Noted):
+    async def stop(self) -> None:
+        await cancelled_by_itself()
+
+
+class StartsWithWhatIsCancelled(Noted):
+    async def start(self, _worker: Any) -> None:
+        await cancelled_by_itself()
 
 
 def order(*parts: Part) -> list[str]:
@@ -123,6 +168,7 @@ async def test_parts_stop_in_reverse_and_once() -> None:
     [
         (Broken("broken"), OSError, "no port is free"),
         (Stuck("stuck"), PartFailed, "the part 'stuck' did not start within 0.01 s"),
+        (StartsWithWhatIsCancelled("late"), PartFailed, "'late' waited for what was cancelled"),
     ],
 )
 async def test_start_that_fails_is_rolled_back(
@@ -137,19 +183,21 @@ async def test_start_that_fails_is_rolled_back(
         assert raised.value.__notes__ == ["while the part 'broken' of the worker started"]
 
 
-async def test_start_that_is_cancelled_is_rolled_back() -> None:
+@pytest.mark.parametrize("turns", range(2, 10))
+async def test_start_that_is_cancelled_is_rolled_back(turns: int) -> None:
     notes: list[str] = []
     waiting = Stuck("b", "a")
     vars(waiting)["start_s"] = None
     starting = asyncio.create_task(Parts([Noted("a", notes=notes), waiting]).start(WORKER))
-    await asyncio.sleep(0)
+    for _ in range(turns):  # the first is about to have started, or the second starts
+        await asyncio.sleep(0)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert notes == ["start a", "stop a"]
 
 
-@pytest.mark.parametrize("kind", [NeverStops, BreaksAtTheEnd])
+@pytest.mark.parametrize("kind", [NeverStops, BreaksAtTheEnd, AwaitsWhatItCancels])
 async def test_part_that_does_not_stop_is_named_and_does_not_keep_the_others(
     kind: type[Noted], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -166,3 +214,87 @@ def test_name_is_that_of_the_class_by_default() -> None:
         pass
 
     assert name_of(Probe()) == "Probe"
+
+
+async def test_stop_that_is_cancelled_leaves_the_rest_to_the_next() -> None:
+    notes: list[str] = []
+    waiting = NeverStops("b")
+    vars(waiting)["stop_s"] = None
+    parts = Parts([Noted("a", notes=notes), waiting])
+    await parts.start(WORKER)
+    stopping = asyncio.create_task(parts.stop())
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert notes == ["start a"]
+    await parts.stop()
+    assert notes == ["start a", "stop a"]
+
+
+@pytest.mark.parametrize(
+    ("needs", "commands", "text"),
+    [("jobs", (), "needs is a text"), ((), "refill", "commands is a text")],
+)
+def test_text_in_the_place_of_names_is_refused(needs: Any, commands: Any, text: str) -> None:
+    part = Noted("a")
+    vars(part).update(needs=needs, commands=commands)
+    with pytest.raises(SettingsError, match=text):
+        Parts([part])
+
+
+async def test_part_of_the_worker_that_does_not_start_takes_back_what_it_began() -> None:
+    notes: list[str] = []
+
+    async def begin() -> None:
+        notes.append("begun")
+        await asyncio.Event().wait()
+
+    made = Made("mine", start=begin, stop=lambda: notes.append("taken back"), start_s=0.01)
+    with pytest.raises(PartFailed, match="the part 'mine' did not start within"):
+        await Parts([made]).start(WORKER)
+    assert notes == ["begun", "taken back"]
+
+
+def test_each_step_of_the_worker_s_own_parts_has_a_time_limit() -> None:
+    @task
+    async def job(_ctx: Any) -> None: ...
+
+    own = Worker([job])._own_parts()
+    assert [name_of(part) for part in own if part.start_s is None] == []
+    # Jobs have job_completion_wait and cancel_grace, each value that is provided 30 s of its own.
+    assert [name_of(part) for part in own if part.stop_s is None] == ["provided", JOBS]
+
+
+class StartsAfterAll(Noted):
+    """Comes to its end, though too late."""
+
+    start_s = 0.01
+
+    async def start(self, _worker: Any) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        self.notes.append(f"start {self.name}")
+
+
+async def test_part_that_starts_too_late_is_stopped() -> None:
+    notes: list[str] = []
+    with pytest.raises(PartFailed, match="the part 'late' did not start within"):
+        await Parts([StartsAfterAll("late", notes=notes)]).start(WORKER)
+    assert notes == ["start late", "stop late"]
+
+
+async def test_part_that_heeds_no_cancellation_keeps_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("runner.parts.GIVE_UP_S", 0.01)
+    notes: list[str] = []
+    starts, stops = NeverEndsToStart("starts"), NeverEndsToStop("stops")
+    parts = Parts([Noted("a", notes=notes), stops, starts])
+    with pytest.raises(PartFailed, match="the part 'starts' did not start within"):
+        await parts.start(WORKER)
+    assert notes == ["start a", "stop a"]
+    assert "the part 'stops' did not stop as it should" in caplog.text
+    assert caplog.text.count("goes on though it was given up") == 2
+    for stubborn in (starts, stops):
+        stubborn.released.set()

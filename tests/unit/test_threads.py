@@ -33,7 +33,7 @@ class Thread:
     async def call(self, soften_after_s: float) -> Call:
         attempt: Any = None  # a call by itself has no use for it
         done = asyncio.get_running_loop().create_future()
-        call = Call(attempt, count, lambda _: done.set_result(None))
+        call = Call(attempt, lambda _: count(), lambda _: done.set_result(None))
         self.calls.put(call)
         time.sleep(soften_after_s)  # noqa: ASYNC251  for a time shorter than the loop's turns
         call.soften()
