@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
-from redis.asyncio import Connection
+from redis.asyncio import Connection, Redis
 
 import runner
 from runner import Context, task
@@ -425,6 +426,42 @@ async def test_connection_that_a_job_drops_unclosed_is_named(
     (event,) = of(ResourceLeft, events)
     assert (event.job_id, event.task, event.attempt) == (job.job_id, dropping, 1)
     assert what in event.what
+
+
+@task
+async def drop_one_of_many(ctx: Context, kind: str, url: str) -> None:
+    """Hold a connection while the others do, and drop it with them."""
+    held: Any
+    if kind == "asyncpg":
+        held = await asyncpg.connect(url)
+    elif kind == "redis":
+        held = Redis.from_url(url)
+        await held.ping()
+    else:
+        held = socket.socket()
+    ctx["meeting"].append(held is not None)
+    await wait_until(lambda: len(ctx["meeting"]) == 3, description="all hold one")
+
+
+async def test_each_of_many_that_drop_connections_at_once_is_named(
+    redis_url: str, database_url: str, client: runner.Client
+) -> None:
+    events: list[Any] = []
+    settings: dict[str, Any] = {"left_resources": "report", "subscribers": [events.append]}
+    kinds = {
+        "asyncpg": (database_url, "unclosed connection <asyncpg"),
+        "redis": (redis_url, "unclosed Connection <redis"),
+        "socket": ("", "unclosed <socket.socket"),
+    }
+    async with serving(redis_url, [drop_one_of_many], ctx={"meeting": []}, **settings):
+        calls = [drop_one_of_many.call(kind, url) for kind, (url, _) in kinds.items()]
+        jobs = await client.enqueue_many(calls)
+        for job in jobs:
+            await job.result(timeout=20)
+        await wait_until(lambda: len(of(ResourceLeft, events)) >= 3, description="all are named")
+    for job, (_, what) in zip(jobs, kinds.values(), strict=True):
+        said = [event.what for event in of(ResourceLeft, events) if event.job_id == job.job_id]
+        assert any(what in text for text in said), said
 
 
 async def test_what_the_garbage_collector_finds_is_nobody_s(
