@@ -411,3 +411,16 @@ async def test_a_page_goes_on_when_redis_comes_back(chaos_servers: ChaosServers)
             await stream.task
     finally:
         await app.aclose()
+
+
+async def test_a_paused_queue_that_nobody_reads_can_be_resumed(
+    redis_url: str, client: Client
+) -> None:
+    await client.pause(queue="nobody reads it")
+    async with looking(redis_url) as visitor:
+        page = await visitor.get("/")
+        assert "nobody reads it" in page.text
+        said = await visitor.act("/queues/resume?queue=nobody%20reads%20it")
+        assert said == "Queue nobody reads it goes on."
+        assert "there is no queue" in await visitor.act("/queues/resume?queue=other")
+    assert not (await client.paused()).queues

@@ -96,8 +96,9 @@ async def pause_queue(desk: Desk, asked: Asked) -> str:
 
 
 async def resume_queue(desk: Desk, asked: Asked) -> str:
-    """Let a queue go on."""
-    queue = await desk.queue(asked)
+    """Let a queue go on, also one that no worker reads at the moment."""
+    name = asked.text("queue")
+    queue = name if name in (await desk.paused()).queues else await desk.queue(asked)
     client = await desk.client()
     done = await client.resume(queue=queue)
     return f"Queue {queue} goes on." if done else f"Queue {queue} was not paused."
