@@ -286,12 +286,24 @@ class Worker(Assembled):
         self._nudge = asyncio.Event()
         self._leases = Leases(self.lease_s, self._lease_lost)
         self._cancel_grace_s = float(seconds(cancel_grace))
+        watched = watch_settings(
+            max_jobs=max_jobs_per_process,
+            max_memory_mb=max_memory_mb,
+            max_memory_hard_mb=max_memory_hard_mb,
+            max_age=seconds(max_age),
+            blocked_after=seconds(blocked_after),
+            overdue_factor=overdue_factor,
+            left_tasks=left_tasks,
+            left_resources=left_resources,
+            vitals_interval=seconds(vitals_interval),
+        )
         self.executors = Executors(
             self,
             self._leases,
             max_threads=max_threads,
             max_processes=max_processes,
             calls_per_process=calls_per_process,
+            memory=watched.limits,
         )
         self.settler = Settler(self, self._leases, over=self._attempt_over)
         names, weights = named(self.queue_name, queues, default=default_queue_name)
@@ -326,20 +338,7 @@ class Worker(Assembled):
         self.cron_jobs, schedules = split(cron_jobs or (), self.timezone, keeps=history)
         check_for_worker(schedules, self.functions, aborts=allow_abort_jobs)
         self._tickers = Tickers(schedules, home=self.queue_name)
-        self.watch = Watch(
-            self,
-            watch_settings(
-                max_jobs=max_jobs_per_process,
-                max_memory_mb=max_memory_mb,
-                max_memory_hard_mb=max_memory_hard_mb,
-                max_age=seconds(max_age),
-                blocked_after=seconds(blocked_after),
-                overdue_factor=overdue_factor,
-                left_tasks=left_tasks,
-                left_resources=left_resources,
-                vitals_interval=seconds(vitals_interval),
-            ),
-        )
+        self.watch = Watch(self, watched)
         self.middleware = checked_middleware(middleware)
         self.around = around_execute((*self.middleware, *self.watch.layers))
         for join in all_of(self.middleware, "join"):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runner.execution import Attempt, Host
+    from runner.executors.processes import MemoryLimits
     from runner.leases import Leases
 
 MAX_THREADS = 32
@@ -33,6 +34,7 @@ class Executors:
         max_threads: how many threads there may be.
         max_processes: how many processes there may be; None: as many as this machine has cores.
         calls_per_process: how many jobs a process gets before it is replaced; None: any number.
+        memory: how much one of them may hold; see `Processes`.
 
     Raises:
         SettingsError: a task's soft limit is not below its hard one, or a process could not find
@@ -47,6 +49,7 @@ class Executors:
         max_threads: int,
         max_processes: int | None,
         calls_per_process: int | None,
+        memory: MemoryLimits,
     ) -> None:
         tasks = [task for f in host.functions.values() if isinstance(task := f.coroutine, Task)]
         for task in tasks:
@@ -59,6 +62,7 @@ class Executors:
             tasks=[task for task in tasks if task.runs_in == "process"],
             most=max_processes or os.cpu_count() or 1,
             calls_per_process=calls_per_process,
+            memory=memory,
         )
 
     async def start(self) -> None:
