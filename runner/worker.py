@@ -125,7 +125,8 @@ class Worker(Assembled):
         max_jobs_per_process: after how many jobs the process is replaced.
         max_memory_mb: from how much resident memory on the process is replaced; what runs is
             finished.
-        max_memory_hard_mb: from how much on it hands back what runs, and ends at once.
+        max_memory_hard_mb: from how much on it hands back what runs, and ends at once. Both hold
+            for each process of tasks too: replaced after its job, or killed.
         max_age: seconds after which the process is replaced.
         blocked_after: seconds for which the event loop may stand still before the job that holds
             it up is reported.
