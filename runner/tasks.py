@@ -150,7 +150,7 @@ class Task(Generic[P, R]):
 
     @overload
     def s(
-        self: Callable[Concatenate[Any, T, Q], Awaitable[R]],
+        self: Callable[Concatenate[Any, T, Q], Coroutine[Any, Any, R]],
         *args: Q.args,
         **kwargs: Q.kwargs,
     ) -> Step[T, R]: ...
@@ -174,7 +174,7 @@ class Task(Generic[P, R]):
         return Step(this, args, kwargs, _NO_OPTIONS)
 
     @overload
-    def map(self: Callable[[Any, T], Awaitable[R]], values: Iterable[T]) -> Group[R]: ...
+    def map(self: Callable[[Any, T], Coroutine[Any, Any, R]], values: Iterable[T]) -> Group[R]: ...
 
     @overload
     def map(self: Callable[[Any, T], R], values: Iterable[T]) -> Group[R]: ...
@@ -338,11 +338,13 @@ class DeclaresMany(Protocol):
     """Makes a task of a function that takes many jobs: each job brings one item of its list."""
 
     @overload
-    def __call__(self, function: Callable[[C, list[T]], Awaitable[None]], /) -> Task[[T], None]: ...
+    def __call__(
+        self, function: Callable[[C, list[T]], Coroutine[Any, Any, None]], /
+    ) -> Task[[T], None]: ...
 
     @overload
     def __call__(
-        self, function: Callable[[C, list[T]], Awaitable[Sequence[R | Exception]]], /
+        self, function: Callable[[C, list[T]], Coroutine[Any, Any, Sequence[R | Exception]]], /
     ) -> Task[[T], R]: ...
 
 
@@ -353,7 +355,7 @@ class Declares(Protocol):
     @overload
     def __call__(  # type: ignore[overload-overlap]
         self,
-        function: Callable[Concatenate[C, P], Awaitable[R]],
+        function: Callable[Concatenate[C, P], Coroutine[Any, Any, R]],
         /,
     ) -> Task[P, R]: ...
 
@@ -361,9 +363,11 @@ class Declares(Protocol):
     def __call__(self, function: Callable[Concatenate[C, P], R], /) -> SyncTask[P, R]: ...
 
 
+# What is taken is what an async function gives, and no other awaitable: then both forms have the
+# same parameter when types are inferred, and mypy takes the first also where a type holds Any.
 @overload
 def task(  # type: ignore[overload-overlap]
-    function: Callable[Concatenate[C, P], Awaitable[R]],
+    function: Callable[Concatenate[C, P], Coroutine[Any, Any, R]],
     /,
 ) -> Task[P, R]: ...
 

@@ -125,7 +125,8 @@ class Worker(Assembled):
         max_jobs_per_process: after how many jobs the process is replaced.
         max_memory_mb: from how much resident memory on the process is replaced; what runs is
             finished.
-        max_memory_hard_mb: from how much on it hands back what runs, and ends at once.
+        max_memory_hard_mb: from how much on it hands back what runs, and ends at once. Both hold
+            for each process of tasks too: replaced after its job, or killed.
         max_age: seconds after which the process is replaced.
         blocked_after: seconds for which the event loop may stand still before the job that holds
             it up is reported.
@@ -286,14 +287,24 @@ class Worker(Assembled):
         self._nudge = asyncio.Event()
         self._leases = Leases(self.lease_s, self._lease_lost)
         self._cancel_grace_s = float(seconds(cancel_grace))
+        watched = watch_settings(
+            max_jobs=max_jobs_per_process,
+            max_memory_mb=max_memory_mb,
+            max_memory_hard_mb=max_memory_hard_mb,
+            max_age=seconds(max_age),
+            blocked_after=seconds(blocked_after),
+            overdue_factor=overdue_factor,
+            left_tasks=left_tasks,
+            left_resources=left_resources,
+            vitals_interval=seconds(vitals_interval),
+        )
         self.executors = Executors(
             self,
             self._leases,
             max_threads=max_threads,
             max_processes=max_processes,
             calls_per_process=calls_per_process,
-            max_memory_mb=max_memory_mb,
-            max_memory_hard_mb=max_memory_hard_mb,
+            memory=watched.limits,
         )
         self.settler = Settler(self, self._leases, over=self._attempt_over)
         names, weights = named(self.queue_name, queues, default=default_queue_name)
@@ -328,20 +339,7 @@ class Worker(Assembled):
         self.cron_jobs, schedules = split(cron_jobs or (), self.timezone, keeps=history)
         check_for_worker(schedules, self.functions, aborts=allow_abort_jobs)
         self._tickers = Tickers(schedules, home=self.queue_name)
-        self.watch = Watch(
-            self,
-            watch_settings(
-                max_jobs=max_jobs_per_process,
-                max_memory_mb=max_memory_mb,
-                max_memory_hard_mb=max_memory_hard_mb,
-                max_age=seconds(max_age),
-                blocked_after=seconds(blocked_after),
-                overdue_factor=overdue_factor,
-                left_tasks=left_tasks,
-                left_resources=left_resources,
-                vitals_interval=seconds(vitals_interval),
-            ),
-        )
+        self.watch = Watch(self, watched)
         self.middleware = checked_middleware(middleware)
         self.around = around_execute((*self.middleware, *self.watch.layers))
         for join in all_of(self.middleware, "join"):

@@ -121,42 +121,6 @@ def segfault(_ctx: Context) -> None:
 
 
 @task(runs_in="process")
-def fork_and_die(_ctx: Context, seconds: float) -> None:
-    if not os.fork():
-        time.sleep(seconds)
-        os._exit(0)
-    os._exit(3)
-
-
-@task(runs_in="process")
-def fork_and_return(_ctx: Context) -> bool:
-    return os.fork() == 0
-
-
-@task(runs_in="process")
-def close_all(_ctx: Context, note: str) -> None:
-    Path(note).write_text(str(os.getpid()))
-    os.closerange(3, 256)
-    threading.Event().wait(FOREVER_S)
-
-
-HELD: list[bytes] = []
-
-
-@task(runs_in="process")
-def hold(_ctx: Context, megabytes: int) -> int:
-    HELD.append(os.urandom(1024) * (megabytes * 1024))
-    return os.getpid()
-
-
-@task(runs_in="process")
-def eat(_ctx: Context) -> None:
-    while True:
-        HELD.append(os.urandom(1024) * (10 * 1024))
-        time.sleep(0.02)
-
-
-@task(runs_in="process")
 def exit_at_once(_ctx: Context, status: int) -> None:
     os._exit(status)
 

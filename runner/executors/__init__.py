@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from runner.executors.processes import MB, Processes, Wear
+from runner.executors.processes import Processes
 from runner.executors.threads import Threads
 from runner.tasks import Task
 from runner.time_limits import check_limits
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runner.execution import Attempt, Host
+    from runner.executors.processes import MemoryLimits
     from runner.leases import Leases
 
 MAX_THREADS = 32
@@ -33,8 +34,7 @@ class Executors:
         max_threads: how many threads there may be.
         max_processes: how many processes there may be; None: as many as this machine has cores.
         calls_per_process: how many jobs a process gets before it is replaced; None: any number.
-        max_memory_mb: what a process may hold in MB after a job; beyond it, it is replaced.
-        max_memory_hard_mb: what it may hold at any time; beyond it, it is killed.
+        memory: how much one of them may hold; see `Processes`.
 
     Raises:
         SettingsError: a task's soft limit is not below its hard one, or a process could not find
@@ -49,8 +49,7 @@ class Executors:
         max_threads: int,
         max_processes: int | None,
         calls_per_process: int | None,
-        max_memory_mb: float | None = None,
-        max_memory_hard_mb: float | None = None,
+        memory: MemoryLimits,
     ) -> None:
         tasks = [task for f in host.functions.values() if isinstance(task := f.coroutine, Task)]
         for task in tasks:
@@ -62,11 +61,8 @@ class Executors:
             host,
             tasks=[task for task in tasks if task.runs_in == "process"],
             most=max_processes or os.cpu_count() or 1,
-            wear=Wear(
-                calls=calls_per_process,
-                soft=None if max_memory_mb is None else int(max_memory_mb * MB),
-                hard=None if max_memory_hard_mb is None else int(max_memory_hard_mb * MB),
-            ),
+            calls_per_process=calls_per_process,
+            memory=memory,
         )
 
     async def start(self) -> None:

@@ -159,18 +159,33 @@ class Interrupts:
         told_to_end: by SIGTERM; no further job is begun.
         is_idle: it waits for a request.
         raises: what an exception is given to while a function runs.
+        pending: what came for a function that is about to be called.
     """
 
     def __init__(self) -> None:
         self.told_to_end = False
         self.is_idle = False
         self.raises: Callable[[type[BaseException]], None] | None = None
+        self.pending: type[BaseException] | None = None
 
     def install(self) -> None:
         """Take the signals."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker
         signal.signal(signal.SIGUSR1, self._soften)
         signal.signal(signal.SIGTERM, self._terminate)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1, signal.SIGTERM))
+
+    def wait(self) -> None:
+        """Wait for a request: what comes now is for no function, or for one that is over."""
+        self.install()  # a function may have changed it
+        self.is_idle = True
+        self.pending = None
+
+    def begin(self, raises: Callable[[type[BaseException]], None]) -> None:
+        """Let signals raise from now on, also what has come for this function."""
+        self.raises = raises
+        if self.pending is not None:
+            raises(self.pending)
 
     def off(self) -> None:
         """Raise nothing any more: the function is over."""
@@ -179,6 +194,8 @@ class Interrupts:
     def _soften(self, *_: object) -> None:
         if self.raises is not None:
             self.raises(SoftTimeLimit)
+        elif not self.is_idle and not self.told_to_end:
+            self.pending = SoftTimeLimit
 
     def _terminate(self, *_: object) -> None:
         self.told_to_end = True
@@ -186,6 +203,8 @@ class Interrupts:
             self.raises(asyncio.CancelledError)
         elif self.is_idle:
             raise SystemExit(0)
+        else:
+            self.pending = asyncio.CancelledError
 
 
 class ChildWatch(SoftCancellation):
@@ -216,13 +235,14 @@ def main(fd: int, parent: int, log_format: str) -> None:
 
 def serve(connection: socket.socket) -> None:
     """Run jobs until the worker has closed the socket."""
-    interrupts = Interrupts()
-    interrupts.install()
+    os.setpgid(0, 0)  # who kills it kills what it started too
+    signal.signal(signal.SIGTTIN, signal.SIG_IGN)  # so it reads no terminal, and is not stopped
     this = os.getpid()
+    interrupts = Interrupts()
     teller = Teller(connection)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop, connection:
         while not interrupts.told_to_end:
-            interrupts.is_idle = True
+            interrupts.wait()
             request = wire.receive(connection)
             interrupts.is_idle = False
             if request is None:
@@ -230,9 +250,9 @@ def serve(connection: socket.socket) -> None:
             connection.sendall(wire.framed(wire.BEGUN))
             answer = perform(request, interrupts, loop, teller)
             if os.getpid() != this:
-                os._exit(0)  # a job has forked itself: it is not the copy that answers
+                os._exit(0)  # a function has forked, and returned twice: the other one answers
             for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError):
+                with contextlib.suppress(Exception):  # a function may have put anything there
                     stream.flush()
             teller.flush()
             connection.sendall(wire.framed(pickle.dumps(tuple(answer))))
@@ -278,7 +298,7 @@ def _call(
             raise error
         return value
     try:
-        interrupts.raises = _raise
+        interrupts.begin(_raise)
         return function(context, *request.args, **request.kwargs)
     finally:
         interrupts.off()
@@ -296,7 +316,7 @@ async def _drive(
     task = asyncio.current_task()
     assert task is not None
     watch = ChildWatch(task)
-    interrupts.raises = watch.interrupt
+    interrupts.begin(watch.interrupt)
     try:
         waits_for = coroutine.send(None)
     except StopIteration as stop:

@@ -38,7 +38,9 @@ def packed(error: BaseException) -> tuple[bytes, Fields]:
     """Return an exception as a pickle, b"" when it has none that can be read, and as text."""
     try:
         data = pickle.dumps(error)
-        pickle.loads(data)  # noqa: S301  made a moment ago; what __init__ asks for may be missing
+        # Made a moment ago; but what __init__ asks for may be missing, or it is another thing.
+        if not isinstance(pickle.loads(data), BaseException):  # noqa: S301
+            data = b""
     except Exception:  # noqa: BLE001  a user's class may raise anything
         data = b""
     return data, codec.describe(error)

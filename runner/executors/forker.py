@@ -29,7 +29,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from runner.executors import child, wire
-from runner.executors.tied import end_with
+from runner.executors.tied import end_with, kill
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,8 +163,7 @@ class Forker:
                 self._woken.recv(4096)
             self._reap()
         for pid in self._pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            kill(pid, signal.SIGKILL)
 
 
 __all__ = ["main", "program"]

@@ -12,14 +12,13 @@ import asyncio
 import pickle
 import signal
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from runner import lines
 from runner.errors import DecodeError, EncodeError, ProcessDied, SettingsError
-from runner.execution.limits import Limits
+from runner.execution.limits import LOOK_S, Limits
 from runner.executors.failures import as_failure, unpacked
-from runner.executors.maker import END_TIMEOUT_S, Child, Maker
+from runner.executors.made import END_TIMEOUT_S, Child, Maker
 from runner.executors.wire import Answer, Request
 
 if TYPE_CHECKING:
@@ -28,58 +27,65 @@ if TYPE_CHECKING:
     from runner.execution import Attempt, Host
     from runner.tasks import Task
 
+MEMORY_LOOK_S = 0.25
 BEGIN_TRIES = 3
 """A process that dies before it has read a request is replaced, unseen by the job."""
 
-LOOK_S = 0.25
-"""How often the memory of a process is looked at while it has a job."""
-MB = 1_000_000
 
+class MemoryLimits(Protocol):
+    """How many bytes of memory a process may hold; see `runner.watch.recycling.Limits`."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wear:
-    """What a process may take until it is replaced; None: any amount.
+    @property
+    def soft(self) -> int | None:
+        """Beyond it a process is replaced, when its job has ended."""
 
-    Attributes:
-        calls: jobs that it was given.
-        soft: bytes of resident memory after a job.
-        hard: bytes of resident memory at any time: then it is killed, and its job fails.
-    """
+    @property
+    def hard(self) -> int | None:
+        """Beyond it a process is killed."""
 
-    calls: int | None = None
-    soft: int | None = None
-    hard: int | None = None
-
-    def is_worn(self, child: Child) -> bool:
-        """Say whether a process gets no other job."""
-        if self.calls is not None and child.calls >= self.calls:
-            return True
-        return self.soft is not None and child.resident() >= self.soft
-
-    def broken(self, child: Child) -> str:
-        """Say why a process is to be killed, "" where it is not."""
-        rss = 0 if self.hard is None else child.resident()
-        if self.hard is None or rss < self.hard:
-            return ""
-        held, most = f"{rss / MB:,.0f} MB", f"{self.hard / MB:,.0f}"
-        return f"it held {held}, max_memory_hard_mb is {most}"
+    def broken(self, rss: int, /) -> str:
+        """Say that the hard limit is reached; "" when it is not."""
 
 
 class ProcessLimits(Limits):
-    """The time limits of a function that runs in a process."""
+    """The time limits of a function that runs in a process, and that of its memory."""
 
-    __slots__ = ("child",)
+    __slots__ = ("_look", "_memory", "child")
 
-    def __init__(self, host: Host, attempt: Attempt, child: Child) -> None:
+    def __init__(self, host: Host, attempt: Attempt, child: Child, memory: MemoryLimits) -> None:
         task = asyncio.current_task()
         assert task is not None
         super().__init__(host, attempt, task)
         self.child = child
+        self._memory = memory
+        self._look: asyncio.TimerHandle | None = None
+
+    def start(self, timeout_s: float | None) -> None:
+        """Set the clocks going, and look at the memory of the process from time to time."""
+        super().start(timeout_s)
+        if self._memory.hard is not None:
+            self._look = self.loop.call_later(MEMORY_LOOK_S, self._look_at_memory)
+
+    def stop(self) -> None:
+        """Stop the clocks. Idempotent."""
+        super().stop()
+        if self._look is not None:
+            self._look.cancel()
+
+    def _look_at_memory(self) -> None:
+        if why := self._memory.broken(self.child.rss()):
+            self.child.killed_why = why
+            self.child.end(signal.SIGKILL)
+        else:
+            self._look = self.loop.call_later(MEMORY_LOOK_S, self._look_at_memory)
 
     def soften(self) -> None:
         """Raise `SoftTimeLimit` in the process."""
-        self.attempt.softened = True
-        self.child.tell(signal.SIGUSR1)
+        if self.child.has_begun:
+            self.attempt.softened = True
+            self.child.tell(signal.SIGUSR1)
+        else:  # a process that has just been made would hear no signal, or die of it
+            self.soft = self.loop.call_later(LOOK_S, self.soften)
 
 
 class Processes:
@@ -88,7 +94,9 @@ class Processes:
     Args:
         tasks: the tasks that run in processes.
         most: how many processes there may be; jobs beyond it wait, and their leases are renewed.
-        wear: when a process is replaced.
+        calls_per_process: how many jobs a process gets before it is replaced; None: any number.
+        memory: how much one may hold: beyond the soft limit it is replaced after its job, at the
+            hard one it is killed, and its job fails.
     """
 
     def __init__(
@@ -97,13 +105,15 @@ class Processes:
         *,
         tasks: Iterable[Task[..., Any]],
         most: int,
-        wear: Wear,
+        calls_per_process: int | None,
+        memory: MemoryLimits,
     ) -> None:
         self._host = host
         self._found = {task.name: _place_of(task) for task in tasks}
         self._maker = Maker(module for module, _ in self._found.values())
         self._free = asyncio.Semaphore(most)
-        self._wear = wear
+        self._calls_per_process = calls_per_process
+        self._memory = memory
         self._idle: list[Child] = []
 
     async def start(self) -> None:
@@ -139,7 +149,7 @@ class Processes:
             except BaseException:
                 self._idle.append(child)
                 raise
-            limits = ProcessLimits(self._host, attempt, child)
+            limits = ProcessLimits(self._host, attempt, child, self._memory)
             try:
                 limits.start(timeout_s)
                 answer = await self._ask(limits, request)
@@ -176,19 +186,21 @@ class Processes:
         return await self._maker.make()
 
     def _give_back(self, child: Child) -> None:
-        if child.is_spent or self._wear.is_worn(child):
+        worn = self._calls_per_process is not None and child.calls >= self._calls_per_process
+        fat = self._memory.soft is not None and child.rss() >= self._memory.soft
+        if child.is_spent or worn or fat:
             child.close()
         else:
             self._idle.append(child)
 
-    async def _ask(self, limits: ProcessLimits, request: bytes) -> bytes:
+    async def _ask(self, limits: ProcessLimits, request: bytes) -> Answer:
         """Return the answer of a process; end the process when the job has to end."""
         talk = asyncio.get_running_loop().create_task(
             self._talk(limits, request),
             name=f"runner process of {limits.attempt.claimed.job_id}",
         )
         try:
-            await self._watch(limits, talk)
+            await asyncio.wait([talk])
         except asyncio.CancelledError:
             limits.task.uncancel()
             await self._end(limits, talk)
@@ -196,14 +208,7 @@ class Processes:
                 raise
         return talk.result()
 
-    async def _watch(self, limits: ProcessLimits, talk: asyncio.Task[bytes]) -> None:
-        """Wait for the answer, and kill a process that takes more memory than it may."""
-        look_s = None if self._wear.hard is None else LOOK_S
-        while not (await asyncio.wait([talk], timeout=look_s))[0]:
-            if why := self._wear.broken(limits.child):
-                limits.child.end(signal.SIGKILL, why)
-
-    async def _talk(self, limits: ProcessLimits, request: bytes) -> bytes:
+    async def _talk(self, limits: ProcessLimits, request: bytes) -> Answer:
         for tries_left in reversed(range(BEGIN_TRIES)):
             try:
                 await limits.child.begin(request)
@@ -218,7 +223,7 @@ class Processes:
         assert context is not None
         return await limits.child.answer(context.pass_on)
 
-    async def _end(self, limits: ProcessLimits, talk: asyncio.Task[bytes]) -> None:
+    async def _end(self, limits: ProcessLimits, talk: asyncio.Task[Answer]) -> None:
         """End a process: gently, unless the job's time is up."""
         attempt = limits.attempt
         if not attempt.timed_out and not attempt.lost_lease:
@@ -239,9 +244,8 @@ _VALUES = ("job_id", "job_try", "enqueue_time", "score")
 """What of the context travels; the rest belongs to the worker's process."""
 
 
-def _value(worker: str, attempt: Attempt, data: bytes) -> Any:
+def _value(worker: str, attempt: Attempt, answer: Answer) -> Any:
     """Return the value of an answer, and leave its writes in the attempt; raise its error."""
-    answer = Answer(*pickle.loads(data))  # noqa: S301  from a process of this worker
     lines.hand_over(worker, attempt.claimed.job_id, attempt.number, answer.lines)
     if answer.value is None:
         assert answer.described is not None

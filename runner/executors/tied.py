@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -23,4 +24,14 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
 
-__all__ = ["end_with"]
+def kill(pid: int, signum: int) -> None:
+    """Send a process of a pool a signal, if it is there; SIGKILL: with the programs it started."""
+    if signum == signal.SIGKILL:
+        with contextlib.suppress(OSError):  # it has no group yet
+            os.killpg(pid, signum)
+            return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signum)
+
+
+__all__ = ["end_with", "kill"]

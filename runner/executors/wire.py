@@ -6,6 +6,7 @@ gets may be any object that its annotations make. Each message is preceded by it
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from runner.lines import Line
 
 LENGTH_BYTES = 8
+MOST_BYTES = 2**40
+"""What announces more is no message: eight letters of a text do."""
 BEGUN = b"begun"
 """What a process answers when it has read a request, before it calls the function."""
 PROGRESS = b"p"
@@ -59,6 +62,11 @@ class Answer(NamedTuple):
     error: bytes = b""
     described: Fields | None = None
     lines: tuple[Line, ...] = ()
+
+    @classmethod
+    def read(cls, data: bytes) -> Answer:
+        """Return an answer that came; raise anything when it is none."""
+        return cls(*pickle.loads(data))  # noqa: S301  from a process of this worker
 
 
 def framed(data: bytes) -> bytes:

@@ -164,56 +164,6 @@ async def test_death_of_a_process_is_a_failure_that_retries_see(
     assert (first.exception.signal, first.exception.exit_status) == (9, None)
 
 
-async def test_process_that_dies_before_what_it_has_forked_fails_its_job(
-    redis_url: str, client: runner.Client
-) -> None:
-    async with serving(redis_url, [jobs.fork_and_die, jobs.pid]):
-        job = await client.enqueue(jobs.fork_and_die, 20)
-        with pytest.raises(ProcessDied, match="ended with status 3"):
-            await job.result(timeout=10)
-        assert await (await client.enqueue(jobs.pid)).result(timeout=10)
-
-
-async def test_copy_of_a_process_answers_nothing(redis_url: str, client: runner.Client) -> None:
-    async with serving(redis_url, [jobs.fork_and_return], max_processes=1):
-        for _ in range(5):
-            job = await client.enqueue(jobs.fork_and_return)
-            assert await job.result(timeout=10) is False
-
-
-async def test_process_that_has_closed_its_socket_is_ended(
-    redis_url: str, client: runner.Client, tmp_path: Path
-) -> None:
-    note = tmp_path / "pid"
-    async with serving(redis_url, [jobs.close_all]):
-        job = await client.enqueue(jobs.close_all, str(note))
-        pid = await noted_pid(note)
-        with pytest.raises(ProcessDied, match="was lost"):
-            await job.result(timeout=20)
-        await wait_until(lambda: not is_alive(pid), description="it was killed")
-
-
-async def test_process_that_eats_memory_is_ended_and_says_why(
-    redis_url: str, client: runner.Client
-) -> None:
-    async with serving(redis_url, [jobs.eat, jobs.add], max_memory_hard_mb=700):
-        job = await client.enqueue(jobs.eat)
-        with pytest.raises(ProcessDied, match=r"it held \d+ MB, max_memory_hard_mb is 700"):
-            await job.result(timeout=30)
-        assert await (await client.enqueue(jobs.add, 1, 2)).result(timeout=10) == 3
-
-
-async def test_process_that_has_grown_gets_no_other_job(
-    redis_url: str, client: runner.Client
-) -> None:
-    async with serving(redis_url, [jobs.hold], max_memory_mb=600, max_processes=1) as worker:
-        first = await (await client.enqueue(jobs.hold, 1)).result(timeout=10)
-        assert await (await client.enqueue(jobs.hold, 1)).result(timeout=10) == first
-        assert await (await client.enqueue(jobs.hold, 620)).result(timeout=10) == first
-        assert await (await client.enqueue(jobs.hold, 1)).result(timeout=10) != first
-        assert not worker.recycled, "the worker itself has not grown"
-
-
 async def test_idle_process_that_was_killed_is_replaced_unseen(
     redis_url: str, client: runner.Client
 ) -> None:

@@ -1,4 +1,4 @@
-"""One process of the pool as the worker sees it, and what has them made."""
+"""A process of a worker's pool, seen from the worker, and the worker's end of what makes them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import os
 import resource
 import signal
 import socket
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,6 +19,8 @@ import msgspec
 from runner.errors import ProcessDied, TaskError
 from runner.executors import wire
 from runner.executors.forker import program
+from runner.executors.tied import kill
+from runner.executors.wire import Answer
 from runner.progress import Progress
 
 if TYPE_CHECKING:
@@ -24,8 +28,6 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 5.0
-LAST_WORDS_S = 1.0
-"""How long a process that has ended is listened to: its last message may be on its way."""
 
 _PAGE = resource.getpagesize()
 _decode_progress = msgspec.msgpack.Decoder(Progress).decode
@@ -37,7 +39,8 @@ class Child:
     Attributes:
         calls: how many jobs it was given.
         is_spent: it was told to end, and gets no other job.
-        why: what it was told to end for, where its job is to say so.
+        has_begun: it has read the request of its job, and hears signals.
+        killed_why: why the worker kills it, when that is not the end of its job's time.
     """
 
     def __init__(
@@ -46,16 +49,24 @@ class Child:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         status: asyncio.Future[int | None],
+        connection: socket.socket,
     ) -> None:
         self.pid = pid
         self.calls = 0
         self.is_spent = False
-        self.why = ""
+        self.has_begun = False
+        self.killed_why = ""
         self._reader = reader
         self._writer = writer
         self._status = status
-        # Who was forked in a job may hold the socket open, and it would never come to its end.
-        status.add_done_callback(self._ended)
+        self._connection = connection
+        status.add_done_callback(self._hear_the_rest)
+
+    def _hear_the_rest(self, _: object) -> None:
+        """Read what it has said, and nothing else: what it left behind may hold its socket."""
+        if sys.platform == "linux":  # elsewhere what it has said might be lost
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RD)
 
     @property
     def is_gone(self) -> bool:
@@ -65,15 +76,21 @@ class Child:
     async def begin(self, request: bytes) -> None:
         """Hand over a request; raise `ProcessDied` if it was not taken, and so has not begun."""
         self.calls += 1
+        self.has_begun = False
         try:
             self._writer.write(wire.framed(request))
             await self._writer.drain()
-            await self._frame()
+            if await self._frame() != wire.BEGUN:
+                raise await self._mumbled()
+            self.has_begun = True
         except (asyncio.IncompleteReadError, OSError):
             raise await self._death("took a job") from None
 
-    async def answer(self, hear: Callable[[Progress], Awaitable[None]]) -> bytes:
+    async def answer(self, hear: Callable[[Progress], Awaitable[None]]) -> Answer:
         """Wait for the end of its job; raise `ProcessDied` if it comes to none.
+
+        What a function writes into a socket that is not its own is nothing that can be read: the
+        process is killed then, because nobody knows where the next message begins.
 
         Args:
             hear: called with each word of how far it is.
@@ -83,28 +100,30 @@ class Child:
                 frame = await self._frame()
             except (asyncio.IncompleteReadError, OSError):
                 raise await self._death("ended its job") from None
-            if not frame.startswith(wire.PROGRESS):
-                return frame
-            await hear(_decode_progress(frame[len(wire.PROGRESS) :]))
+            try:
+                if not frame.startswith(wire.PROGRESS):
+                    return Answer.read(frame)
+                progress = _decode_progress(frame[len(wire.PROGRESS) :])
+            except Exception:  # noqa: BLE001  bytes of anybody's
+                raise await self._mumbled() from None
+            await hear(progress)
+
+    def rss(self) -> int:
+        """Return its resident memory in bytes; 0 where that is not known."""
+        try:
+            return int(Path(f"/proc/{self.pid}/statm").read_bytes().split()[1]) * _PAGE
+        except (OSError, IndexError):
+            return 0
 
     def tell(self, signum: signal.Signals) -> None:
         """Send it a signal, unless it is known to have ended."""
         if not self._status.done():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signum)
+            kill(self.pid, signum)
 
-    def end(self, signum: signal.Signals, why: str = "") -> None:
+    def end(self, signum: signal.Signals) -> None:
         """Tell it to end."""
-        self.is_spent, self.why = True, why
+        self.is_spent = True
         self.tell(signum)
-
-    def resident(self) -> int:
-        """Return the memory it holds, in bytes; 0 where the system does not say."""
-        try:
-            with open(f"/proc/{self.pid}/statm", "rb") as file:  # noqa: PTH123  no disk behind it
-                return int(file.read().split()[1]) * _PAGE
-        except (OSError, ValueError, IndexError):
-            return 0
 
     def close(self) -> None:
         """Let go of it: it ends when it has no job, or after it."""
@@ -115,12 +134,17 @@ class Child:
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
-    def _ended(self, _status: asyncio.Future[int | None]) -> None:
-        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._writer.close)
-
     async def _frame(self) -> bytes:
         head = await self._reader.readexactly(wire.LENGTH_BYTES)
-        return await self._reader.readexactly(int.from_bytes(head, "big"))
+        size = int.from_bytes(head, "big")
+        if size > wire.MOST_BYTES:
+            raise await self._mumbled()
+        return await self._reader.readexactly(size)
+
+    async def _mumbled(self) -> ProcessDied:
+        self.killed_why = "something in it wrote into the socket by which it answers"
+        self.end(signal.SIGKILL)
+        return await self._death("answered")
 
     async def _death(self, before: str) -> ProcessDied:
         self.is_spent = True
@@ -128,15 +152,16 @@ class Child:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_TIMEOUT_S):
                 status = await asyncio.shield(self._status)
+        if self.killed_why:
+            message = f"the process {self.pid} was killed: {self.killed_why}"
+            return ProcessDied(message, signal=signal.SIGKILL)
         if status is None:
-            self.tell(signal.SIGKILL)  # it has closed its socket, and may go on
             return ProcessDied(f"the process {self.pid} was lost before it {before}")
         if status >= 0:
             message = f"the process {self.pid} ended with status {status} before it {before}"
             return ProcessDied(message, exit_status=status)
         name = signal.Signals(-status).name
         hint = ": out of memory?" if -status == signal.SIGKILL else ""
-        hint = f": {self.why}" if self.why else hint
         message = f"the process {self.pid} was ended by {name} before it {before}{hint}"
         return ProcessDied(message, signal=-status)
 
@@ -153,7 +178,7 @@ class Maker:
         self._control: socket.socket | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._births: list[asyncio.Future[int]] = []
+        self._births: list[asyncio.Future[tuple[int, asyncio.Future[int | None]]]] = []
         self._deaths: dict[int, asyncio.Future[int | None]] = {}
         self._lock = asyncio.Lock()
 
@@ -163,7 +188,8 @@ class Maker:
             if self._control is None:
                 await self._start()
             ours, theirs = socket.socketpair()
-            birth: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            birth: asyncio.Future[tuple[int, asyncio.Future[int | None]]]
+            birth = asyncio.get_running_loop().create_future()
             self._births.append(birth)
             with theirs:
                 try:
@@ -175,13 +201,17 @@ class Maker:
                     raise TaskError(f"no process could be made: {exc}") from exc
             try:
                 async with asyncio.timeout(START_TIMEOUT_S):
-                    pid = await birth
+                    pid, death = await birth
             except BaseException:
                 ours.close()  # it ends at once, should it come to life
                 raise
         ours.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=ours)
-        return Child(pid, reader, writer, self._deaths[pid])
+        try:
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+        return Child(pid, reader, writer, death, ours)
 
     async def start(self) -> None:
         """Start the forker; raise `TaskError` when a module cannot be imported there."""
@@ -259,7 +289,7 @@ class Maker:
             self._deaths[pid] = asyncio.get_running_loop().create_future()
             birth = self._births.pop(0)
             if not birth.done():
-                birth.set_result(pid)
+                birth.set_result((pid, self._deaths[pid]))  # it may be over with the next word
         else:
             death = self._deaths.pop(pid, None)
             if death is not None and not death.done():
