@@ -6,8 +6,10 @@ import os
 import sys
 
 from runner import Context, task
+from runner.executors import forker
 
-if sys.argv[0] == "-c":  # the process that makes others
+# In the process that makes others alone: whoever runs the tests forks, too.
+if getattr(sys.modules["__main__"], "main", None) is forker.main:
     os.register_at_fork(after_in_child=lambda: os._exit(7))
 
 
