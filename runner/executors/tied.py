@@ -16,12 +16,21 @@ def end_with(parent: int) -> None:
 
     Elsewhere than on Linux a process of the pool ends when it next looks at its socket.
     """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    _signal_at_its_end(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def outlive() -> None:
+    """Take `end_with` back."""
+    _signal_at_its_end(0)
+
+
+def _signal_at_its_end(signum: int) -> None:
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
 def kill(pid: int, signum: int) -> None:
@@ -34,4 +43,4 @@ def kill(pid: int, signum: int) -> None:
         os.kill(pid, signum)
 
 
-__all__ = ["end_with", "kill"]
+__all__ = ["end_with", "kill", "outlive"]

@@ -22,7 +22,8 @@ import arq.worker
 
 from runner import logs
 from runner.connections import TROUBLE
-from runner.errors import RunnerError
+from runner.errors import RunnerError, SettingsError
+from runner.executors.tied import end_with, outlive
 from runner.fleet.messages import BAD_SETTINGS, PLACE, RECYCLED, SOCKET, Lines, encode
 from runner.settings import install, load_settings
 
@@ -38,6 +39,10 @@ ORPHANED_S = 10.0
 def main() -> None:
     """Run one worker of a fleet; exit with its status."""
     wire = Wire(int(os.environ.pop(SOCKET)))
+    # A module may hang when it is imported, and nobody listens yet.
+    end_with(os.getppid())
+    if wire.is_closed():
+        sys.exit(RECYCLED)  # the supervisor ended before that
     place = int(os.environ.pop(PLACE, "1"))
     logs.configure()
     try:
@@ -60,11 +65,15 @@ def serve(worker: SettingsWorker, wire: Wire, place: int) -> None:
         target=listen, args=(worker, wire), name="runner supervisor", daemon=True
     )
     listener.start()
+    outlive()  # from here on the listener hears it, and jobs are handed back
     try:
         worker.run()
     except TROUBLE as exc:
         wire.say("leaving", why=f"Redis does not answer ({exc})")
         sys.exit(1)
+    except SettingsError as exc:  # what only a worker that starts can know
+        wire.say("leaving", why=str(exc))
+        sys.exit(BAD_SETTINGS)
 
 
 def shown(exc: BaseException) -> str:
@@ -102,6 +111,15 @@ class Wire:
                 self._socket.send(encode(word, **fields), socket.MSG_DONTWAIT)
             except OSError:
                 return  # gone: `messages` ends and says so; or stopped, with its buffer full
+
+    def is_closed(self) -> bool:
+        """Say whether the supervisor is gone; nothing is read."""
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def messages(self) -> Any:
         """Yield what the supervisor says, until it is gone."""

@@ -27,13 +27,24 @@ PLACE: Final = "RUNNER_FLEET_PLACE"
 BAD_SETTINGS: Final = 78
 """A member's status when its settings cannot be loaded: EX_CONFIG of sysexits.h."""
 
+MOST_TEXT: Final = 20_000
+"""How many characters of a text are sent: a message must fit into the socket, or is lost."""
+
 RECYCLED: Final = 75
 """The status of a worker that ended to be started anew: EX_TEMPFAIL of sysexits.h."""
 
 
 def encode(say: str, **fields: Any) -> bytes:
-    """Return one line."""
-    return json.dumps({"say": say, **fields}).encode() + b"\n"
+    """Return one line; of a long text its beginning and its end."""
+    short = {name: _short(value) for name, value in fields.items()}
+    return json.dumps({"say": say, **short}).encode() + b"\n"
+
+
+def _short(value: Any) -> Any:
+    if not isinstance(value, str) or len(value) <= MOST_TEXT:
+        return value
+    half = MOST_TEXT // 2
+    return f"{value[:half]} [...] {value[-half:]}"
 
 
 class Lines:
@@ -43,6 +54,14 @@ class Lines:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
-        """Return the messages that are complete now."""
+        """Return the messages that are complete now; what was cut off is none."""
         *lines, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in lines if line]
+        return [message for line in lines if (message := _message(line)) is not None]
+
+
+def _message(line: bytes) -> dict[str, Any] | None:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) and "say" in message else None

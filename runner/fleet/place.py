@@ -61,6 +61,7 @@ class Place:
         self._number = number
         self._renewal = asyncio.Event()
         self._pause_s = SOONEST_S
+        self._leaver: Member | None = None
         self.settled = False
 
     def __str__(self) -> str:
@@ -132,6 +133,7 @@ class Place:
     async def _next(self, member: Member) -> Member | None:
         """Wait until somebody else is to be here, and return who; None: nobody is."""
         await self._first_of(member.wants_out, self._renewal)
+        await self._let_leave(member)
         if member.status is not None:
             await self._pause(member)
             return None
@@ -139,6 +141,19 @@ class Place:
             return await self._replace(member, must=False)
         logger.info("%s is replaced: %s", member.name, member.why)
         return await self._replace(member, must=True)
+
+    async def _let_leave(self, member: Member) -> None:
+        """Wait for the one who was here before a member that is to be recycled.
+
+        Where long jobs keep each of them for hours, and limits are reached in minutes, there
+        would soon be more processes that leave than the machine can hold.
+        """
+        leaver = self._leaver
+        if leaver is None or leaver.status is not None or self._renewal.is_set():
+            return
+        if member.status is None:
+            logger.info("%s goes on until %s has left: %s", member.name, leaver.name, member.why)
+            await self._first_of(leaver.gone, member.gone, self._renewal)
 
     async def _replace(self, member: Member, *, must: bool) -> Member | None:
         """Return a new worker that serves, and let the old one go; None: nobody is here.
@@ -156,6 +171,7 @@ class Place:
             if new is not None:
                 if new.serves and new.status is None:
                     self._fleet.retire(member)
+                    self._leaver = member
                     return new
                 self._fleet.gives_up(new)  # says why
                 new.kill()

@@ -118,7 +118,8 @@ class Supervisor:
         """Say whether one that did not start ends all: wrong settings do, before any served."""
         if member.status != BAD_SETTINGS:
             return False
-        if self._served or self._plan.watched:
+        serve = self._served or any(one.serves for one in self._members.values())
+        if serve or self._plan.watched:
             logger.error("the settings cannot be loaded: %s", member.why)
             return False
         self.failure = member.why

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
+
+from runner.errors import SettingsError
+
+logger = logging.getLogger("runner.watch")
 
 RECYCLED = 75
 """The status of a process that ended to be started anew: EX_TEMPFAIL of sysexits.h."""
@@ -28,6 +33,30 @@ class Limits:
 
     def __bool__(self) -> bool:
         return any(limit is not None for limit in (self.jobs, self.soft, self.hard, self.age_s))
+
+    def heeded(self, rss: int) -> Limits:
+        """Return what of these limits a process can heed that holds so much before its first job.
+
+        Another one in its place would be beyond its limits as well: with the soft one there would
+        be no end of replacements, and with the hard one each job would be given up.
+
+        Raises:
+            SettingsError: the hard limit is reached.
+        """
+        if self.hard is not None and rss >= self.hard:
+            raise SettingsError(
+                f"max_memory_hard_mb is {self.hard / MB:,.0f}, and must be more than the "
+                f"{rss / MB:,.0f} MB that this worker holds before its first job"
+            )
+        if self.soft is not None and rss >= self.soft:
+            logger.error(
+                "max_memory_mb is %s, and this worker holds %s MB before its first job: the limit "
+                "is not heeded, set a higher one",
+                f"{self.soft / MB:,.0f}",
+                f"{rss / MB:,.0f}",
+            )
+            return replace(self, soft=None)
+        return self
 
     def reached(self, *, jobs: int, rss: int, age_s: float) -> str:
         """Say which limit is reached, in words; "" when none is."""

@@ -98,6 +98,7 @@ class Watch:
     def __init__(self, worker: Watched, settings: WatchSettings) -> None:
         self._worker = worker
         self._settings = settings
+        self._limits = settings.limits
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._unsubscribe: Callable[[], None] | None = None
@@ -122,12 +123,17 @@ class Watch:
         return [layer for layer in (self.leftovers, self.unclosed) if layer is not None]
 
     def start(self) -> None:
-        """Begin to look; called in the worker's loop. Idempotent."""
+        """Begin to look; called in the worker's loop. Idempotent.
+
+        Raises:
+            SettingsError: the process is beyond its hard limit before its first job.
+        """
         for layer in self.layers:
             layer.install()
         if self._thread is not None or not self._has_work():
             return
         settings, worker = self._settings, self._worker
+        self._limits = settings.limits.heeded(vitals.memory()[0])
         self._began, self._vitals_at = time.monotonic(), 0.0  # the first look tells them
         self._recycled, self._ends_at = False, None
         self._loops_thread = threading.get_ident()
@@ -193,7 +199,7 @@ class Watch:
         blocked = self._blocked  # the loop's thread sets it to None when it likes
         if blocked is not None:
             blocked.look()
-        if self._settings.limits:
+        if self._limits:
             self._look_at_limits(now)
         if self._overdue is not None:
             for attempt, running_s, usual_s in self._overdue.look():
@@ -204,7 +210,7 @@ class Watch:
             self._tell_vitals()
 
     def _look_at_limits(self, now: float) -> None:
-        limits, worker = self._settings.limits, self._worker
+        limits, worker = self._limits, self._worker
         rss = vitals.memory()[0]
         if self._ends_at is not None:
             if now > self._ends_at:

@@ -234,6 +234,14 @@ async def test_wrong_settings_end_the_fleet_with_one_line(
     assert "Traceback" not in out.decode()
 
 
+async def test_long_reason_is_told_as_well(redis_url: str, tmp_path: Path) -> None:
+    long = "raise ValueError('much ' * 300_000 + 'in the end')"
+    async with fleet(tmp_path, redis_url, "--processes", "1", more=long) as running:
+        assert await asyncio.wait_for(running.process.wait(), 60) == 1
+        await wait_until(lambda: running.says("ValueError: much"), description="why")
+        assert running.says("in the end")
+
+
 async def test_reload_takes_up_changed_code(redis_url: str, tmp_path: Path) -> None:
     async with (
         runner.connect(redis_url) as client,
@@ -281,6 +289,49 @@ async def test_sighup_replaces_a_first_worker_that_hangs(redis_url: str, tmp_pat
         await running.ready()
         assert not is_alive(first)
         assert await running.end() == 0
+
+
+async def test_broken_code_ends_no_worker_that_serves_while_another_starts(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """The first to be imported serves, the second hangs, and the third cannot be loaded."""
+    more = (
+        "import pathlib, threading\n"
+        "try:\n"
+        f"    pathlib.Path({str(tmp_path / 'door')!r}).touch(exist_ok=False)\n"
+        "except FileExistsError:\n"
+        "    threading.Event().wait()"
+    )
+    async with (
+        runner.connect(redis_url) as client,
+        fleet(tmp_path, redis_url, "--processes", "2", more=more) as running,
+    ):
+        serves = await (await client.enqueue("quick")).result(timeout=30)
+        (tmp_path / "shop.py").write_text("import nothing_of_this_name\n")
+        running.process.send_signal(signal.SIGHUP)
+        await wait_until(
+            lambda: running.says("nothing_of_this_name", 2),
+            description="both replacements failed",
+            timeout_s=30,
+        )
+        assert await (await client.enqueue("quick")).result(timeout=10) == serves
+        assert await running.end() == 0
+
+
+async def test_worker_that_hangs_at_its_import_ends_with_its_supervisor(
+    redis_url: str, tmp_path: Path
+) -> None:
+    hung = "import threading; threading.Event().wait()"
+    async with fleet(tmp_path, redis_url, "--processes", "1", more=hung) as running:
+        await wait_until(running.members, description="a worker was started", timeout_s=30)
+        (hanging,) = running.members()
+        await wait_until(
+            lambda: "shop" in Path(f"/proc/{hanging}/cmdline").read_text(),
+            description="it is a worker",
+        )
+        running.process.kill()
+        await running.process.wait()
+        await wait_until(lambda: not is_alive(hanging), description="it ends", timeout_s=30)
 
 
 async def test_fleet_outlives_a_system_without_room_for_a_process(

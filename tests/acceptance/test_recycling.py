@@ -115,6 +115,66 @@ async def test_old_process_is_replaced(redis_url: str, tmp_path: Path) -> None:
         assert await running.end() == 0
 
 
+async def test_long_jobs_do_not_let_old_processes_pile_up(redis_url: str, tmp_path: Path) -> None:
+    more = "max_jobs_per_process = 5"
+    async with (
+        runner.connect(redis_url) as client,
+        fleet(tmp_path, redis_url, "--processes", "1", more=more) as running,
+    ):
+        await running.ready()
+        members: set[int] = set()
+        longs: list[runner.Job[int]] = []
+        most = 0
+        while len(members) < 4:
+            longs.append(await client.enqueue("quick", 5))
+            shorts = [await client.enqueue("quick") for _ in range(10)]
+            for job in shorts:
+                await job.result(timeout=30)
+            now = running.members()
+            most = max(most, len(now))
+            members.update(now)
+        for job in longs:
+            await job.result(timeout=60)
+        assert most <= 3  # one that leaves, one that serves, one that starts
+        assert running.says("goes on until")
+        assert (await client.queue_stats()).retried == 0
+        assert await running.end() == 0
+
+
+async def test_limit_that_a_new_process_is_beyond_replaces_none(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with (
+        runner.connect(redis_url) as client,
+        fleet(tmp_path, redis_url, "--processes", "1", more="max_memory_mb = 20") as running,
+    ):
+        await running.ready()
+        (member,) = running.members()
+        await wait_until(
+            lambda: running.says("max_memory_mb is 20, "), description="the limit is named"
+        )
+        jobs = [await client.enqueue("quick", 0.5) for _ in range(5)]
+        assert await ran_once_each(client, jobs) == {member}
+        assert running.members() == [member]
+        assert await running.end() == 0
+
+
+async def test_hard_limit_that_a_new_process_is_beyond_costs_no_job(
+    redis_url: str, tmp_path: Path
+) -> None:
+    more = "max_memory_hard_mb = 20"
+    async with (
+        runner.connect(redis_url) as client,
+        fleet(tmp_path, redis_url, "--processes", "2", more=more) as running,
+    ):
+        await client.enqueue("quick")
+        assert await asyncio.wait_for(running.process.wait(), 60) == 1
+        assert running.says("max_memory_hard_mb is 20, and must be more than")
+        assert not running.says("Traceback")
+        stats = await client.queue_stats()
+        assert (stats.queued, stats.crashed) == (1, 0)
+
+
 async def test_job_that_eats_memory_ends_as_a_dead_letter_and_its_neighbours_do_not(
     redis_url: str, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from runner.errors import SettingsError
 from runner.fleet import cores, deaths, messages
 from runner.fleet.messages import Lines, encode
 from runner.watch import RECYCLED
@@ -31,6 +32,21 @@ def test_messages_come_whole_however_the_stream_is_cut() -> None:
             {"say": "recycle", "why": "ü\n"},
             {"say": "vitals", "rss": 1},
         ]
+
+
+def test_message_that_was_cut_off_hides_no_other() -> None:
+    cut = encode("vitals", rss=1)[:-9]
+    lines = Lines()
+    assert lines.feed(
+        cut + encode("vitals", rss=2) + b"[]\n\xff\n" + encode("ready", stop_s=1)
+    ) == [{"say": "ready", "stop_s": 1}]
+
+
+def test_long_text_is_told_by_its_ends() -> None:
+    (message,) = Lines().feed(encode("leaving", why="first" + "ü" * 1_000_000 + "last"))
+    assert message["why"].startswith("first")
+    assert message["why"].endswith("last")
+    assert len(encode(**message)) < 150_000
 
 
 def test_both_ends_mean_the_same_by_the_status() -> None:
@@ -88,6 +104,14 @@ def test_there_is_a_core() -> None:
 def test_the_limit_that_is_reached_is_named(limits: Limits, reached: str) -> None:
     rss = 100 if limits.soft == 101 else 100_000_000
     assert limits.reached(jobs=10, rss=rss, age_s=1000) == reached
+
+
+def test_limits_are_heeded_where_a_new_process_is_below_them() -> None:
+    limits = Limits(jobs=10, soft=200, hard=300, age_s=5)
+    assert limits.heeded(199) is limits
+    assert limits.heeded(200) == Limits(jobs=10, hard=300, age_s=5)
+    with pytest.raises(SettingsError, match="max_memory_hard_mb"):
+        limits.heeded(300)
 
 
 def test_hard_limit_is_of_memory_alone() -> None:
