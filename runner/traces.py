@@ -80,6 +80,7 @@ _FINE = frozenset(
     }
 )
 _W3C = TraceContextTextMapPropagator()
+_NONE = (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +112,12 @@ class Tracing(Middleware):
 
     def __init__(self, tracer_provider: TracerProvider | None = None) -> None:
         self._tracer = trace.get_tracer("arq-runner", tracer_provider=tracer_provider)
+        self._has_sdk = tracer_provider is not None
 
     async def enqueue(self, call: EnqueueCall, proceed: Enqueue) -> Job[Any] | None:
         """Trace the call, and let its context travel with the job."""
+        if self._is_idle():
+            return await proceed(call)
         with self._tracer.start_as_current_span(
             f"enqueue {call.task}",
             kind=SpanKind.PRODUCER,
@@ -128,6 +132,8 @@ class Tracing(Middleware):
 
     async def start(self, call: FlowCall, proceed: StartFlow) -> str:
         """Trace the start of a flow, whose jobs carry its context."""
+        if self._is_idle():
+            return await proceed(call)
         with self._tracer.start_as_current_span(
             f"start {call.name}",
             kind=SpanKind.PRODUCER,
@@ -139,13 +145,15 @@ class Tracing(Middleware):
 
     async def execute(self, job: JobCall, proceed: Execute) -> Any:
         """Trace the attempt; its span ends when it is decided how it ended."""
+        if TRACE not in job.carried and self._is_idle():
+            return await proceed(job)
         # Each job has a context of its own, so nothing is to be put back.
         contexts.attach(self._begin(job))
         return await proceed(job)
 
     def carry(self, task: str, carried: dict[str, Any]) -> None:  # noqa: ARG002  all alike
         """Let the context of the moment travel, with jobs that are made in other ways: of flows."""
-        if TRACE not in carried:
+        if TRACE not in carried and not self._is_idle():
             _inject(carried)
 
     def traceparent(self) -> str:
@@ -163,6 +171,8 @@ class Tracing(Middleware):
         run: Any = attempt.context.trace if attempt.context is not None else None
         if run is None:
             if attempt.context is None and ending.outcome is Outcome.HANDED_BACK:
+                return
+            if not self._keeps_spans():
                 return
             span, _ = self._span(_of_attempt(attempt), attempt.record.options.get(CARRIED))
         else:
@@ -203,6 +213,16 @@ class Tracing(Middleware):
                 if why.sqlstate:
                     span.set_attribute("db.response.status_code", why.sqlstate)
             span.end(ended_ns)
+
+    def _is_idle(self) -> bool:
+        """Whether there is nothing to trace: no SDK, and no context that came from elsewhere."""
+        return not self._keeps_spans() and not contexts.get_current()
+
+    def _keeps_spans(self) -> bool:
+        """Whether an SDK is set up, which may be later than this was made."""
+        if not self._has_sdk:
+            self._has_sdk = not isinstance(trace.get_tracer_provider(), _NONE)
+        return self._has_sdk
 
     def _begin(self, job: JobCall) -> Context:
         """Begin the span of an attempt, and return the context in which its function runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, cast
@@ -364,6 +365,63 @@ async def test_without_a_sdk_a_payload_is_what_it_was(redis_url: str) -> None:
         job = await client.enqueue(add, 1)
         record = decode_job(MsgpackCodec(), await redis.get(keys.job(job.job_id)))
     assert record.options == {}
+
+
+async def test_without_a_sdk_a_context_from_elsewhere_still_travels(redis_url: str) -> None:
+    seen: list[trace.SpanContext] = []
+
+    @task(name="sees")
+    async def sees(ctx: Context) -> None:  # noqa: ARG001
+        seen.append(trace.get_current_span().get_span_context())
+
+    came_in = trace.NonRecordingSpan(
+        trace.SpanContext(7, 8, is_remote=True, trace_flags=trace.TraceFlags(1))
+    )
+    async with (
+        runner.connect(redis_url, middleware=[Tracing()]) as client,
+        serving(redis_url, [sees], middleware=[Tracing()]),
+    ):
+        with trace.use_span(came_in):
+            job = await client.enqueue(sees)
+            flow = await client.start(chain(sees.call()))
+        await job.result(timeout=10)
+        await flow.result(timeout=10)
+        await (await client.enqueue(sees)).result(timeout=10)
+    assert [context.trace_id for context in seen] == [7, 7, 0]
+
+
+async def test_sdk_may_be_set_up_after_the_middleware(redis_url: str) -> None:
+    told = f"""
+import asyncio
+import runner
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from runner.traces import Tracing
+
+kept = InMemorySpanExporter()
+
+async def main():
+    async with runner.connect({redis_url!r}, middleware=[Tracing()]) as client:
+        await client.enqueue("before")
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(kept))
+        trace.set_tracer_provider(provider)
+        await client.enqueue("after")
+
+asyncio.run(main())
+print(*(span.name for span in kept.get_finished_spans()), sep=",")
+"""
+    ran = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", told],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ran.stdout == "enqueue after\n"
 
 
 @pytest.mark.parametrize(
