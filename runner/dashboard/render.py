@@ -129,6 +129,7 @@ class Renderer:
         }
         self._env.filters |= {
             "number": texts.number,
+            "noun": texts.noun,
             "span": texts.length,
             "size": texts.size,
             "cut": texts.cut,

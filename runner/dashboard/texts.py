@@ -25,6 +25,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def noun(count: float, one: str, many: str = "") -> str:
+    """Return the word for so many of them: unit, units."""
+    return one if count == 1 else many or f"{one}s"
+
+
 def length(ms: float) -> str:
     """Return a length of time: 850 ms, 1.2 s, 3.5 min."""
     if ms < 0:

@@ -34,6 +34,11 @@ class Limits:
     def __bool__(self) -> bool:
         return any(limit is not None for limit in (self.jobs, self.soft, self.hard, self.age_s))
 
+    @property
+    def are_of_memory(self) -> bool:
+        """Whether any of them is."""
+        return self.soft is not None or self.hard is not None
+
     def heeded(self, rss: int) -> Limits:
         """Return what of these limits a process can heed that holds so much before its first job.
 

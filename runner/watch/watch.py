@@ -133,7 +133,8 @@ class Watch:
         if self._thread is not None or not self._has_work():
             return
         settings, worker = self._settings, self._worker
-        self._limits = settings.limits.heeded(vitals.memory()[0])
+        if settings.limits.are_of_memory:
+            self._limits = settings.limits.heeded(vitals.memory()[0])
         self._began, self._vitals_at = time.monotonic(), 0.0  # the first look tells them
         self._recycled, self._ends_at = False, None
         self._loops_thread = threading.get_ident()
