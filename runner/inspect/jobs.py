@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import enum
-import math
 import time
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from runner import codec as codecs
-from runner import keys
+from runner import keys, paging
 from runner.broker import raw_id
 from runner.codec import JobRecord, MsgpackCodec, PickleCodec, ResultRecord
-from runner.errors import ArgumentsError, DecodeError, EnqueueError, JobCancelled, JobNotFound
+from runner.errors import DecodeError, EnqueueError, JobCancelled, JobNotFound
 from runner.inspect.history import History
+from runner.inspect.queued import JobFilter, JobInfo, JobState
 from runner.inspect.story import JobStory, of_ended, of_queued, traces_of
 from runner.letters import decode_errors
-from runner.letters.filters import Arguments, fit_arguments, name_of, task_of
+from runner.letters.filters import name_of
 from runner.scripts import load
 from runner.signing import SignedCodec
-from runner.tasks import Task, seconds
+from runner.tasks import seconds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
+    from datetime import timedelta
 
     from redis.asyncio import Redis
 
@@ -40,151 +40,9 @@ KEEP_RESULT_S = 3600.0
 REASON = "cancelled before it ran"
 
 
-class JobState(enum.Enum):
-    """What a job in a queue waits for."""
-
-    QUEUED = "queued"
-    """It is due: the next free worker takes it."""
-    DEFERRED = "deferred"
-    """Its time has not come."""
-    RETRYING = "retrying"
-    """It failed or lost its worker before, and waits for its next try."""
-    RUNNING = "running"
-    COMMITTING = "committing"
-    """It has ended, and its writes wait for the writer."""
-    PARKED = "parked"
-    """A limit holds it back until somebody makes room."""
-
-
 _FAR_OFF = frozenset({JobState.COMMITTING, JobState.PARKED})
 _AHEAD = frozenset({JobState.DEFERRED, JobState.RETRYING, JobState.RUNNING})
 """What stands in a queue behind the present: leases end there, too."""
-
-
-@dataclass(slots=True)
-class _Looks:
-    """How many calls a search may still make, and where it stopped.
-
-    Attributes:
-        left: None for any number.
-        stopped_at: the `after` of the page, "" while it goes on.
-    """
-
-    left: int | None
-    stopped_at: str = ""
-
-    def may_look(self, start: str | bytes, behind: bytes) -> bool:
-        """Count one call; note the place when there may be none."""
-        if self.left is None:
-            return True
-        if self.left > 0:
-            self.left -= 1
-            return True
-        score = start.decode() if isinstance(start, bytes) else start
-        self.stopped_at = f"{score} {behind.hex()}"
-        return False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobFilter:
-    """Which jobs of a queue are meant: those that fit all that is given; nothing given: all.
-
-    Attributes:
-        task: a task, or its name.
-        states: what they wait for; empty: whatever it is.
-        older: enqueued at least so many seconds ago.
-        newer: enqueued at most so many seconds ago.
-        arguments: values that arguments must have. By name they are found where they were given
-            by name, and where the task is known also where they were given by place.
-        known: tasks whose parameters are known, beside `task`.
-
-    Example:
-        >>> JobFilter(task="send_mail", states={JobState.RETRYING}, older=3600)
-    """
-
-    task: Task[..., Any] | str | None = None
-    states: Iterable[JobState | str] = ()
-    older: float | timedelta | None = None
-    newer: float | timedelta | None = None
-    arguments: Arguments | None = None
-    known: Iterable[Task[..., Any]] = ()
-
-    def __post_init__(self) -> None:
-        given = (self.states,) if isinstance(self.states, str | JobState) else self.states
-        try:
-            states = frozenset(JobState(state) for state in given)
-        except ValueError as exc:
-            known = ", ".join(state.value for state in JobState)
-            raise ArgumentsError(f"{exc}; states are {known}") from None
-        object.__setattr__(self, "states", states)
-
-    @property
-    def needs_payload(self) -> bool:
-        """Whether more than the state decides."""
-        ages = self.older is not None or self.newer is not None
-        return ages or self.task is not None or bool(self.arguments)
-
-    @property
-    def sorts_out(self) -> bool:
-        """Whether some of what Redis finds may not be meant after all."""
-        ages = self.older is not None or self.newer is not None
-        return ages or bool(self.states) or bool(self.arguments)
-
-    def fits(self, job: JobInfo, now_ms: int) -> bool:
-        """Tell whether a job is meant."""
-        if self.states and job.state not in self.states:
-            return False
-        if self.task is not None and job.task != name_of(self.task):
-            return False
-        if not self._fits_age(job.enqueued, now_ms):
-            return False
-        if not self.arguments:
-            return True
-        task = task_of(job.task, self.task, self.known)
-        return fit_arguments(self.arguments, task, job.args, job.kwargs)
-
-    def _fits_age(self, enqueued: datetime | None, now_ms: int) -> bool:
-        if self.older is None and self.newer is None:
-            return True
-        if enqueued is None:
-            return False
-        age_s = now_ms / 1000 - enqueued.timestamp()
-        is_old = self.older is None or age_s >= seconds(self.older)
-        return is_old and (self.newer is None or age_s <= seconds(self.newer))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobInfo:
-    """A job in a queue.
-
-    Attributes:
-        job_id: its id.
-        queue: the queue.
-        task: its task's name, "" when it cannot be read; `error` says why.
-        args: positional arguments, as plain data.
-        kwargs: keyword arguments, as plain data.
-        state: what it waits for.
-        attempt: the number of the attempt that runs, or is next.
-        crashes: how often it has lost its worker.
-        due: when it may run; of a running job when its lease ends; None for no known time.
-        enqueued: when it was enqueued, None when that cannot be read.
-        worker: the name of the worker that runs it, where that is one of ours.
-        errors: what went wrong before, the oldest first; read by `QueuedJobs.show` alone.
-    """
-
-    job_id: str
-    queue: str
-    task: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    state: JobState
-    attempt: int
-    crashes: int
-    due: datetime | None
-    enqueued: datetime | None
-    worker: str
-    error: str = ""
-    errors: tuple[AttemptError, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,15 +119,15 @@ class QueuedJobs:
         jobs: list[JobInfo] = []
         if limit < 1:
             return JobPage(jobs, after)
-        looks = _Looks(most_looks)
+        looks = paging.Looks(most_looks)
         meant = where or JobFilter()
         most = FOUND if meant.sorts_out else limit
         found = self._look(meant, after, most=most, looks=looks)
         async with aclosing(found) as look:
-            async for job, place in look:
+            async for job, behind in look:
                 jobs.append(job)
                 if len(jobs) == limit:
-                    return JobPage(jobs, place)
+                    return JobPage(jobs, behind)
         return JobPage(jobs, looks.stopped_at, cut=bool(looks.stopped_at))
 
     async def find(self, where: JobFilter | None = None) -> AsyncGenerator[JobInfo, None]:
@@ -426,11 +284,11 @@ class QueuedJobs:
         *,
         most: int = FOUND,
         ids_alone: bool = False,
-        looks: _Looks | None = None,
+        looks: paging.Looks | None = None,
     ) -> AsyncGenerator[tuple[JobInfo, str], None]:
         """Give each job that fits, with the place behind it."""
         start: Any
-        start, behind = _place(after)
+        start, behind = paging.read_place(after) if after else ("-inf", b"")
         if not after and looks is not None:
             start = await self._first_score(where)
         wants = "ids" if ids_alone and not where.needs_payload else "jobs"
@@ -449,7 +307,7 @@ class QueuedJobs:
             for values in found:
                 job = self._info(values)
                 if where.fits(job, now_ms):
-                    yield job, f"{values[1].decode()} {values[0].hex()}"
+                    yield job, paging.place(values[1], values[0])
 
     async def _first_score(self, where: JobFilter) -> str:
         """Return the score in front of which no job is in one of the wanted states."""
@@ -502,17 +360,3 @@ def _moment(unix_ms: float) -> datetime | None:
     if not 0 < unix_ms < keys.FAR_OFF_MS:
         return None
     return datetime.fromtimestamp(unix_ms / 1000, UTC)
-
-
-def _place(after: str) -> tuple[str, bytes]:
-    """Read the place behind which a page begins."""
-    if not after:
-        return "-inf", b""
-    score, _, raw = after.partition(" ")
-    try:
-        behind = b"" if math.isnan(float(score)) else bytes.fromhex(raw)
-    except ValueError:
-        behind = b""
-    if not behind:
-        raise ArgumentsError(f"after is {after!r}, and not the `after` of a page")
-    return score, behind

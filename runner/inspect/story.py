@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from runner.codec import Codec, ResultRecord
     from runner.inspect.history import FinishedJob
-    from runner.inspect.jobs import JobInfo
+    from runner.inspect.queued import JobInfo
     from runner.types import DeadLetter
 
 ENDED = "ended"

@@ -10,30 +10,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 
-from runner import codec as codecs
-from runner import keys
+from runner import keys, paging
 from runner.broker import raw_id
-from runner.codec import JobRecord
 from runner.errors import (
     ArgumentsError,
-    DecodeError,
     EncodeError,
     LetterError,
     LetterNotFound,
     RunnerError,
 )
 from runner.letters.filters import LetterFilter
-from runner.letters.records import (
-    REQUEUED,
-    decode_errors,
-    decode_letter,
-    encode_error,
-    last_error,
-    requeues,
-)
+from runner.letters.records import decode_errors, decode_letter, encode_error, last_error
+from runner.letters.requeue import Edit, payload_again, stays
 from runner.scripts import load
 from runner.tasks import Task, seconds
-from runner.unique import PLACE, noted, place_of, read_noted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -52,7 +42,6 @@ ANSWERED = 1_000
 """Of how many letters a requeue says why they stay."""
 
 ALL = LetterFilter()
-NOWHERE = (b"", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,58 +85,12 @@ class Requeued:
             self.refused[job_id] = str(error)
 
 
-@dataclass(slots=True)
-class _Looks:
-    """How many calls a search may still make, and where it stopped.
-
-    Attributes:
-        left: None for any number.
-        stopped_at: the `after` of the page, "" while it goes on.
-    """
-
-    left: int | None
-    stopped_at: str = ""
-
-    def may_look(self, died: Any, behind: bytes) -> bool:
-        """Count one call; note the place when there may be none."""
-        if self.left is None:
-            return True
-        if self.left > 0:
-            self.left -= 1
-            return True
-        self.stopped_at = f"{died.decode()} {behind.hex()}"
-        return False
-
-
 class _Found(NamedTuple):
     """A letter and when its job died, as Redis has it."""
 
     raw: bytes
     died: bytes
     letter: bytes
-
-
-class _Edit(NamedTuple):
-    """What is changed about jobs before they are queued again."""
-
-    args: Sequence[Any] | None
-    kwargs: Mapping[str, Any] | None
-    task: Task[..., Any] | None
-
-    @property
-    def is_one(self) -> bool:
-        return self.args is not None or self.kwargs is not None
-
-    def place(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str] | None:
-        """Return what a payload says of the place that these arguments ask for.
-
-        None where the task is not known, or has no rule of its own.
-        """
-        rule = None if self.task is None else self.task.task_options.unique
-        if self.task is None or rule is None:
-            return None
-        bound = self.task.signature.bound
-        return noted(place_of(rule, self.task.name, lambda: bound(tuple(args), dict(kwargs))))
 
 
 class DeadLetters:
@@ -201,15 +144,15 @@ class DeadLetters:
         letters: list[DeadLetter] = []
         if limit < 1:
             return LetterPage(letters, after)
-        looks = _Looks(most_looks)
+        looks = paging.Looks(most_looks)
         most = FOUND if where.arguments else limit
         async with aclosing(self._look(where, after, most=most, looks=looks)) as look:
-            async for found, place in look:
+            async for found, behind in look:
                 letter = self._read(found)
                 if where.fits(letter):
                     letters.append(letter)
                     if len(letters) == limit:
-                        return LetterPage(letters, place)
+                        return LetterPage(letters, behind)
         return LetterPage(letters, looks.stopped_at, cut=bool(looks.stopped_at))
 
     async def find(self, where: LetterFilter = ALL) -> AsyncGenerator[DeadLetter, None]:
@@ -266,7 +209,7 @@ class DeadLetters:
         delay_s = seconds(delay) or 0
         if not math.isfinite(delay_s):
             raise ArgumentsError(f"delay must be a number of seconds, not {delay!r}")
-        edit = _Edit(args, kwargs, task)
+        edit = Edit(args, kwargs, task)
         if task is not None and args is not None and kwargs is not None:
             task.signature.check(task.name, tuple(args), dict(kwargs))
         said = Requeued()
@@ -345,11 +288,11 @@ class DeadLetters:
         *,
         ids_alone: bool = False,
         most: int = FOUND,
-        looks: _Looks | None = None,
+        looks: paging.Looks | None = None,
     ) -> AsyncGenerator[tuple[_Found, str], None]:
         """Give each letter that may fit, the newest first, and the place behind it."""
         newest: Any
-        newest, behind = _place(after) if after else ("", b"")
+        newest, behind = paging.read_place(after) if after else ("", b"")
         if not newest:
             until = where.until
             # A job that dies from here on is not looked at: it may have been requeued by us.
@@ -363,16 +306,16 @@ class DeadLetters:
         while newest != b"":
             if looks is not None and not looks.may_look(newest, behind):
                 return
-            newest, behind, _, answers = await load("dead_look").call(
+            newest, behind, answers = await load("dead_look").call(
                 self._redis,
                 keys=[keys.dead(self.queue)],
                 args=[newest, oldest, behind, LOOK, LOOK_BYTES, min(most, FOUND), wants, *needles],
             )
             for raw, died, letter in answers:
-                yield _Found(raw, died, letter), f"{died.decode()} {raw.hex()}"
+                yield _Found(raw, died, letter), paging.place(died, raw)
 
     async def _requeue(
-        self, part: Sequence[_Found], edit: _Edit, delay_s: float, said: Requeued
+        self, part: Sequence[_Found], edit: Edit, delay_s: float, said: Requeued
     ) -> None:
         now_ms = time.time_ns() // 1_000_000
         entries: list[Any] = []
@@ -381,7 +324,7 @@ class DeadLetters:
             letter = self._read(found)
             job_id = found.raw.decode(errors="surrogateescape")
             try:
-                payload, place = self._payload(letter, job_id, edit, now_ms)
+                payload, place = payload_again(self._codec, letter, job_id, edit, now_ms)
             except (LetterError, ArgumentsError, EncodeError) as exc:
                 said.refuse(job_id, exc)
                 continue
@@ -406,64 +349,13 @@ class DeadLetters:
             elif status == 0:
                 said.gone += 1
             elif status == -1:
-                said.refuse(job_id, _stays(job_id, "a job of this id is in the queue"))
+                said.refuse(job_id, stays(job_id, "a job of this id is in the queue"))
             elif isinstance(status, list):
                 other = status[0].decode(errors="backslashreplace")
                 why = f"job {other!r} is there, and there is to be no second one beside it"
-                said.refuse(job_id, _stays(job_id, why))
+                said.refuse(job_id, stays(job_id, why))
             else:
-                said.refuse(job_id, _stays(job_id, f"Redis refused it: {status.decode()}"))
-
-    def _payload(
-        self, letter: DeadLetter, job_id: str, edit: _Edit, now_ms: int
-    ) -> tuple[bytes, tuple[bytes, str]]:
-        """Return the bytes with which a job is queued again, and digest and rule of its place."""
-        if (node := keys.node_of(job_id)) is not None:
-            raise _stays(
-                job_id,
-                f"it is a step of flow {node[0]!r}, which would hear nothing of it: run again what "
-                f"failed of that by client.flow({node[0]!r}).retry()",
-            )
-        if not letter.payload:
-            raise _stays(job_id, "its payload is gone; enqueue it anew")
-        try:
-            record = codecs.decode_job(self._codec, letter.payload, job_id=job_id)
-        except DecodeError as exc:
-            if edit.is_one:
-                raise _stays(
-                    job_id, f"its payload cannot be read, so its arguments stay as they are: {exc}"
-                ) from exc
-            return letter.payload, NOWHERE
-        renewed = self._renewed(record, job_id, edit, now_ms)
-        return codecs.encode_job(self._codec, renewed), read_noted(renewed.options.get(PLACE))
-
-    def _renewed(self, record: JobRecord, job_id: str, edit: _Edit, now_ms: int) -> JobRecord:
-        args = record.args if edit.args is None else tuple(edit.args)
-        kwargs = record.kwargs if edit.kwargs is None else dict(edit.kwargs)
-        if edit.is_one and edit.task is not None:
-            if edit.task.name != record.task:
-                raise ArgumentsError(
-                    f"job {job_id!r} is one of {record.task!r}, not of {edit.task.name!r}: "
-                    "name the task in the filter",
-                )
-            edit.task.signature.check(record.task, args, kwargs)
-        options = {name: value for name, value in record.options.items() if name != "exp"}
-        options[REQUEUED] = requeues(record.options) + 1
-        if edit.is_one and options.pop(PLACE, None) is not None:
-            place = edit.place(args, kwargs)  # other arguments have another one
-            if place is not None:
-                options[PLACE] = place
-        if codecs.signs(self._codec):
-            options["id"] = job_id
-        return JobRecord(
-            task=record.task,
-            args=args,
-            kwargs=kwargs,
-            attempt=None,
-            # A new life: its writes are new ones too.
-            enqueued_ms=max(now_ms, record.enqueued_ms + 1),
-            options=options,
-        )
+                said.refuse(job_id, stays(job_id, f"Redis refused it: {status.decode()}"))
 
     def _read(self, found: _Found) -> DeadLetter:
         return decode_letter(found.letter, found.raw, self.queue)
@@ -474,19 +366,3 @@ class DeadLetters:
             "or purged, or is older than letters are kept",
             job_id=job_id,
         )
-
-
-def _stays(job_id: str, why: str) -> LetterError:
-    return LetterError(f"job {job_id!r} was not requeued: {why}", job_id=job_id)
-
-
-def _place(after: str) -> tuple[str, bytes]:
-    """Read the place behind which a page begins."""
-    died, _, raw = after.partition(" ")
-    try:
-        behind = b"" if math.isnan(float(died)) else bytes.fromhex(raw)
-    except ValueError:
-        behind = b""
-    if not behind:
-        raise ArgumentsError(f"after is {after!r}, and not the `after` of a page")
-    return died, behind

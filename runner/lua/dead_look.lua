@@ -1,7 +1,7 @@
 -- Look through dead letters, the newest first, a bounded number of them a call.
 -- KEYS: dead
 -- ARGV: from until_ms after look:int most_bytes:int most:int wants needles...
--- Returns: {where to go on: score and id, or '' and '', how many were looked at, {id, died, letter} for each}
+-- Returns: {where to go on: score and id, or '' and '', {id, died, letter} for each}
 --
 -- `from` and `until_ms` are times in ms, the newest and the oldest that count, `(` in front excludes.
 -- `after` is the id behind which to go on among those that died at `from`, or ''. `needles` are
@@ -81,12 +81,12 @@ while true do
     look_at(page[index], page[index + 1])
     if looked >= look or bytes >= most_bytes or #found >= most then
       drop_gone()
-      return {page[index + 1], page[index], looked, found}
+      return {page[index + 1], page[index], found}
     end
   end
   if #page < 2 * PAGE then
     drop_gone()
-    return {'', '', looked, found}
+    return {'', '', found}
   end
   offset = offset + PAGE
 end
