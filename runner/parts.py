@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from arq.connections import ArqRedis
 
-    from runner.events import Bus, Subscriber
+    from runner.bus import Bus
+    from runner.events import Subscriber
 
 logger = logging.getLogger("runner.parts")
 

@@ -19,7 +19,7 @@ from runner.watch import vitals
 if TYPE_CHECKING:
     import asyncio
 
-    from runner.events import Bus
+    from runner.bus import Bus
     from runner.execution import Attempt
     from runner.turns import Turns
     from runner.watch import Supervises, Watch

@@ -18,9 +18,9 @@ from arq.cron import CronJob
 from arq.worker import Function
 
 from runner import keys, logs
+from runner.bus import is_subscriber
 from runner.codec import Codec, codec_named
 from runner.errors import SettingsError, did_you_mean
-from runner.events import Subscriber, is_subscriber
 from runner.executors import MAX_THREADS
 from runner.middleware import Middleware
 from runner.middleware.errors import switch_off_arq
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from arq.typing import StartupShutdown
+
+    from runner.events import Subscriber
 
 _MISSING = inspect.Parameter.empty
 

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import TracerProvider
 
+    from runner.bus import Bus
     from runner.errors import WriteRejected
-    from runner.events import Bus
     from runner.execution import Attempt, Ending
     from runner.job import Job
     from runner.middleware import (

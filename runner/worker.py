@@ -28,11 +28,11 @@ from runner import broker, execution, keys
 from runner import writer as writers
 from runner.assembly import Assembled
 from runner.broker import Broker, Settlement
+from runner.bus import Bus
 from runner.codec import Codec, codec_of
 from runner.connections import TROUBLE
 from runner.cycle import CYCLE_TIMEOUT_S
 from runner.errors import SettingsError
-from runner.events import Bus, Subscriber
 from runner.execution import Ending, report
 from runner.executors import MAX_THREADS, Executors
 from runner.joblog import Collector
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from runner.broker import Claimed, CycleReply
+    from runner.events import Subscriber
     from runner.execution.records import Frames
     from runner.limits import Limit
     from runner.pipe import PlainPipe

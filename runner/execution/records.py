@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from runner.broker import Claimed, Settlement
+    from runner.bus import Bus
     from runner.codec import Codec, JobRecord
-    from runner.events import Bus
     from runner.execution.context import Context
     from runner.execution.limits import Limits
     from runner.limits import Gate, Limited

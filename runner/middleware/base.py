@@ -16,7 +16,7 @@ from runner.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from runner.events import Bus
+    from runner.bus import Bus
     from runner.job import Job
     from runner.tasks import EnqueueOptions, Task
     from runner.writer.batch import Refusals

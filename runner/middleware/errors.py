@@ -17,7 +17,7 @@ from runner.types import Outcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runner.events import Bus
+    from runner.bus import Bus
     from runner.middleware.base import Execute, JobCall
     from runner.writer.batch import Refusals
     from runner.writer.entries import Unit

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from runner.events import Bus
+    from runner.bus import Bus
     from runner.execution import Attempt
 
 

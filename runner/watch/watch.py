@@ -33,7 +33,8 @@ from runner.watch.unclosed import Unclosed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from runner.events import Bus, Event
+    from runner.bus import Bus
+    from runner.events import Event
     from runner.execution import Attempt
     from runner.middleware import JobCall
     from runner.watch.settings import WatchSettings

@@ -12,6 +12,7 @@ from typing import get_args
 import pytest
 
 from runner import events
+from runner.bus import Bus
 
 PAGE = Path(__file__).parents[2] / "docs" / "events.md"
 
@@ -60,7 +61,7 @@ def test_what_a_subscriber_raises_keeps_no_event_from_the_others(
     def rude(_event: events.Event) -> None:
         raise error
 
-    bus = events.Bus([rude, heard.append])
+    bus = Bus([rude, heard.append])
     bus.emit(events.PartEvent(worker="w", at_ms=1))
     assert len(heard) == 1
     assert "failed on PartEvent" in caplog.text
@@ -72,4 +73,4 @@ def test_what_ends_the_program_goes_up(error: BaseException) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        events.Bus([ends]).emit(events.PartEvent(worker="w", at_ms=1))
+        Bus([ends]).emit(events.PartEvent(worker="w", at_ms=1))
