@@ -16,7 +16,6 @@ from arq.utils import to_ms, to_unix_ms
 from redis.exceptions import RedisError
 
 from runner import broker, codec, connections
-from runner.broker import EnqueueEntry, Other
 from runner.codec import Codec, JobRecord
 from runner.errors import (
     ArgumentsError,
@@ -33,6 +32,7 @@ from runner.middleware import CARRIED, EnqueueCall, Middleware, around_enqueue, 
 from runner.middleware.batch import Batch
 from runner.outbox import Outbox, Until
 from runner.pipe import Pipe
+from runner.producer import EnqueueEntry, Other
 from runner.schedule import Book, Schedules
 from runner.shapes import ANYTHING, Shape
 from runner.tasks import BoundTask, Call, EnqueueOptions, Task, checked_id

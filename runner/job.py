@@ -12,7 +12,7 @@ import arq.jobs
 from arq.jobs import ResultNotFound
 from redis.exceptions import RedisError
 
-from runner import broker, codec, connections, keys
+from runner import broker, codec, connections, keys, producer
 from runner.batch import Gathered
 from runner.codec import ResultRecord, reader_of
 from runner.errors import DecodeError, JobFailed, JobReplaced, RedisUnavailable
@@ -102,7 +102,7 @@ class Results:
 
     async def replaced_by(self, job_id: str) -> str | None:
         """Return the job that took the place of this one, None when there is none."""
-        return await broker.replaced_by(self._pipe, job_id)
+        return await producer.replaced_by(self._pipe, job_id)
 
     def _start(self) -> None:
         if self._closed:
@@ -175,7 +175,7 @@ class Results:
                     logger.debug("could not look results up: %s; the next round will", exc)
 
     async def _look_up(self, queue: str, job_ids: list[str]) -> None:
-        answers = await broker.read_results(
+        answers = await producer.read_results(
             self._pipe,
             queue,
             channel=self._channel,
@@ -299,7 +299,7 @@ class Job(arq.jobs.Job, Generic[R]):
             TimeoutError: the time is up; the request stands.
             JobFailed: the job failed by itself meanwhile.
         """
-        await broker.abort(self._redis, self._queue_name, self.job_id)
+        await producer.abort(self._redis, self._queue_name, self.job_id)
         try:
             await self.result(timeout, poll_delay=poll_delay)
         except asyncio.CancelledError:
@@ -313,7 +313,7 @@ class Job(arq.jobs.Job, Generic[R]):
 
     async def ask_to_abort(self) -> bool:
         """Ask for the job to be aborted, and wait for nothing; False when it has ended."""
-        return await broker.abort(self._redis, self._queue_name, self.job_id)
+        return await producer.abort(self._redis, self._queue_name, self.job_id)
 
     def _unwrap(self, record: ResultRecord) -> R:
         if record.success:

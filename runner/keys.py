@@ -179,6 +179,11 @@ RETRY_TTL_S = 88_400
 """The lifetime of the count of tries, as in arq."""
 
 
+def raw_id(job_id: str) -> bytes:
+    """Return an id as it stands in Redis, where anybody may have put bytes that are no text."""
+    return job_id.encode(errors="surrogateescape")
+
+
 def job(job_id: str) -> str:
     """STRING: the encoded job."""
     return JOB + job_id

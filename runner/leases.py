@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import NoScriptError, RedisError
 
 from runner import connections, keys
-from runner.broker import MAX_ENTRIES, raw_id
+from runner.broker import MAX_ENTRIES
 from runner.scripts import load
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Leases:
             chunk = held[start : start + MAX_ENTRIES]
             args: list[Any] = [int(self._lease_s * 1000)]
             for lease in chunk:
-                args += (raw_id(lease.job_id), lease.token, lease.attempt)
+                args += (keys.raw_id(lease.job_id), lease.token, lease.attempt)
             script.check(queue_keys, args)
             execute: Any = connection.execute_command
             call = (len(queue_keys), *queue_keys, *args)

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from runner import broker
+from runner import broker, producer
 from runner.errors import EnqueueError, QueueFull, RedisUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runner.broker import EnqueueEntry, Queued
     from runner.pipe import Pipe
+    from runner.producer import EnqueueEntry, Queued
 
 SOONEST_LOOK_S, LATEST_LOOK_S = 0.005, 0.25
 LOOK_TIMEOUT_S = 10.0
@@ -70,7 +70,7 @@ class Outbox:
         entry: EnqueueEntry,
         until: Until = None,
     ) -> asyncio.Future[Queued]:
-        """Return what will say what became of the entry (`broker.Queued`).
+        """Return what will say what became of the entry (`producer.Queued`).
 
         It raises:
             DuplicateJob: another job is in its place.
@@ -113,7 +113,7 @@ class Outbox:
                 continue
             sent = [entry for entry in part if entry.max_length not in full]
             try:
-                answers = iter(await broker.enqueue(self._pipe, queue, sent))
+                answers = iter(await producer.enqueue(self._pipe, queue, sent))
             except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the caller
                 return outcomes + [exc] * (len(entries) - len(outcomes))
             outcomes += [full.get(e.max_length) or next(answers) for e in part]
@@ -158,7 +158,7 @@ class Outbox:
         for queue, part in parts:
             self._pipe.send_script(
                 partial(self._answer, queue, part, self._loop),
-                *broker.enqueue_call(queue, [sent.entry for sent in part]),
+                *producer.enqueue_call(queue, [sent.entry for sent in part]),
             )
 
     def _answer(
@@ -172,7 +172,7 @@ class Outbox:
             return
         outcomes: Sequence[Queued | BaseException]
         try:
-            outcomes = broker.enqueue_outcomes(queue, [sent.entry for sent in part], reply)
+            outcomes = producer.enqueue_outcomes(queue, [sent.entry for sent in part], reply)
         except Exception as exc:  # noqa: BLE001  a reply that is none of the script's: tell it
             outcomes = [exc] * len(part)
         for sent, outcome in zip(part, outcomes, strict=True):
@@ -266,7 +266,7 @@ class Line:
         staying: deque[_Sent] = deque()
         for sent in self._waiting:
             if sent.until is not None and sent.until <= now:
-                sent.answer(broker.queue_full(self._queue, self._max_length))
+                sent.answer(producer.queue_full(self._queue, self._max_length))
             elif not sent.future.done():
                 staying.append(sent)
         self._waiting = staying
@@ -284,7 +284,7 @@ class Line:
             return False
         moving = [self._waiting.popleft() for _ in range(room)]
         try:
-            outcomes = await broker.enqueue(
+            outcomes = await producer.enqueue(
                 self._pipe, self._queue, [sent.entry for sent in moving]
             )
         except Exception as exc:

@@ -608,7 +608,7 @@ class Worker(Assembled):
     async def _note_abort(self, job_id: str) -> None:
         # The request goes with the job's end: an answer that is lost costs no abort.
         try:
-            if await self.pool.zscore(keys.ABORT, broker.raw_id(job_id)) is not None:
+            if await self.pool.zscore(keys.ABORT, keys.raw_id(job_id)) is not None:
                 self.aborting_tasks.add(job_id)
         except TROUBLE as exc:
             # The next poll looks again, and cancels the job then.

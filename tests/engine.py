@@ -12,9 +12,10 @@ from arq.connections import ArqRedis, RedisSettings, create_pool
 from redis.asyncio import Redis
 
 from runner import keys
-from runner.broker import Broker, Claimed, EnqueueEntry, Settlement
-from runner.broker import enqueue as put
+from runner.broker import Broker, Claimed, Settlement
 from runner.codec import JobRecord, MsgpackCodec, ResultRecord, decode_result, encode_job
+from runner.producer import EnqueueEntry
+from runner.producer import enqueue as put
 from runner.scripts import load
 from runner.worker import Worker
 from tests.support import wait_until

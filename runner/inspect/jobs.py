@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from runner import codec as codecs
 from runner import keys, paging
-from runner.broker import raw_id
 from runner.codec import JobRecord, MsgpackCodec, PickleCodec, ResultRecord
 from runner.errors import DecodeError, EnqueueError, JobCancelled, JobNotFound
 from runner.inspect.history import History
@@ -138,7 +137,7 @@ class QueuedJobs:
 
     async def show(self, job_id: str) -> JobInfo:
         """Return one job and its errors so far; raise `JobNotFound`."""
-        name = cast(str, keys.ERRORS.encode() + raw_id(job_id))
+        name = cast(str, keys.ERRORS.encode() + keys.raw_id(job_id))
         blobs = await cast(Any, self._redis.lrange(name, 0, -1))
         for job in await self._named([job_id], decode_errors(blobs)):
             return job
@@ -192,7 +191,7 @@ class QueuedJobs:
                     *(self.queue, keys.held(self.queue)),
                     *(keys.idle(self.queue), keys.wake(self.queue)),
                 ],
-                args=[raw_id(job.job_id) for job in part],
+                args=[keys.raw_id(job.job_id) for job in part],
             )
         return moved
 
@@ -209,7 +208,10 @@ class QueuedJobs:
         statuses = await load("jobs_cancel").call(
             self._redis,
             keys=[self.queue, keys.held(self.queue)],
-            args=[keep_ms, *(v for job_id, result in entries for v in (raw_id(job_id), result))],
+            args=[
+                keep_ms,
+                *(v for job_id, result in entries for v in (keys.raw_id(job_id), result)),
+            ],
         )
         for (job_id, _), status in zip(entries, statuses, strict=True):
             if status == 1:
@@ -273,7 +275,7 @@ class QueuedJobs:
         _, found = await load("jobs_show").call(
             self._redis,
             keys=[self.queue, keys.held(self.queue)],
-            args=[raw_id(job_id) for job_id in job_ids],
+            args=[keys.raw_id(job_id) for job_id in job_ids],
         )
         return [self._info(values, errors) for values in found]
 

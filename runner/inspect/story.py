@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from runner import codec as codecs
 from runner import keys
-from runner.broker import raw_id
 from runner.errors import DecodeError
 from runner.letters import decode_errors, decode_letter
 from runner.types import AttemptError
@@ -92,7 +91,7 @@ class Traces:
 
 async def traces_of(redis: Redis, job_id: str) -> Traces:
     """Read what is kept of a job that has ended, in one step."""
-    raw = raw_id(job_id)
+    raw = keys.raw_id(job_id)
     async with redis.pipeline(transaction=True) as pipe:
         untyped: Any = pipe  # typed for ids that are text
         for prefix in (keys.RESULT, keys.DEAD_LETTER):
@@ -130,7 +129,7 @@ def of_ended(
 ) -> JobStory | None:
     """Tell the story of a job that has ended; None when nobody knows of it."""
     if traces.letter is not None:
-        letter = decode_letter(traces.letter, raw_id(job_id), queue)
+        letter = decode_letter(traces.letter, keys.raw_id(job_id), queue)
         return _of_letter(job_id, letter, decode_errors(traces.letter_errors))
     record, problem = None, ""
     if traces.result is not None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import msgspec
 
 from runner import keys, paging
-from runner.broker import raw_id
 from runner.errors import (
     ArgumentsError,
     EncodeError,
@@ -165,13 +164,13 @@ class DeadLetters:
     async def show(self, job_id: str) -> DeadLetter:
         """Return one letter with the errors of all attempts; raise `LetterNotFound`."""
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.get(keys.DEAD_LETTER.encode() + raw_id(job_id))
-            pipe.lrange(cast(str, keys.DEAD_ERRORS.encode() + raw_id(job_id)), 0, -1)
+            pipe.get(keys.DEAD_LETTER.encode() + keys.raw_id(job_id))
+            pipe.lrange(cast(str, keys.DEAD_ERRORS.encode() + keys.raw_id(job_id)), 0, -1)
             blob, errors = await pipe.execute()
         if blob is None:
             raise self._not_found(job_id)
         return msgspec.structs.replace(
-            decode_letter(blob, raw_id(job_id), self.queue), errors=decode_errors(errors)
+            decode_letter(blob, keys.raw_id(job_id), self.queue), errors=decode_errors(errors)
         )
 
     async def requeue(
@@ -267,7 +266,7 @@ class DeadLetters:
                 yield found
 
     async def _named(self, job_ids: Iterable[str], said: Requeued) -> AsyncGenerator[_Found, None]:
-        raws = [raw_id(job_id) for job_id in job_ids]
+        raws = [keys.raw_id(job_id) for job_id in job_ids]
         for start in range(0, len(raws), CHANGED):
             part = raws[start : start + CHANGED]
             async with self._redis.pipeline(transaction=True) as pipe:

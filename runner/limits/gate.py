@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from runner import keys
 from runner.batch import Gathered
-from runner.broker import MAX_ENTRIES, raw_id
+from runner.broker import MAX_ENTRIES
 from runner.errors import LimitUnavailable
 from runner.limits.options import check_alike
 from runner.scripts import load
@@ -268,7 +268,7 @@ class Gate:
     async def _send(self, queue: str, batch: list[_Asked]) -> None:
         args: list[Any] = []
         for claimed, task, packed, _ in batch:
-            args += (raw_id(claimed.job_id), claimed.token, claimed.attempt, task, packed)
+            args += (keys.raw_id(claimed.job_id), claimed.token, claimed.attempt, task, packed)
         reply: Any
         try:
             reply = await ADMIT.call(self._redis(), keys=[queue, keys.held(queue)], args=args)

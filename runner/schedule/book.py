@@ -15,7 +15,6 @@ import msgspec
 
 from runner import codec as codecs
 from runner import keys
-from runner.broker import raw_id as raw_name
 from runner.codec import Codec, JobRecord
 from runner.errors import ArgumentsError, CodecError, ScheduleError
 from runner.schedule.run import call_id
@@ -269,13 +268,13 @@ class Book:
         status: int = await load("schedule_pause").call(
             self.redis,
             keys=[self._schedules],
-            args=[self._prefix, raw_name(name), "1" if paused else "0", due_ms],
+            args=[self._prefix, keys.raw_id(name), "1" if paused else "0", due_ms],
         )
         return status == 1
 
     async def remove(self, source: str, names: Sequence[str]) -> list[int | str]:
         """Forget schedules of one source; return 1, -1 (absent) or whose it is for each."""
-        args = [self._prefix, source, *map(raw_name, names)]
+        args = [self._prefix, source, *map(keys.raw_id, names)]
         answers = await load("schedule_remove").call(self.redis, keys=[self._schedules], args=args)
         return [a if isinstance(a, int) else a.decode() for a in answers]
 
@@ -380,7 +379,7 @@ class Book:
         return schedule
 
     def _key(self, name: str) -> Any:
-        return self._prefix.encode() + raw_name(name)
+        return self._prefix.encode() + keys.raw_id(name)
 
     def _bound_id(self, name: str) -> str:
         return f"schedule:{self.queue}:{name}"
@@ -440,7 +439,7 @@ class Book:
         schedule = offer.schedule
         look_at = keys.FAR_OFF_MS if offer.next_ms is None else offer.next_ms
         fields: list[Any] = [
-            raw_name(offer.name),
+            keys.raw_id(offer.name),
             offer.kind,
             offer.expected_ms,
             "" if offer.next_ms is None else offer.next_ms,

@@ -15,7 +15,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
-from runner import broker
+from runner import producer
 from runner.connections import TROUBLE
 from runner.errors import ScheduleConflict
 from runner.schedule.book import FLEET_MS, UNREADABLE_MS, Book, DueSchedule, Look, Offer
@@ -180,7 +180,7 @@ class Ticker:
                 )
             elif offer.due_ms:
                 queue = schedule.queue or self._book.queue
-                await broker.abort(self._book.redis, queue, found.last_job)
+                await producer.abort(self._book.redis, queue, found.last_job)
 
     async def _keep_enlisted(self) -> None:
         now = time.monotonic()

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from runner import keys
-from runner.broker import raw_id
 from runner.connections import TROUBLE
 from runner.errors import LeaseLost, StoreWentBack, UnitChanged
 from runner.scripts import load
@@ -124,7 +123,7 @@ class JobCommits:
             UnitChanged: the earlier attempt committed something else.
         """
         claimed = self._claimed
-        job_id = raw_id(claimed.job_id)
+        job_id = keys.raw_id(claimed.job_id)
         digest = hashlib.blake2b(operations, digest_size=16).hexdigest()
         header: tuple[Any, ...] = (claimed.job_id, claimed.queue, number)  # see `CommitHeader`
         if self._trace:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from redis.exceptions import ResponseError
 
 from runner import keys
-from runner.broker import raw_id
 from runner.errors import DecodeError
 from runner.writer.entries import decode_rejection, read_entry
 from runner.writer.status import ZERO, exceeds
@@ -77,7 +76,7 @@ async def writes_of(redis: Redis, job_id: str, *, ended_ms: int = 0) -> list[Job
         job_id: the job.
         ended_ms: when it ended, Unix time in milliseconds; 0: it has not.
     """
-    raw = raw_id(job_id)
+    raw = keys.raw_id(job_id)
     async with redis.pipeline(transaction=True) as pipe:
         untyped: Any = pipe  # typed for ids that are text
         untyped.get(keys.IN_PROGRESS.encode() + raw)

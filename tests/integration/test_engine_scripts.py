@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from msgspec.structs import replace
 
-from runner import broker, keys
-from runner.broker import EnqueueEntry, Settlement
+from runner import broker, keys, producer
+from runner.broker import Settlement
 from runner.errors import EnqueueError, QueueFull
+from runner.producer import EnqueueEntry
 from runner.scripts import load
 from tests.engine import LEASE_MS, LIFETIME_MS, Rig, done, payload, raw
 
@@ -87,7 +88,7 @@ async def test_enqueue_refuses_an_id_whose_result_is_kept(rig: Rig, redis: Any) 
 
 async def test_enqueue_stops_at_the_queues_bound(rig: Rig, redis: Any) -> None:
     entries = [EnqueueEntry(i, payload(i), None, LIFETIME_MS, False, 2) for i in "abc"]
-    outcomes = await broker.enqueue(redis, QUEUE, entries)
+    outcomes = await producer.enqueue(redis, QUEUE, entries)
     assert outcomes[:2] == [True, True]
     assert isinstance(outcomes[2], QueueFull)
     assert await rig.ids() == {"a", "b"}
@@ -98,7 +99,7 @@ async def test_enqueue_refuses_a_bad_entry_alone(rig: Rig, redis: Any) -> None:
         EnqueueEntry(i, payload(i), None, lifetime, False)
         for i, lifetime in (("a", LIFETIME_MS), ("bad", -1), ("c", LIFETIME_MS))
     ]
-    outcomes = await broker.enqueue(redis, QUEUE, entries)
+    outcomes = await producer.enqueue(redis, QUEUE, entries)
     assert outcomes[0] is True
     assert outcomes[2] is True
     assert isinstance(outcomes[1], EnqueueError)
@@ -388,7 +389,7 @@ async def test_end_tells_those_who_wait(rig: Rig, redis: Any) -> None:
     channel = f"runner:reply:test-{id(rig)}"
     async with redis.pubsub(ignore_subscribe_messages=True) as listener:
         await listener.subscribe(channel)
-        assert await broker.read_results(redis, QUEUE, channel=channel, job_ids=["j"]) == [b""]
+        assert await producer.read_results(redis, QUEUE, channel=channel, job_ids=["j"]) == [b""]
         await rig.settle(done(claimed, result=b"blob"))
         message: Any = None
         async with asyncio.timeout(5):
@@ -587,7 +588,7 @@ async def test_many_ends_and_their_waiters_are_one_batch(rig: Rig, redis: Any) -
     await rig.put(*names)
     claims = await rig.claim(500)
     await redis.zadd(keys.ABORT, {"007": 1, "other": 1})
-    await broker.read_results(redis, QUEUE, channel="nobody", job_ids=["250"])
+    await producer.read_results(redis, QUEUE, channel="nobody", job_ids=["250"])
     assert await rig.settle(*(done(claimed) for claimed in claims)) == [1] * 500
     assert await redis.exists(*(keys.result(name) for name in names)) == 500
     assert await redis.exists(keys.waiters("250"), keys.held(QUEUE), QUEUE) == 0
@@ -730,24 +731,24 @@ async def test_results_are_read_awaited_or_denied(rig: Rig, redis: Any) -> None:
     ended = await rig.claim_one("ended")
     await rig.settle(done(ended, result=b"blob"))
     await rig.put("queued")
-    answers = await broker.read_results(
+    answers = await producer.read_results(
         redis, QUEUE, channel="c", job_ids=["ended", "queued", "never"]
     )
     assert answers == [b"blob", b"", None]
     assert await redis.smembers(keys.waiters("queued")) == {b"c"}
-    assert 0 < await redis.pttl(keys.waiters("queued")) <= broker.WAITER_TTL_MS
+    assert 0 < await redis.pttl(keys.waiters("queued")) <= producer.WAITER_TTL_MS
     assert await redis.exists(keys.waiters("ended"), keys.waiters("never")) == 0
 
 
 async def test_results_of_no_ids_are_none(redis: Any) -> None:
-    assert await broker.read_results(redis, QUEUE, channel="c", job_ids=[]) == []
+    assert await producer.read_results(redis, QUEUE, channel="c", job_ids=[]) == []
 
 
 async def test_results_with_a_key_of_the_wrong_type_serve_the_others(rig: Rig, redis: Any) -> None:
     ended = await rig.claim_one("ended")
     await rig.settle(done(ended, result=b"blob"))
     await redis.lpush(keys.result("bad"), "a list")
-    answers = await broker.read_results(redis, QUEUE, channel="c", job_ids=["bad", "ended"])
+    answers = await producer.read_results(redis, QUEUE, channel="c", job_ids=["bad", "ended"])
     assert answers == [None, b"blob"]
 
 
