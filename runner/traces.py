@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runner import codec
+from runner import failures
 from runner.errors import Cancel, Retry, SettingsError, Snooze
 from runner.execution.records import LIMITED
 from runner.middleware import CARRIED, Middleware
@@ -341,7 +341,7 @@ def _traceparent(span: Span) -> str:
 def _fail(span: Span, exc: BaseException) -> None:
     """Say why; not by `record_exception`, which asks the exception for its text: it may raise."""
     kind = f"{type(exc).__module__}.{type(exc).__qualname__}"
-    described, message = codec.describe(exc), codec.message_of(exc)
+    described, message = failures.describe(exc), failures.message_of(exc)
     span.add_event(
         "exception",
         {

@@ -7,7 +7,7 @@ from typing import Any, assert_never
 
 from arq.utils import args_to_string, truncate
 
-from runner import codec
+from runner import codec, failures
 from runner.errors import Retry
 from runner.execution.records import Attempt, Ending, Host, max_tries_of, now_ms
 from runner.types import Outcome
@@ -81,7 +81,7 @@ def log(host: Host, attempt: Attempt, ending: Ending) -> None:  # noqa: C901, PL
                 took_s,
                 ref,
                 type(exc).__name__,
-                codec.message_of(exc),
+                failures.message_of(exc),
                 exc_info=exc,
                 extra={"extra": ending.extra},
             )

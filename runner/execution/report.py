@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Protocol
 
-from runner import codec
+from runner import failures
 from runner.events import (
     JobEnded,
     JobStarted,
@@ -97,7 +97,7 @@ def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | No
     exception = ending.result if isinstance(ending.result, BaseException) else None
     if outcome is Outcome.SUCCEEDED:
         exception = None  # a task may return an exception
-    described = {"type": "", "message": ""} if exception is None else codec.describe(exception)
+    described = {"type": "", "message": ""} if exception is None else failures.describe(exception)
     return JobEnded(
         worker=host.name,
         queue=claimed.queue,

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from arq.constants import keep_cronjob_progress
 
-from runner import broker, codec
+from runner import broker, codec, failures
 from runner.broker import Settlement
 from runner.codec import ResultRecord
 from runner.errors import EncodeError
@@ -173,7 +173,7 @@ def error_record(host: Host, attempt: Attempt, ending: Ending) -> bytes:
 
 def letter(host: Host, attempt: Attempt, ending: Ending) -> bytes:
     """Encode the dead letter of a job that ended for good without success."""
-    described = codec.describe(ending.result)
+    described = failures.describe(ending.result)
     record = attempt.record
     return encode_letter(
         DeadLetter(

@@ -6,7 +6,7 @@ import asyncio
 import pickle
 from typing import TYPE_CHECKING
 
-from runner import codec
+from runner import failures
 from runner.errors import RemoteError, TaskError
 from runner.execution.limits import is_soft_limit
 
@@ -43,7 +43,7 @@ def packed(error: BaseException) -> tuple[bytes, Fields]:
             data = b""
     except Exception:  # noqa: BLE001  a user's class may raise anything
         data = b""
-    return data, codec.describe(error)
+    return data, failures.describe(error)
 
 
 def unpacked(data: bytes, described: Fields) -> BaseException:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runner import codec as codecs
-from runner import keys
+from runner import failures, keys
 from runner.errors import DecodeError
 from runner.letters import decode_errors, decode_letter
 from runner.types import AttemptError
@@ -194,7 +194,7 @@ def _of_result(
     outcome = "succeeded" if record.success else "failed"
     errors: tuple[AttemptError, ...] = ()
     if not record.success:
-        described = codecs.describe(record.result)
+        described = failures.describe(record.result)
         errors = (
             AttemptError(
                 attempt=record.attempt,

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import msgspec
 
-from runner import codec
+from runner import failures
 
 if TYPE_CHECKING:
     from runner.execution import Attempt
@@ -91,7 +91,7 @@ def error_of(result: object) -> tuple[str, str]:
     if not isinstance(result, BaseException):
         return "", ""
     kind = text(type(result).__qualname__, MOST_NAME)
-    return kind, text(codec.message_of(result), MOST_ERROR)
+    return kind, text(failures.message_of(result), MOST_ERROR)
 
 
 class _Plain:

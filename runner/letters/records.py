@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runner import codec
+from runner import failures
 from runner.types import AttemptError, DeadLetter, Outcome
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def decode_letter(data: bytes, raw_id: bytes = b"", queue: str = "") -> DeadLett
 def error_of(exc: BaseException, **facts: Any) -> bytes:
     """Encode how an attempt went wrong; `facts` are further fields of `AttemptError`."""
     try:
-        described = codec.describe(exc)
+        described = failures.describe(exc)
     except Exception as broken:  # noqa: BLE001  a user's exception may raise wherever it is touched
         why = f"<the exception cannot be shown: {type(broken).__name__}>"
         described = {"type": type(exc).__qualname__, "message": why, "traceback": ""}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from operator import sub
 from typing import TYPE_CHECKING
 
-from runner import codec
+from runner import failures
 from runner.execution.records import AGAIN
 from runner.inspect.finished import packed
 from runner.inspect.latency import BOUNDS_MS, bucket
@@ -289,4 +289,4 @@ def _spread(times: list[float], counts: Counter[int]) -> float:
 def _error(result: object) -> str:
     if not isinstance(result, BaseException):
         return ""
-    return f"{type(result).__qualname__}: {codec.message_of(result)}"[:MOST_ERROR]
+    return f"{type(result).__qualname__}: {failures.message_of(result)}"[:MOST_ERROR]

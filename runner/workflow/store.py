@@ -13,7 +13,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from runner import codec as codecs
-from runner import keys
+from runner import failures, keys
 from runner.errors import (
     DecodeError,
     FlowError,
@@ -463,7 +463,7 @@ def why_failed(record: ResultRecord) -> str:
     """Return what a result says that is none."""
     if not isinstance(record.result, BaseException):
         return str(record.result)  # what is kept in the place of one that was too large
-    described = codecs.describe(record.result)
+    described = failures.describe(record.result)
     return f"{described['type']}: {described['message']}"
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner import codec as codecs
-from runner import keys
+from runner import failures, keys
 from runner.errors import DecodeError
 from runner.letters import encode_error, encode_letter, requeues
 from runner.scripts import load
@@ -195,7 +195,7 @@ class Settler:
                 result=why,
             ),
         )
-        described = codecs.describe(why)
+        described = failures.describe(why)
         dead = DeadLetter(
             job_id=job.job_id,
             queue=job.queue,
@@ -232,7 +232,7 @@ def _again_entry(entry: str, job: JobHeader, error: bytes) -> _Entry:
 
 def _error(job: JobHeader, why: WriteRejected) -> bytes:
     """Encode the refusal as the error of an attempt that is followed by another."""
-    described = codecs.describe(why)
+    described = failures.describe(why)
     return encode_error(
         AttemptError(
             attempt=job.attempt,

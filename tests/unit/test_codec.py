@@ -21,7 +21,7 @@ from arq.worker import JobExecutionFailed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner import codec, errors
+from runner import codec, errors, failures
 from runner.codec import HookCodec, JobRecord, MsgpackCodec, PickleCodec, ResultRecord
 from runner.errors import DecodeError, EncodeError, RemoteError, SettingsError
 
@@ -335,7 +335,7 @@ def test_bytes_do_not_choose_what_is_constructed() -> None:
 
 
 def test_message_that_is_no_text_travels_as_an_escape() -> None:
-    described = codec.describe(OSError("/tmp/\udcff"))
+    described = failures.describe(OSError("/tmp/\udcff"))
     assert described["message"] == "/tmp/\\udcff"
     MSGPACK.dumps(described)
 
