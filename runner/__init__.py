@@ -15,6 +15,7 @@ from runner.client import Client
 from runner.composition import chain, chord, group, node
 from runner.connection import connect
 from runner.database import Answer, Database, DirectUnit, database
+from runner.declare import task
 from runner.dependencies import Depends
 from runner.errors import (
     Cancel,
@@ -51,7 +52,7 @@ from runner.retry import Backoff, RetryPolicy, Rule, give_up, on
 from runner.schedule import Schedule, ScheduleInfo, cron, every, perpetual
 from runner.settings import WorkerSettings
 from runner.signing import SignedCodec
-from runner.tasks import Call, SyncTask, Task, task
+from runner.tasks import Call, SyncTask, Task
 from runner.types import AttemptError, Committed, DeadLetter, Outcome, QueueStats, WriterStatus
 from runner.unique import Debounce, Throttle, Unique
 from runner.worker import Worker

@@ -1,8 +1,7 @@
-"""Declare tasks: a function with options, callable as it is, and typed when enqueued."""
+"""Tasks: a function with options, callable as it is, and typed when enqueued."""
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, replace
 from functools import update_wrapper
 from typing import (
@@ -12,7 +11,6 @@ from typing import (
     Generic,
     Literal,
     ParamSpec,
-    Protocol,
     TypeVar,
     cast,
     overload,
@@ -22,7 +20,6 @@ from runner.arguments import Signature
 from runner.dependencies import call as call_with
 from runner.dependencies import call_in_thread, dependencies_of
 from runner.errors import ArgumentsError, SettingsError
-from runner.limits import declared as declared_limits
 from runner.options import (
     KEPT_RULE,
     MOST_KEPT_S,
@@ -30,23 +27,19 @@ from runner.options import (
     OnWriteError,
     TaskOptions,
     WhenFull,
-    check_options,
     checked_id,
-    policy_of,
     seconds,
 )
-from runner.time_limits import check_limits, place_of
+from runner.time_limits import place_of
 from runner.types import PREVIOUS, Part
 from runner.unique import Debounce, Rule, Throttle, Unique, check_parameters, rule_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
     from datetime import datetime, timedelta
 
     from runner.composition import Group
     from runner.dependencies import Loop
-    from runner.limits import Limit
-    from runner.retry import RetryPolicy
     from runner.time_limits import RunsIn
 
 P = ParamSpec("P")
@@ -334,217 +327,11 @@ class BoundTask(Generic[P, R]):
 _NO_OPTIONS = EnqueueOptions()
 
 
-class DeclaresMany(Protocol):
-    """Makes a task of a function that takes many jobs: each job brings one item of its list."""
-
-    @overload
-    def __call__(
-        self, function: Callable[[C, list[T]], Coroutine[Any, Any, None]], /
-    ) -> Task[[T], None]: ...
-
-    @overload
-    def __call__(
-        self, function: Callable[[C, list[T]], Coroutine[Any, Any, Sequence[R | Exception]]], /
-    ) -> Task[[T], R]: ...
-
-
-class Declares(Protocol):
-    """What `task` with options returns: it makes a task of a function."""
-
-    # The first that fits is taken: what is awaited is no value of a plain function.
-    @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self,
-        function: Callable[Concatenate[C, P], Coroutine[Any, Any, R]],
-        /,
-    ) -> Task[P, R]: ...
-
-    @overload
-    def __call__(self, function: Callable[Concatenate[C, P], R], /) -> SyncTask[P, R]: ...
-
-
-# What is taken is what an async function gives, and no other awaitable: then both forms have the
-# same parameter when types are inferred, and mypy takes the first also where a type holds Any.
-@overload
-def task(  # type: ignore[overload-overlap]
-    function: Callable[Concatenate[C, P], Coroutine[Any, Any, R]],
-    /,
-) -> Task[P, R]: ...
-
-
-@overload
-def task(function: Callable[Concatenate[C, P], R], /) -> SyncTask[P, R]: ...
-
-
-@overload
-def task(
-    *,
-    batch: int,
-    batch_wait: float | timedelta | None = None,
-    **options: Any,
-) -> DeclaresMany: ...
-
-
-@overload
-def task(
-    *,
-    name: str | None = None,
-    retries: int | None = None,
-    backoff: RetryPolicy | None = None,
-    timeout: float | timedelta | None = None,
-    keep_result: float | timedelta | None = None,
-    keep_result_forever: bool | None = None,
-    queue: str | None = None,
-    expires: float | timedelta | None = None,
-    max_crashes: int | None = None,
-    on_write_error: OnWriteError | None = None,
-    writes: bool = True,
-    # time limits
-    soft_timeout: float | timedelta | None = None,
-    runs_in: RunsIn | None = None,
-    # Uniqueness: one of them at most.
-    unique: bool | Unique | None = None,
-    debounce: float | timedelta | Debounce | None = None,
-    throttle: float | timedelta | Throttle | None = None,
-    # Limits, in the whole fleet: see runner.limits.
-    rate: str | None = None,
-    burst: int | None = None,
-    weight: int | None = None,
-    rate_key: str | None = None,
-    max_running: int | None = None,
-    max_running_key: str | None = None,
-    limits: Sequence[Limit] = (),
-) -> Declares: ...
-
-
-def task(  # type: ignore[misc]  # with `batch` the rest are these by name
-    function: Callable[..., Any] | None = None,
-    /,
-    *,
-    name: str | None = None,
-    retries: int | None = None,
-    backoff: RetryPolicy | None = None,
-    timeout: float | timedelta | None = None,
-    keep_result: float | timedelta | None = None,
-    keep_result_forever: bool | None = None,
-    queue: str | None = None,
-    expires: float | timedelta | None = None,
-    max_crashes: int | None = None,
-    on_write_error: OnWriteError | None = None,
-    writes: bool = True,
-    # Many jobs in one call: how many items it gets at most, and how long the first waits.
-    batch: int | None = None,
-    batch_wait: float | timedelta | None = None,
-    # time limits
-    soft_timeout: float | timedelta | None = None,
-    runs_in: RunsIn | None = None,
-    # Uniqueness: one of them at most.
-    unique: bool | Unique | None = None,
-    debounce: float | timedelta | Debounce | None = None,
-    throttle: float | timedelta | Throttle | None = None,
-    # Limits, in the whole fleet: see runner.limits.
-    rate: str | None = None,
-    burst: int | None = None,
-    weight: int | None = None,
-    rate_key: str | None = None,
-    max_running: int | None = None,
-    max_running_key: str | None = None,
-    limits: Sequence[Limit] = (),
-) -> Any:
-    """Declare a function whose first parameter is the context as a task.
-
-    An async function runs in the worker's event loop. One that is not runs in a thread, or in
-    a process by ``runs_in="process"``, which is the place for long computations.
-
-    Example:
-        >>> @task(retries=5, timeout=30)
-        ... async def place_order(ctx: Context, order_id: int) -> str:
-        ...     ctx.db.insert("orders", id=order_id)
-        ...     return "placed"
-
-        With `batch` one call takes many jobs; see `runner.many`.
-
-    Raises:
-        SettingsError: an option contradicts itself, or another, or the function.
-    """
-    given = {
-        "name": name,
-        "retries": retries,
-        "backoff": backoff,
-        "timeout": timeout,
-        "keep_result": keep_result,
-        "keep_result_forever": keep_result_forever,
-        "queue": queue,
-        "expires": expires,
-        "max_crashes": max_crashes,
-        "on_write_error": on_write_error,
-        "writes": writes,
-        "batch": batch,
-        "batch_wait": batch_wait,
-        # time limits
-        "soft_timeout": soft_timeout,
-        "runs_in": runs_in,
-    }
-
-    def declare(function: Callable[..., Any]) -> Task[..., Any]:
-        called = getattr(function, "__qualname__", repr(function))
-        check_options(called, given)
-        policy = policy_of(called, retries, backoff)
-        try:
-            rule = rule_of(unique, debounce, throttle)
-        except SettingsError as exc:
-            raise SettingsError(f"task {called!r}: {exc}") from None
-        options = TaskOptions(
-            name=function.__qualname__ if name is None else name,
-            retries=policy.most_retries,
-            policy=policy,
-            timeout=seconds(timeout),
-            keep_result=seconds(keep_result),
-            keep_result_forever=keep_result_forever,
-            queue=queue,
-            expires=seconds(expires),
-            max_crashes=max_crashes,
-            on_write_error=on_write_error or "fail",
-            writes=writes,
-            # time limits
-            soft_timeout=seconds(soft_timeout),
-            runs_in=runs_in,
-            unique=rule or None,
-            limits=declared_limits(
-                function.__qualname__ if name is None else name,
-                function,
-                rate=rate,
-                burst=burst,
-                weight=weight,
-                rate_key=rate_key,
-                max_running=max_running,
-                max_running_key=max_running_key,
-                limits=limits,
-            ),
-            weight=1 if weight is None else weight,
-        )
-        check_limits(
-            options.name,
-            timeout_s=options.timeout,
-            soft_timeout_s=options.soft_timeout,
-        )
-        if batch is not None or batch_wait is not None:
-            from runner.many import many_task  # noqa: PLC0415  it is a task
-
-            return many_task(function, options, most=batch, wait_s=seconds(batch_wait))
-        kind = Task if inspect.iscoroutinefunction(function) else SyncTask
-        return kind(function, options)
-
-    return declare if function is None else declare(function)
-
-
 __all__ = [
     "KEPT_RULE",
     "MOST_KEPT_S",
     "BoundTask",
     "Call",
-    "Declares",
-    "DeclaresMany",
     "EnqueueOptions",
     "OnWriteError",
     "Step",
@@ -554,5 +341,4 @@ __all__ = [
     "WhenFull",
     "checked_id",
     "seconds",
-    "task",
 ]
