@@ -5,7 +5,8 @@ declare, `book` the store in Redis, `ticker` a worker's part in it, `schedules` 
 time. Due times are decided by Redis's clock, and counted once by `schedule_offer.lua`.
 """
 
-from runner.schedule.book import CRON_OPTION, Book, ScheduleInfo
+from runner.schedule.book import CRON_OPTION, Book
+from runner.schedule.records import ScheduleInfo
 from runner.schedule.run import ScheduledRun, decide_next
 from runner.schedule.schedule import (
     Schedule,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runner.errors import EnqueueError, ScheduleError, ScheduleNotFound, TaskNotFound, did_you_mean
-from runner.schedule.book import Book, Offer, ScheduleInfo, first_due, run_id
+from runner.schedule.book import Book, first_due, run_id
+from runner.schedule.records import Offer, ScheduleInfo
 from runner.schedule.ticker import conflict
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from runner import producer
 from runner.connections import TROUBLE
 from runner.errors import ScheduleConflict
-from runner.schedule.book import FLEET_MS, UNREADABLE_MS, Book, DueSchedule, Look, Offer
+from runner.schedule.book import FLEET_MS, UNREADABLE_MS, Book
 from runner.schedule.missed import Runs, runs_of
+from runner.schedule.records import DueSchedule, Look, Offer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -18,7 +18,8 @@ import runner
 from runner import Context, cron, errors, every, keys, perpetual, task
 from runner.codec import JobRecord, MsgpackCodec, encode_job
 from runner.schedule import Book, Schedule, Schedules, Ticker, scheduled
-from runner.schedule.book import TURN_MS, DueSchedule
+from runner.schedule.book import TURN_MS
+from runner.schedule.records import DueSchedule
 from runner.signing import SignedCodec
 from tests.engine import drain, raw, serving
 from tests.support import wait_until
