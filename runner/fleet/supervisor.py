@@ -122,7 +122,7 @@ class Supervisor:
         if serve or self._plan.watched:
             logger.error("the settings cannot be loaded: %s", member.why)
             return False
-        self.failure = member.why
+        self.failure = member.why or f"{member.name} {deaths.explain(BAD_SETTINGS)}"
         self._stop.set()
         return True
 
@@ -185,7 +185,7 @@ class Supervisor:
             logger.info("%s has left", member.name)
         elif member.status == RECYCLED:
             logger.warning("%s has left: %s", member.name, member.why)
-        elif member.status != BAD_SETTINGS:  # which `gives_up` tells, once
+        elif member.status != BAD_SETTINGS or member.serves:  # otherwise `gives_up` tells, once
             rss = member.vitals.get("rss", 0)
             words = deaths.explain(member.status, rss=rss, oom_killed=self._was_oom())
             logger.error("%s %s%s", member.name, words, f": {member.why}" if member.why else "")
