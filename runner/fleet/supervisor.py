@@ -100,6 +100,7 @@ class Supervisor:
         if self._plan.watched:
             # In development nobody waits for the long jobs of yesterday's code.
             member.tell(signal.SIGTERM)
+            asyncio.get_running_loop().call_later(member.stop_s, member.kill)
         else:
             member.drain()
 
