@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,30 @@ async def test_long_jobs_do_not_let_old_processes_pile_up(redis_url: str, tmp_pa
         assert running.says("goes on until")
         assert (await client.queue_stats()).retried == 0
         assert await running.end() == 0
+
+
+async def test_renewal_in_between_forgets_nobody_who_leaves(redis_url: str, tmp_path: Path) -> None:
+    async with (
+        runner.connect(redis_url) as client,
+        fleet(tmp_path, redis_url, "--processes", "1", more="max_jobs_per_process = 5") as running,
+    ):
+        await running.ready()
+        (first,) = running.members()
+        long = await client.enqueue("quick", 600)
+        await wait_until(lambda: runs_of(client, long.job_id), description="the long job runs")
+        for times in (2, 3):
+            running.process.send_signal(signal.SIGHUP)
+            await running.ready(times)
+        await wait_until(lambda: running.says("has left"), description="the second has left")
+        members = running.members()
+        assert len(members) == 2
+        for job in [await client.enqueue("quick") for _ in range(5)]:
+            await job.result(timeout=30)
+        await wait_until(
+            lambda: running.says(f"goes on until worker 1 (pid {first}) has left"),
+            description="the third waits for the first",
+        )
+        assert running.members() == members
 
 
 async def test_limit_that_a_new_process_is_beyond_replaces_none(
