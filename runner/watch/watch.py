@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from runner.events import Bus, Event
     from runner.execution import Attempt
     from runner.middleware import JobCall
+    from runner.watch.recycling import Limits
     from runner.watch.settings import WatchSettings
 
 logger = logging.getLogger("runner.watch")
@@ -98,7 +99,7 @@ class Watch:
     def __init__(self, worker: Watched, settings: WatchSettings) -> None:
         self._worker = worker
         self._settings = settings
-        self._limits = settings.limits
+        self._limits: Limits | None = None  # until it is known which can be heeded
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._unsubscribe: Callable[[], None] | None = None
@@ -123,18 +124,12 @@ class Watch:
         return [layer for layer in (self.leftovers, self.unclosed) if layer is not None]
 
     def start(self) -> None:
-        """Begin to look; called in the worker's loop. Idempotent.
-
-        Raises:
-            SettingsError: the process is beyond its hard limit before its first job.
-        """
+        """Begin to look, at all but limits; called in the worker's loop. Idempotent."""
         for layer in self.layers:
             layer.install()
         if self._thread is not None or not self._has_work():
             return
         settings, worker = self._settings, self._worker
-        if settings.limits.are_of_memory:
-            self._limits = settings.limits.heeded(vitals.memory()[0])
         self._began, self._vitals_at = time.monotonic(), 0.0  # the first look tells them
         self._recycled, self._ends_at = False, None
         self._loops_thread = threading.get_ident()
@@ -157,6 +152,15 @@ class Watch:
         )
         self._thread.start()
 
+    def heed_limits(self) -> None:
+        """Look at limits from now on; called when all parts have started, before the first job.
+
+        Raises:
+            SettingsError: the process is beyond its hard limit by now.
+        """
+        limits = self._settings.limits
+        self._limits = limits.heeded(vitals.memory()[0]) if limits.are_of_memory else limits
+
     def tell_ready(self) -> None:
         """Tell the supervisor, if any, that the worker claims from now on."""
         if self.supervisor is not None:
@@ -165,7 +169,7 @@ class Watch:
     def stop(self) -> None:
         """End the thread. Idempotent; it is a daemon and need not be waited for."""
         self._stop.set()
-        self._thread = None
+        self._thread = self._limits = None
         if self._blocked is not None:
             self._blocked = None
             logs.keep_lines(keeps=False)
@@ -200,8 +204,9 @@ class Watch:
         blocked = self._blocked  # the loop's thread sets it to None when it likes
         if blocked is not None:
             blocked.look()
-        if self._limits:
-            self._look_at_limits(now)
+        limits = self._limits  # as is this
+        if limits:
+            self._look_at_limits(limits, now)
         if self._overdue is not None:
             for attempt, running_s, usual_s in self._overdue.look():
                 self._in_loop(self._tell_overdue, attempt, running_s, usual_s)
@@ -210,8 +215,8 @@ class Watch:
             self._vitals_at = now
             self._tell_vitals()
 
-    def _look_at_limits(self, now: float) -> None:
-        limits, worker = self._limits, self._worker
+    def _look_at_limits(self, limits: Limits, now: float) -> None:
+        worker = self._worker
         rss = vitals.memory()[0]
         if self._ends_at is not None:
             if now > self._ends_at:

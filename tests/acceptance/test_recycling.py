@@ -166,17 +166,23 @@ async def test_renewal_in_between_forgets_nobody_who_leaves(redis_url: str, tmp_
         assert running.members() == members
 
 
+@pytest.mark.parametrize(
+    ("limit", "more"),
+    [(20, ""), (200, "parts = [Large()]")],
+    ids=["of its modules", "of a part"],
+)
 async def test_limit_that_a_new_process_is_beyond_replaces_none(
-    redis_url: str, tmp_path: Path
+    redis_url: str, tmp_path: Path, *, limit: int, more: str
 ) -> None:
+    more = f"max_memory_mb = {limit}\n{more}"
     async with (
         runner.connect(redis_url) as client,
-        fleet(tmp_path, redis_url, "--processes", "1", more="max_memory_mb = 20") as running,
+        fleet(tmp_path, redis_url, "--processes", "1", more=more) as running,
     ):
         await running.ready()
         (member,) = running.members()
         await wait_until(
-            lambda: running.says("max_memory_mb is 20, "), description="the limit is named"
+            lambda: running.says(f"max_memory_mb is {limit}, "), description="the limit is named"
         )
         jobs = [await client.enqueue("quick", 0.5) for _ in range(5)]
         assert await ran_once_each(client, jobs) == {member}
@@ -184,17 +190,22 @@ async def test_limit_that_a_new_process_is_beyond_replaces_none(
         assert await running.end() == 0
 
 
+@pytest.mark.parametrize(
+    ("limit", "more"),
+    [(20, ""), (200, "parts = [Large()]")],
+    ids=["of its modules", "of a part"],
+)
 async def test_hard_limit_that_a_new_process_is_beyond_costs_no_job(
-    redis_url: str, tmp_path: Path
+    redis_url: str, tmp_path: Path, *, limit: int, more: str
 ) -> None:
-    more = "max_memory_hard_mb = 20"
+    more = f"max_memory_hard_mb = {limit}\n{more}"
     async with (
         runner.connect(redis_url) as client,
         fleet(tmp_path, redis_url, "--processes", "2", more=more) as running,
     ):
         await client.enqueue("quick")
         assert await asyncio.wait_for(running.process.wait(), 60) == 1
-        assert running.says("max_memory_hard_mb is 20, and must be more than")
+        assert running.says(f"max_memory_hard_mb is {limit}, and must be more than")
         assert not running.says("Traceback")
         stats = await client.queue_stats()
         assert (stats.queued, stats.crashed) == (1, 0)
