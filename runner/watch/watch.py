@@ -155,9 +155,13 @@ class Watch:
     def heed_limits(self) -> None:
         """Look at limits from now on; called when all parts have started, before the first job.
 
+        Idempotent: what a worker holds that serves once more is no longer what it began with.
+
         Raises:
             SettingsError: the process is beyond its hard limit by now.
         """
+        if self._limits is not None:
+            return
         limits = self._settings.limits
         self._limits = limits.heeded(vitals.memory()[0]) if limits.are_of_memory else limits
 

@@ -341,6 +341,31 @@ async def test_look_that_fails_ends_no_watch(
         await wait_until(lambda: worker.draining, description="the limit of jobs is seen")
 
 
+async def test_worker_that_serves_once_more_keeps_its_limit_of_memory(
+    redis_url: str, client: runner.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = 100_000_000
+    monkeypatch.setattr(vitals, "memory", lambda: (held, 1))
+    worker = Worker(
+        [sleep],
+        redis_settings=runner.RedisSettings.from_dsn(redis_url),
+        codec="msgpack",
+        burst=True,
+        handle_signals=False,
+        max_memory_hard_mb=200,
+    )
+    try:
+        await worker.async_run()
+        held = 300_000_000  # as after a job that leaks
+        await client.enqueue(sleep, 600)
+        with contextlib.suppress(asyncio.CancelledError):  # how a worker that is told to ends
+            async with asyncio.timeout(10):
+                await worker.async_run()
+        assert worker.recycled == "it holds 300 MB, max_memory_hard_mb is 200"
+    finally:
+        await worker.close()
+
+
 async def test_nothing_is_said_of_a_loop_that_turns(redis_url: str, client: runner.Client) -> None:
     events: list[Any] = []
     async with serving(redis_url, [sleep], blocked_after=2, subscribers=[events.append]):
