@@ -106,7 +106,7 @@ class Watch:
         self._overdue: Overdue | None = None
         self._blocked: BlockedLoop | None = None
         self._began = self._vitals_at = 0.0
-        self._recycled = False
+        self._recycled = ""  # why
         self._ends_at: float | None = None
         self._loops_thread = 0
         self.supervisor: Supervises | None = None
@@ -131,7 +131,7 @@ class Watch:
             return
         settings, worker = self._settings, self._worker
         self._began, self._vitals_at = time.monotonic(), 0.0  # the first look tells them
-        self._recycled, self._ends_at = False, None
+        self._recycled, self._ends_at = "", None
         self._loops_thread = threading.get_ident()
         if settings.blocked_after_s is not None:
             self._blocked = BlockedLoop(
@@ -239,7 +239,7 @@ class Watch:
         elif not self._recycled and (
             why := limits.reached(jobs=self._jobs(), rss=rss, age_s=now - self._began)
         ):
-            self._recycled = True
+            self._recycled = why
             self._in_loop(worker.recycle, why)
 
     def _jobs(self) -> int:
@@ -263,6 +263,9 @@ class Watch:
                 files=found.files,
                 jobs=self._jobs(),
             )
+            if self._recycled and self._ends_at is None:
+                # Once more: what was said while the supervisor was stopped may not have fitted in.
+                self.supervisor.say("recycle", why=self._recycled)
         if self._settings.vitals_s is not None and self._worker.events.wanted:
             self._in_loop(self._emit_vitals, found)
 
