@@ -380,6 +380,11 @@ class Worker(Assembled):
             await self.on_startup(self.ctx)
         self._turns.adopt_context()
         await self.parts.start(self)
+        try:
+            self.watch.heed_limits()  # what parts hold is in every process
+        except SettingsError:
+            await self.parts.stop()
+            raise
         idle_ms = 0 if self.burst else int(max(self._wait_s() * 4, 2) * 1000)
         self.settler.open()
         self.cycles.open(claims=self.max_burst_jobs < 0, idle_ms=idle_ms)

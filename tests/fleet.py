@@ -140,6 +140,15 @@ async def crash(ctx: Context) -> None:
     os.kill(os.getpid(), 11)
 
 
+class Large(runner.Part):
+    """Hold memory from the start on, as a model does."""
+
+    name = "large"
+
+    async def start(self, worker) -> None:
+        HELD.append(bytearray(os.urandom(1024)) * 300_000)
+
+
 @task
 async def leave_an_orphan(ctx: Context) -> int:
     """Start a program that ends after its parent has: somebody else must reap it."""

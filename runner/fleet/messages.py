@@ -27,8 +27,9 @@ PLACE: Final = "RUNNER_FLEET_PLACE"
 BAD_SETTINGS: Final = 78
 """A member's status when its settings cannot be loaded: EX_CONFIG of sysexits.h."""
 
-MOST_TEXT: Final = 20_000
-"""How many characters of a text are sent: a message must fit into the socket, or is lost."""
+MOST_TEXT: Final = 10_000
+"""How many characters of a text are sent, each in 12 bytes at most: a message must fit into the
+socket, or is lost."""
 
 RECYCLED: Final = 75
 """The status of a worker that ended to be started anew: EX_TEMPFAIL of sysexits.h."""

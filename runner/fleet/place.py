@@ -61,7 +61,7 @@ class Place:
         self._number = number
         self._renewal = asyncio.Event()
         self._pause_s = SOONEST_S
-        self._leaver: Member | None = None
+        self._leavers: list[Member] = []
         self.settled = False
 
     def __str__(self) -> str:
@@ -143,15 +143,16 @@ class Place:
         return await self._replace(member, must=True)
 
     async def _let_leave(self, member: Member) -> None:
-        """Wait for the one who was here before a member that is to be recycled.
+        """Wait for all who were here before a member that is to be recycled.
 
         Where long jobs keep each of them for hours, and limits are reached in minutes, there
         would soon be more processes that leave than the machine can hold.
         """
-        leaver = self._leaver
-        if leaver is None or leaver.status is not None or self._renewal.is_set():
-            return
-        if member.status is None:
+        while True:
+            self._leavers = [one for one in self._leavers if one.status is None]
+            if not self._leavers or member.status is not None or self._renewal.is_set():
+                return
+            leaver = self._leavers[0]
             logger.info("%s goes on until %s has left: %s", member.name, leaver.name, member.why)
             await self._first_of(leaver.gone, member.gone, self._renewal)
 
@@ -171,7 +172,7 @@ class Place:
             if new is not None:
                 if new.serves and new.status is None:
                     self._fleet.retire(member)
-                    self._leaver = member
+                    self._leavers.append(member)
                     return new
                 self._fleet.gives_up(new)  # says why
                 new.kill()

@@ -100,6 +100,7 @@ class Supervisor:
         if self._plan.watched:
             # In development nobody waits for the long jobs of yesterday's code.
             member.tell(signal.SIGTERM)
+            asyncio.get_running_loop().call_later(member.stop_s, member.kill)
         else:
             member.drain()
 
@@ -122,7 +123,7 @@ class Supervisor:
         if serve or self._plan.watched:
             logger.error("the settings cannot be loaded: %s", member.why)
             return False
-        self.failure = member.why
+        self.failure = member.why or f"{member.name} {deaths.explain(BAD_SETTINGS)}"
         self._stop.set()
         return True
 
@@ -185,7 +186,7 @@ class Supervisor:
             logger.info("%s has left", member.name)
         elif member.status == RECYCLED:
             logger.warning("%s has left: %s", member.name, member.why)
-        elif member.status != BAD_SETTINGS:  # which `gives_up` tells, once
+        elif member.status != BAD_SETTINGS or member.serves:  # otherwise `gives_up` tells, once
             rss = member.vitals.get("rss", 0)
             words = deaths.explain(member.status, rss=rss, oom_killed=self._was_oom())
             logger.error("%s %s%s", member.name, words, f": {member.why}" if member.why else "")

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from runner.events import Event
     from runner.execution import Attempt
     from runner.middleware import JobCall
+    from runner.watch.recycling import Limits
     from runner.watch.settings import WatchSettings
 
 logger = logging.getLogger("runner.watch")
@@ -99,14 +100,14 @@ class Watch:
     def __init__(self, worker: Watched, settings: WatchSettings) -> None:
         self._worker = worker
         self._settings = settings
-        self._limits = settings.limits
+        self._limits: Limits | None = None  # until it is known which can be heeded
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._overdue: Overdue | None = None
         self._blocked: BlockedLoop | None = None
         self._began = self._vitals_at = 0.0
-        self._recycled = False
+        self._recycled = ""  # why
         self._ends_at: float | None = None
         self._loops_thread = 0
         self.supervisor: Supervises | None = None
@@ -124,20 +125,14 @@ class Watch:
         return [layer for layer in (self.leftovers, self.unclosed) if layer is not None]
 
     def start(self) -> None:
-        """Begin to look; called in the worker's loop. Idempotent.
-
-        Raises:
-            SettingsError: the process is beyond its hard limit before its first job.
-        """
+        """Begin to look, at all but limits; called in the worker's loop. Idempotent."""
         for layer in self.layers:
             layer.install()
         if self._thread is not None or not self._has_work():
             return
         settings, worker = self._settings, self._worker
-        if settings.limits.are_of_memory:
-            self._limits = settings.limits.heeded(vitals.memory()[0])
         self._began, self._vitals_at = time.monotonic(), 0.0  # the first look tells them
-        self._recycled, self._ends_at = False, None
+        self._recycled, self._ends_at = "", None
         self._loops_thread = threading.get_ident()
         if settings.blocked_after_s is not None:
             self._blocked = BlockedLoop(
@@ -158,6 +153,19 @@ class Watch:
         )
         self._thread.start()
 
+    def heed_limits(self) -> None:
+        """Look at limits from now on; called when all parts have started, before the first job.
+
+        Idempotent: what a worker holds that serves once more is no longer what it began with.
+
+        Raises:
+            SettingsError: the process is beyond its hard limit by now.
+        """
+        if self._limits is not None:
+            return
+        limits = self._settings.limits
+        self._limits = limits.heeded(vitals.memory()[0]) if limits.are_of_memory else limits
+
     def tell_ready(self) -> None:
         """Tell the supervisor, if any, that the worker claims from now on."""
         if self.supervisor is not None:
@@ -166,7 +174,7 @@ class Watch:
     def stop(self) -> None:
         """End the thread. Idempotent; it is a daemon and need not be waited for."""
         self._stop.set()
-        self._thread = None
+        self._thread = self._limits = None
         if self._blocked is not None:
             self._blocked = None
             logs.keep_lines(keeps=False)
@@ -201,8 +209,9 @@ class Watch:
         blocked = self._blocked  # the loop's thread sets it to None when it likes
         if blocked is not None:
             blocked.look()
-        if self._limits:
-            self._look_at_limits(now)
+        limits = self._limits  # as is this
+        if limits:
+            self._look_at_limits(limits, now)
         if self._overdue is not None:
             for attempt, running_s, usual_s in self._overdue.look():
                 self._in_loop(self._tell_overdue, attempt, running_s, usual_s)
@@ -211,8 +220,8 @@ class Watch:
             self._vitals_at = now
             self._tell_vitals()
 
-    def _look_at_limits(self, now: float) -> None:
-        limits, worker = self._limits, self._worker
+    def _look_at_limits(self, limits: Limits, now: float) -> None:
+        worker = self._worker
         rss = vitals.memory()[0]
         if self._ends_at is not None:
             if now > self._ends_at:
@@ -231,7 +240,7 @@ class Watch:
         elif not self._recycled and (
             why := limits.reached(jobs=self._jobs(), rss=rss, age_s=now - self._began)
         ):
-            self._recycled = True
+            self._recycled = why
             self._in_loop(worker.recycle, why)
 
     def _jobs(self) -> int:
@@ -255,6 +264,9 @@ class Watch:
                 files=found.files,
                 jobs=self._jobs(),
             )
+            if self._recycled and self._ends_at is None:
+                # Once more: what was said while the supervisor was stopped may not have fitted in.
+                self.supervisor.say("recycle", why=self._recycled)
         if self._settings.vitals_s is not None and self._worker.events.wanted:
             self._in_loop(self._emit_vitals, found)
 

@@ -242,6 +242,46 @@ async def test_long_reason_is_told_as_well(redis_url: str, tmp_path: Path) -> No
         assert running.says("in the end")
 
 
+async def test_status_of_wrong_settings_without_a_word_is_told(
+    redis_url: str, tmp_path: Path
+) -> None:
+    silent = "import sys; sys.exit(78)"
+    async with fleet(tmp_path, redis_url, "--processes", "1", more=silent) as running:
+        assert await asyncio.wait_for(running.process.wait(), 60) == 1
+        await wait_until(lambda: running.says("ended with status 78"), description="why")
+
+
+async def test_wrong_setting_that_shows_at_the_end_is_told(redis_url: str, tmp_path: Path) -> None:
+    more = (
+        "async def on_shutdown(ctx):\n"
+        "    raise runner.errors.SettingsError('no room for the report')"
+    )
+    async with fleet(tmp_path, redis_url, "--processes", "1", more=more) as running:
+        await running.ready()
+        assert await running.end() == 0
+        await wait_until(
+            lambda: running.says("ended with status 78: no room for the report"),
+            description="why",
+        )
+
+
+async def test_reload_kills_a_worker_that_does_not_end(redis_url: str, tmp_path: Path) -> None:
+    more = "job_completion_wait = 0\ncancel_grace = 0"
+    async with (
+        runner.connect(redis_url) as client,
+        fleet(tmp_path, redis_url, "--processes", "1", "--reload", more=more) as running,
+    ):
+        await running.ready()
+        (old,) = running.members()
+        job = await client.enqueue("block", 600)
+        await wait_until(lambda: runs_of(client, job.job_id), description="it blocks its worker")
+        write_settings(tmp_path, more + "\n# changed")
+        await wait_until(
+            lambda: running.says("had to be killed"), description="it is killed", timeout_s=60
+        )
+        assert not is_alive(old)
+
+
 async def test_reload_takes_up_changed_code(redis_url: str, tmp_path: Path) -> None:
     async with (
         runner.connect(redis_url) as client,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -141,17 +142,47 @@ async def test_long_jobs_do_not_let_old_processes_pile_up(redis_url: str, tmp_pa
         assert await running.end() == 0
 
 
-async def test_limit_that_a_new_process_is_beyond_replaces_none(
-    redis_url: str, tmp_path: Path
-) -> None:
+async def test_renewal_in_between_forgets_nobody_who_leaves(redis_url: str, tmp_path: Path) -> None:
     async with (
         runner.connect(redis_url) as client,
-        fleet(tmp_path, redis_url, "--processes", "1", more="max_memory_mb = 20") as running,
+        fleet(tmp_path, redis_url, "--processes", "1", more="max_jobs_per_process = 5") as running,
+    ):
+        await running.ready()
+        (first,) = running.members()
+        long = await client.enqueue("quick", 600)
+        await wait_until(lambda: runs_of(client, long.job_id), description="the long job runs")
+        for times in (2, 3):
+            running.process.send_signal(signal.SIGHUP)
+            await running.ready(times)
+        await wait_until(lambda: running.says("has left"), description="the second has left")
+        members = running.members()
+        assert len(members) == 2
+        for job in [await client.enqueue("quick") for _ in range(5)]:
+            await job.result(timeout=30)
+        await wait_until(
+            lambda: running.says(f"goes on until worker 1 (pid {first}) has left"),
+            description="the third waits for the first",
+        )
+        assert running.members() == members
+
+
+@pytest.mark.parametrize(
+    ("limit", "more"),
+    [(20, ""), (200, "parts = [Large()]")],
+    ids=["of its modules", "of a part"],
+)
+async def test_limit_that_a_new_process_is_beyond_replaces_none(
+    redis_url: str, tmp_path: Path, *, limit: int, more: str
+) -> None:
+    more = f"max_memory_mb = {limit}\n{more}"
+    async with (
+        runner.connect(redis_url) as client,
+        fleet(tmp_path, redis_url, "--processes", "1", more=more) as running,
     ):
         await running.ready()
         (member,) = running.members()
         await wait_until(
-            lambda: running.says("max_memory_mb is 20, "), description="the limit is named"
+            lambda: running.says(f"max_memory_mb is {limit}, "), description="the limit is named"
         )
         jobs = [await client.enqueue("quick", 0.5) for _ in range(5)]
         assert await ran_once_each(client, jobs) == {member}
@@ -159,17 +190,22 @@ async def test_limit_that_a_new_process_is_beyond_replaces_none(
         assert await running.end() == 0
 
 
+@pytest.mark.parametrize(
+    ("limit", "more"),
+    [(20, ""), (200, "parts = [Large()]")],
+    ids=["of its modules", "of a part"],
+)
 async def test_hard_limit_that_a_new_process_is_beyond_costs_no_job(
-    redis_url: str, tmp_path: Path
+    redis_url: str, tmp_path: Path, *, limit: int, more: str
 ) -> None:
-    more = "max_memory_hard_mb = 20"
+    more = f"max_memory_hard_mb = {limit}\n{more}"
     async with (
         runner.connect(redis_url) as client,
         fleet(tmp_path, redis_url, "--processes", "2", more=more) as running,
     ):
         await client.enqueue("quick")
         assert await asyncio.wait_for(running.process.wait(), 60) == 1
-        assert running.says("max_memory_hard_mb is 20, and must be more than")
+        assert running.says(f"max_memory_hard_mb is {limit}, and must be more than")
         assert not running.says("Traceback")
         stats = await client.queue_stats()
         assert (stats.queued, stats.crashed) == (1, 0)

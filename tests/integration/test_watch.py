@@ -32,9 +32,11 @@ from runner.events import (
     TasksLeft,
     WorkerRecycled,
 )
+from runner.fleet.member import Wire
+from runner.fleet.messages import Lines
 from runner.watch import vitals
 from runner.worker import Worker
-from tests.engine import serving
+from tests.engine import serving, started
 from tests.support import start_python, wait_until
 
 if TYPE_CHECKING:
@@ -339,6 +341,62 @@ async def test_look_that_fails_ends_no_watch(
         await wait_until(lambda: looks, description="the first look has failed")
         await (await client.enqueue(sleep, 0)).result(timeout=10)
         await wait_until(lambda: worker.draining, description="the limit of jobs is seen")
+
+
+async def test_supervisor_that_was_stopped_hears_of_a_limit_all_the_same(
+    redis_url: str, client: runner.Client
+) -> None:
+    supervisors, theirs = socket.socketpair()
+    wire = Wire(theirs.detach())
+    with supervisors, wire._socket:
+        for _ in range(100):
+            wire.say("vitals", text="x" * 9_000)  # more than fits in: nobody reads
+        worker = Worker(
+            [sleep],
+            redis_settings=runner.RedisSettings.from_dsn(redis_url),
+            codec="msgpack",
+            history=True,
+            handle_signals=False,
+            max_jobs_per_process=1,
+        )
+        worker.join(wire, 1)
+        async with started(worker):
+            await (await client.enqueue(sleep, 0)).result(timeout=10)
+            await wait_until(lambda: worker.recycled, description="the limit is seen")
+            supervisors.setblocking(False)
+            lines = Lines()
+
+            def words() -> list[str]:
+                with contextlib.suppress(BlockingIOError):
+                    return [message["say"] for message in lines.feed(supervisors.recv(1_000_000))]
+                return []
+
+            await wait_until(lambda: "recycle" in words(), description="it is told")
+
+
+async def test_worker_that_serves_once_more_keeps_its_limit_of_memory(
+    redis_url: str, client: runner.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = 100_000_000
+    monkeypatch.setattr(vitals, "memory", lambda: (held, 1))
+    worker = Worker(
+        [sleep],
+        redis_settings=runner.RedisSettings.from_dsn(redis_url),
+        codec="msgpack",
+        burst=True,
+        handle_signals=False,
+        max_memory_hard_mb=200,
+    )
+    try:
+        await worker.async_run()
+        held = 300_000_000  # as after a job that leaks
+        await client.enqueue(sleep, 600)
+        with contextlib.suppress(asyncio.CancelledError):  # how a worker that is told to ends
+            async with asyncio.timeout(10):
+                await worker.async_run()
+        assert worker.recycled == "it holds 300 MB, max_memory_hard_mb is 200"
+    finally:
+        await worker.close()
 
 
 async def test_nothing_is_said_of_a_loop_that_turns(redis_url: str, client: runner.Client) -> None:

@@ -42,8 +42,9 @@ def test_message_that_was_cut_off_hides_no_other() -> None:
     ) == [{"say": "ready", "stop_s": 1}]
 
 
-def test_long_text_is_told_by_its_ends() -> None:
-    (message,) = Lines().feed(encode("leaving", why="first" + "ü" * 1_000_000 + "last"))
+@pytest.mark.parametrize("letter", ["ü", "🐍"])
+def test_long_text_is_told_by_its_ends(letter: str) -> None:
+    (message,) = Lines().feed(encode("leaving", why="first" + letter * 1_000_000 + "last"))
     assert message["why"].startswith("first")
     assert message["why"].endswith("last")
     assert len(encode(**message)) < 150_000
