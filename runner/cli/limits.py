@@ -8,7 +8,9 @@ import click
 
 from runner.cli import tables
 from runner.cli import where as options
-from runner.cli.load import do, load_settings, tasks_by
+from runner.cli.load import do, function_names, load_settings, tasks_by
+from runner.cli.tables import escaped
+from runner.errors import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -80,6 +82,7 @@ def show(path: str, name: str, *, value: str | None, as_json: bool) -> None:
 @click.pass_obj
 def set_one(path: str, /, *, as_json: bool, **given: Any) -> None:
     """Set limit NAME from now on, until it is cleared."""
+    _note_unknown(path, given["task"])
     declared = tasks_by(load_settings(path)).get(given["task"] or "")
     if declared is not None and given["key"]:
         declared.signature.check_parameter(declared.name, given["key"])
@@ -119,6 +122,7 @@ def named(command: Callable[..., None]) -> Callable[..., None]:
 @named
 def pause(path: str, *, queue: str | None, task: str | None, as_json: bool) -> None:
     """Pause a queue or a task in all workers; what runs goes on."""
+    _note_unknown(path, task)
     changed = _do(path, lambda client: client.pause(queue=queue, task=task))
     _tell(queue or task, "paused", changed=changed, as_json=as_json)
 
@@ -169,6 +173,14 @@ def _line(info: LimitInfo) -> str:
     code = "the code declares none" if info.declared is None else f"the code says {info.declared}"
     holds = f"{info.name}: {info.rule}" + (f", {code}" if info.is_set else "")
     return f"{holds}; used {info.used}, parked {info.parked}, reserved {info.reserved}"
+
+
+def _note_unknown(path: str, task: str | None) -> None:
+    """Say that the settings name no such task: those of other workers may, so it is done."""
+    names = function_names(load_settings(path))
+    if task is not None and task not in names:
+        hint = did_you_mean(task, names)
+        click.echo(f"note: {path} names no task {escaped(repr(task))}{hint}", err=True)
 
 
 def _tell(name: str | None, what: str, *, changed: bool, as_json: bool) -> None:

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from redis.asyncio import Redis
 
 from runner import RateLimit, RunningLimit
@@ -36,16 +36,18 @@ class Command:
         self.path = path
 
     def __call__(self, *words: str, status: int = 0) -> str:
-        """Run a command, and return what it said."""
-        settings = ("--settings", self.path)
-        spread = (words[0], *settings, *words[1:])
-        outcome = CliRunner().invoke(main, spread)
-        assert outcome.exit_code == status, outcome.output
-        assert "Traceback" not in outcome.output
-        return outcome.output
+        """Run a command, and return all that it said."""
+        return self._run(words, status).output
 
     def json(self, *words: str) -> Any:
-        return json.loads(self(*words, "--json"))
+        return json.loads(self._run((*words, "--json"), 0).stdout)
+
+    def _run(self, words: tuple[str, ...], status: int) -> Result:
+        settings = ("--settings", self.path)
+        outcome = CliRunner().invoke(main, (words[0], *settings, *words[1:]))
+        assert outcome.exit_code == status, outcome.output
+        assert "Traceback" not in outcome.output
+        return outcome
 
 
 @pytest.fixture
@@ -93,12 +95,16 @@ def test_what_cannot_be_is_one_line(command: Command) -> None:
 def test_queues_and_tasks_are_paused_and_resumed(command: Command) -> None:
     assert command("pause", "--queue", "reports") == "paused: reports\n"
     assert command("pause", "--queue", "reports") == "reports was paused already\n"
-    assert command("pause", "--task", "free") == "paused: free\n"
-    assert command("paused") == "queue reports\ntask free\n"
-    assert command.json("paused") == {"queues": ["reports"], "tasks": ["free"]}
+    assert command("pause", "--task", "sends") == "paused: sends\n"
+    assert command("resume", "--task", "sends") == "resumed: sends\n"
+    note, paused = command("pause", "--task", "send").splitlines()
+    assert note == f"note: {command.path} names no task 'send'; did you mean 'sends'?"
+    assert paused == "paused: send"
+    assert command("paused") == "queue reports\ntask send\n"
+    assert command.json("paused") == {"queues": ["reports"], "tasks": ["send"]}
     assert command("resume", "--queue", "reports") == "resumed: reports\n"
-    assert command.json("resume", "--task", "free") == {
-        "name": "free",
+    assert command.json("resume", "--task", "send") == {
+        "name": "send",
         "resumed": True,
         "changed": True,
     }
