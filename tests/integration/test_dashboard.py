@@ -501,9 +501,9 @@ async def test_jobs_are_cancelled_and_hurried(redis_url: str, client: Client) ->
         assert (await client.jobs.show(two.job_id)).state.value == "queued"
         with pytest.raises(errors.JobNotFound):
             await client.jobs.show(one.job_id)
-        assert "1 jobs are due" in await visitor.act("/jobs/run-all", state="deferred")
+        assert "1 job is due" in await visitor.act("/jobs/run-all", state="deferred")
         said = await visitor.act("/jobs/cancel-all", task="works", arg="0=2")
-        assert "1 jobs are cancelled" in said
+        assert "1 job is cancelled" in said
         assert [job.job_id for job in (await client.jobs.list()).jobs] == [two.job_id]
         assert three.job_id not in (await visitor.get("/jobs")).text
 
@@ -536,8 +536,8 @@ async def test_dead_letters_are_requeued_and_purged(redis_url: str, client: Clie
         assert (await client.jobs.show(jobs[0].job_id)).task == "breaks"
         assert "no dead letter" in await visitor.act("/dead/requeue", id=jobs[0].job_id)
         assert "is gone" in await visitor.act("/dead/purge", id=jobs[1].job_id)
-        assert "1 jobs are in" in await visitor.act("/dead/requeue-all", text="should 2")
-        assert "1 letters are gone" in await visitor.act("/dead/purge-all", error="ValueError")
+        assert "1 job is in" in await visitor.act("/dead/requeue-all", text="should 2")
+        assert "1 letter is gone" in await visitor.act("/dead/purge-all", error="ValueError")
         assert await client.dead.count() == 0
 
 
