@@ -682,3 +682,21 @@ async def test_a_page_asks_a_bounded_number_of_commands_whatever_there_is(
             assert calls.get("evalsha", 0) + calls.get("eval", 0) <= 20, (path, calls)
         page = await visitor.get("/jobs", arg="0=-1")
         assert "Search on" in page.text
+
+
+async def test_the_page_of_a_task_has_its_jobs_of_all_queues(redis_url: str) -> None:
+    async with (
+        runner.connect(redis_url) as client,
+        looking(redis_url, tasks=[works], queues=["arq:queue", "bulk"]) as visitor,
+    ):
+        job = await client.enqueue(works.options(queue="bulk", delay=60), 1)
+        page = (await visitor.get("/task?name=works")).text
+        assert f"id={job.job_id}&amp;queue=bulk" in page
+
+
+async def test_figures_of_nothing_are_not_shown_as_nought(redis_url: str) -> None:
+    async with looking(redis_url) as visitor:
+        page = (await visitor.get("/")).text
+        assert "p50 \N{EN DASH}" in page
+        assert "nothing waits" in page
+        assert "0 ms</p>" not in page
