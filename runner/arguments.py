@@ -39,6 +39,19 @@ class _Shapes:
     converts: bool
 
 
+class _Spelled(str):
+    """An annotation that is text already (PEP 563): shown without quotation marks."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, annotation: object) -> object:
+        return cls(annotation) if isinstance(annotation, str) else annotation
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 class Signature:
     """A task's parameters behind the context, but for those provided, and what it returns.
 
@@ -78,7 +91,9 @@ class Signature:
 
     def __str__(self) -> str:
         """Return the parameters behind the context as they are declared."""
-        return str(self._signature)
+        shown = [p.replace(annotation=_Spelled.of(p.annotation)) for p in self._parameters]
+        returned = _Spelled.of(self._signature.return_annotation)
+        return str(self._signature.replace(parameters=shown, return_annotation=returned))
 
     @property
     def takes_others(self) -> bool:

@@ -228,7 +228,7 @@ def _told_error(error: AttemptError) -> list[str]:
 
 
 def _error(kind: str, message: str) -> str:
-    return escaped(f"{kind}: {message}" if kind else message)
+    return escaped(": ".join(part for part in (kind, message) if part))
 
 
 def _indented(traceback: str) -> list[str]:
@@ -243,7 +243,7 @@ def _row(letter: DeadLetter) -> list[str]:
         ago(letter.died_ms),
         letter.outcome,
         str(letter.attempt),
-        f"{letter.error_type.rpartition('.')[2]}: {letter.error}",
+        _error(letter.error_type.rpartition(".")[2], letter.error),
     ]
 
 

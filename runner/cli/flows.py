@@ -54,7 +54,7 @@ def list_flows(place: Place, *, states: tuple[str, ...], limit: int, as_json: bo
     if as_json:
         click.echo(_json([shown(status) for status in found]))
         return
-    show(table(HEADS, [_row(status) for status in found], flexible=(1, 0), spare=(5, 6)))
+    show(table(HEADS, [_row(status) for status in found], flexible=(1,), spare=(6, 5, 4)))
     click.echo(f"{len(found)} shown", err=True)
 
 

@@ -147,6 +147,8 @@ def paused(path: str, *, as_json: bool) -> None:
     for kind, names in (("queue", found.queues), ("task", found.tasks)):
         for name in names:
             click.echo(f"{kind} {name}")
+    if not (found.queues or found.tasks):
+        click.echo("nothing is paused", err=True)
 
 
 def shown(info: LimitInfo) -> dict[str, Any]:

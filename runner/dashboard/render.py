@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from runner.inspect import FinishedJob
+    from runner.inspect import FinishedJob, Latency
 
 STATIC = ("style.css", "live.js")
 
@@ -31,7 +31,7 @@ WORDS = {
 }
 
 TONES = {
-    **dict.fromkeys(("succeeded", "up"), "good"),
+    **dict.fromkeys(("succeeded", "up", "active"), "good"),
     **dict.fromkeys(("running", "committing"), "busy"),
     **dict.fromkeys(("retrying", "retried", "draining", "paused", "parked", "late"), "warn"),
     **dict.fromkeys(("cancelled", "aborted", "skipped", "expired"), "calm"),
@@ -63,6 +63,11 @@ def tone(state: str) -> str:
 def ms_of(when: datetime | None) -> float:
     """Return a time as Unix time in milliseconds; 0 for none."""
     return 0.0 if when is None else when.timestamp() * 1000
+
+
+def quantile(measured: Latency, which: str) -> str:
+    """Return "p50", "p95" or "p99" of what was measured; nothing where nothing was."""
+    return texts.length(getattr(measured, which)) if measured.count else texts.NOTHING
 
 
 def waited(job: FinishedJob) -> str:
@@ -131,6 +136,7 @@ class Renderer:
             "number": texts.number,
             "noun": texts.noun,
             "span": texts.length,
+            "quantile": quantile,
             "size": texts.size,
             "cut": texts.cut,
             "shown": shown,

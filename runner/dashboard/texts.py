@@ -12,6 +12,7 @@ MOST_CELL = 120
 MOST_TOLD = 20_000
 MOST_ITEMS = 200
 MOST_DEPTH = 8
+LEAST = 0.01
 NOTHING = "\N{EN DASH}"
 
 _LENGTHS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000))
@@ -19,9 +20,9 @@ _BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def number(value: float) -> str:
-    """Return a count with its thousands apart; a fraction with one digit."""
+    """Return a count with its thousands apart; a fraction with one digit, below one with two."""
     if value % 1:
-        return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
+        return f"{value:,.1f}" if value >= 1 else f"{value:.2f}" if value >= LEAST else f"<{LEAST}"
     return f"{value:,.0f}"
 
 

@@ -76,7 +76,7 @@ def _last(story: JobStory) -> list[Moment]:
 
 def _of_error(error: AttemptError) -> Moment:
     what = (error.outcome or "failed").replace("_", " ")
-    said = f"{error.error_type}: {error.error}" if error.error_type else error.error
+    said = ": ".join(part for part in (error.error_type, error.error) if part)
     ran = _ran(error.started_ms, error.ended_ms, error.worker)
     detail = f"{ran}: {said}" if ran and said else ran or said
     return Moment(error.ended_ms, f"attempt {error.attempt} {what}", error.outcome, detail)

@@ -108,4 +108,4 @@ def test_queues_and_tasks_are_paused_and_resumed(command: Command) -> None:
         "resumed": True,
         "changed": True,
     }
-    assert command("paused") == ""
+    assert command("paused") == "nothing is paused\n"

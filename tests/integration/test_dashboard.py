@@ -501,9 +501,9 @@ async def test_jobs_are_cancelled_and_hurried(redis_url: str, client: Client) ->
         assert (await client.jobs.show(two.job_id)).state.value == "queued"
         with pytest.raises(errors.JobNotFound):
             await client.jobs.show(one.job_id)
-        assert "1 jobs are due" in await visitor.act("/jobs/run-all", state="deferred")
+        assert "1 job is due" in await visitor.act("/jobs/run-all", state="deferred")
         said = await visitor.act("/jobs/cancel-all", task="works", arg="0=2")
-        assert "1 jobs are cancelled" in said
+        assert "1 job is cancelled" in said
         assert [job.job_id for job in (await client.jobs.list()).jobs] == [two.job_id]
         assert three.job_id not in (await visitor.get("/jobs")).text
 
@@ -536,8 +536,8 @@ async def test_dead_letters_are_requeued_and_purged(redis_url: str, client: Clie
         assert (await client.jobs.show(jobs[0].job_id)).task == "breaks"
         assert "no dead letter" in await visitor.act("/dead/requeue", id=jobs[0].job_id)
         assert "is gone" in await visitor.act("/dead/purge", id=jobs[1].job_id)
-        assert "1 jobs are in" in await visitor.act("/dead/requeue-all", text="should 2")
-        assert "1 letters are gone" in await visitor.act("/dead/purge-all", error="ValueError")
+        assert "1 job is in" in await visitor.act("/dead/requeue-all", text="should 2")
+        assert "1 letter is gone" in await visitor.act("/dead/purge-all", error="ValueError")
         assert await client.dead.count() == 0
 
 
@@ -682,3 +682,21 @@ async def test_a_page_asks_a_bounded_number_of_commands_whatever_there_is(
             assert calls.get("evalsha", 0) + calls.get("eval", 0) <= 20, (path, calls)
         page = await visitor.get("/jobs", arg="0=-1")
         assert "Search on" in page.text
+
+
+async def test_the_page_of_a_task_has_its_jobs_of_all_queues(redis_url: str) -> None:
+    async with (
+        runner.connect(redis_url) as client,
+        looking(redis_url, tasks=[works], queues=["arq:queue", "bulk"]) as visitor,
+    ):
+        job = await client.enqueue(works.options(queue="bulk", delay=60), 1)
+        page = (await visitor.get("/task?name=works")).text
+        assert f"id={job.job_id}&amp;queue=bulk" in page
+
+
+async def test_figures_of_nothing_are_not_shown_as_nought(redis_url: str) -> None:
+    async with looking(redis_url) as visitor:
+        page = (await visitor.get("/")).text
+        assert "p50 \N{EN DASH}" in page
+        assert "nothing waits" in page
+        assert "0 ms</p>" not in page

@@ -14,6 +14,7 @@ from arq.cron import cron
 from arq.worker import func
 
 from runner import RetryPolicy, options, task
+from runner.arguments import Signature
 from runner.errors import ArgumentsError, DecodeError, SettingsError
 from runner.tasks import BoundTask, SyncTask, Task
 from runner.worker import as_function
@@ -228,3 +229,10 @@ def test_policy_is_the_tasks_own() -> None:
     async def declared(_ctx: Any) -> None: ...
 
     assert declared.task_options.policy == RetryPolicy(base=9, retries=1)
+
+
+def test_a_signature_is_shown_as_it_is_declared() -> None:
+    async def pay(_ctx: object, order_id: int, note: str = "none") -> str:
+        return f"{order_id} {note}"
+
+    assert str(Signature(pay)) == "(order_id: int, note: str = 'none') -> str"

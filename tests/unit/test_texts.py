@@ -22,11 +22,12 @@ def test_word_for_so_many(count: float, words: tuple[str, ...], shown: str) -> N
 
 
 def test_figures_have_their_thousands_and_units() -> None:
-    assert [number(value) for value in (0, 1234567, 0.25, 1.25)] == [
+    assert [number(value) for value in (0, 1234567, 0.25, 1.25, 0.0098)] == [
         "0",
         "1,234,567",
         "0.25",
         "1.2",
+        "<0.01",
     ]
     assert [length(ms) for ms in (0, 850, 1200, -90_000)] == ["0 ms", "850 ms", "1.2 s", "-1.5 min"]
     assert [size(count) for count in (12, 1_500, 12_000_000)] == ["12 B", "1.5 kB", "12 MB"]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from runner.dashboard.pages import Action, Page
-from runner.dashboard.texts import number
+from runner.dashboard.texts import noun, number
 from runner.dashboard.views.jobs import AGES_S, argument
 from runner.letters import LetterFilter
 
@@ -75,17 +75,18 @@ async def requeue_all(desk: Desk, asked: Asked) -> str:
     """Put all dead jobs that a search finds back into their queue."""
     queue = await desk.queue(asked)
     said = await (await desk.client()).dead.of(queue).requeue(filter_of(desk, asked))
-    told = f"{number(said.count)} jobs are in their queue again."
+    told = f"{number(said.count)} {noun(said.count, 'job is', 'jobs are')} in the queue again."
     if not said.stayed:
         return told
-    return f"! {told} {number(said.stayed)} stay: {next(iter(said.refused.values()))}"
+    why = next(iter(said.refused.values()))
+    return f"! {told} {number(said.stayed)} {noun(said.stayed, 'stays', 'stay')}: {why}"
 
 
 async def purge_all(desk: Desk, asked: Asked) -> str:
     """Remove all letters that a search finds."""
     queue = await desk.queue(asked)
     removed = await (await desk.client()).dead.of(queue).purge(filter_of(desk, asked))
-    return f"{number(removed)} letters are gone."
+    return f"{number(removed)} {noun(removed, 'letter is', 'letters are')} gone."
 
 
 PAGES = (Page("/dead", "Dead letters", "dead.html", load),)

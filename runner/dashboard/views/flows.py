@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from runner.dashboard.drawing import draw
 from runner.dashboard.pages import Action, Page
-from runner.dashboard.texts import number
+from runner.dashboard.texts import noun, number
 
 if TYPE_CHECKING:
     from runner.dashboard.asked import Asked
@@ -69,7 +69,7 @@ async def retry(desk: Desk, asked: Asked) -> str:
     """Run again what did not succeed."""
     flow_id = asked.id()
     count = await (await desk.client()).flow(flow_id).retry()
-    return f"{number(count)} steps of workflow {flow_id} run again."
+    return f"{number(count)} {noun(count, 'step')} of workflow {flow_id} will run again."
 
 
 PAGES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from runner.dashboard.pages import Action, Page
-from runner.dashboard.texts import number
+from runner.dashboard.texts import noun, number
 from runner.errors import ArgumentsError
 from runner.inspect import BAD, JobFilter, JobState
 from runner.letters.filters import read_argument
@@ -136,8 +136,8 @@ async def cancel_all(desk: Desk, asked: Asked) -> str:
     queue = await desk.queue(asked)
     client = await desk.client()
     said = await client.jobs.of(queue).cancel(filter_of(desk, asked))
-    rest = f", {number(said.running)} run and were left alone" if said.running else ""
-    return f"{number(said.count)} jobs are cancelled{rest}."
+    rest = f"; {_jobs(said.running)} running, and left alone" if said.running else ""
+    return f"{_jobs(said.count)} cancelled{rest}."
 
 
 async def run_all_now(desk: Desk, asked: Asked) -> str:
@@ -145,7 +145,11 @@ async def run_all_now(desk: Desk, asked: Asked) -> str:
     queue = await desk.queue(asked)
     client = await desk.client()
     moved = await client.jobs.of(queue).retry_now(filter_of(desk, asked))
-    return f"{number(moved)} jobs are due now."
+    return f"{_jobs(moved)} due now."
+
+
+def _jobs(count: int) -> str:
+    return f"{number(count)} {noun(count, 'job is', 'jobs are')}"
 
 
 def _gone(job_id: str) -> str:

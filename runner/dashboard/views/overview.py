@@ -38,6 +38,8 @@ async def load(desk: Desk, asked: Asked) -> Shown:  # noqa: ARG001  each page's 
         *(client.history.of(q).last(minutes=LAST, since_ms=last.start_ms) for q in queues)
     )
     workers, paused = await desk.workers(), await desk.paused()
+    busiest = max((period.ended for period in minutes), default=0)
+    queued = sum(stat.queued + stat.dead for stat in stats)
     return {
         "rows": list(zip(loads, rates, stats, strict=True)),
         "last": last,
@@ -45,7 +47,8 @@ async def load(desk: Desk, asked: Asked) -> Shown:  # noqa: ARG001  each page's 
         "chart": bars([_bar(period) for period in minutes], title=_title(minutes)),
         "waits": line([period.wait.p95 for period in minutes], title="wait, p95, last hour"),
         "runs": line([period.run.p95 for period in minutes], title="run time, p95, last hour"),
-        "busiest": max((period.ended for period in minutes), default=0),
+        "busiest": busiest,
+        "is_new": bool(workers) and not (busiest or failures or queued),
         "failures": failures,
         "due": sum(load.due for load in loads),
         "lag_s": max((load.lag_s for load in loads), default=0.0),

@@ -11,12 +11,15 @@ from runner.errors import ArgumentsError
 from runner.inspect import JobFilter
 
 if TYPE_CHECKING:
+    from runner.client import Client
     from runner.dashboard.asked import Asked
     from runner.dashboard.desk import Desk
     from runner.dashboard.pages import Shown
+    from runner.inspect import FinishedJob, JobInfo
     from runner.tasks import Task
 
 LAST = 5
+UNKNOWN = "<unknown>"  # what workers count jobs under whose task nobody has; none to pause
 ROWS = 100
 QUEUED, ENDED, LOOKS, LOOKED_AT = 10, 20, 4, 10_000
 
@@ -34,6 +37,7 @@ async def load(desk: Desk, asked: Asked) -> Shown:
     return {
         "rows": [(name, periods.get(name)) for name in found[start : start + ROWS]],
         "paused": paused,
+        "unknown": UNKNOWN,
         "minutes": LAST,
         "seconds": next((period.seconds for period in periods.values()), LAST * 60),
         "count": len(found),
@@ -49,14 +53,12 @@ async def load_one(desk: Desk, asked: Asked) -> Shown:
     queue = await desk.queue(asked)
     workers = [worker for worker in await desk.workers() if name in worker.tasks]
     paused = (await desk.paused()).tasks
-    period, queued, ended = await asyncio.gather(
+    period, (queued, cut), ended = await asyncio.gather(
         client.history.of(*queues).task(name, minutes=LAST, since_ms=await desk.begun_ms()),
-        client.jobs.of(queue).list(JobFilter(task=name), limit=QUEUED, most_looks=LOOKS),
-        client.history.of(queue).finished(limit=ENDED, task=name, most=LOOKED_AT),
+        _queued(client, queues, name),
+        _ended(client, queues, name),
     )
-    is_known = (
-        workers or period.ended or queued.jobs or ended or name in desk.tasks or name in paused
-    )
+    is_known = workers or period.ended or queued or ended or name in desk.tasks or name in paused
     if not is_known:
         raise NotThere(f"Nobody here knows a task {name!r}.")
     return {
@@ -66,6 +68,7 @@ async def load_one(desk: Desk, asked: Asked) -> Shown:
         "queue": queue,
         "queues": queues,
         "queued": queued,
+        "cut": cut,
         "ended": ended,
         "workers": workers,
         "is_paused": name in paused,
@@ -136,6 +139,31 @@ def arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
             raise ArgumentsError("The names of arguments do not begin with _ here.")
         return [], given
     raise ArgumentsError("The arguments must be a JSON array, or an object with their names.")
+
+
+async def _queued(
+    client: Client, queues: list[str], name: str
+) -> tuple[list[tuple[str, JobInfo]], bool]:
+    """Return jobs of a task that wait or run, with their queues; whether there may be more."""
+    wanted = JobFilter(task=name)
+    pages = await asyncio.gather(
+        *(client.jobs.of(queue).list(wanted, limit=QUEUED, most_looks=LOOKS) for queue in queues)
+    )
+    found = [(queue, job) for queue, page in zip(queues, pages, strict=True) for job in page.jobs]
+    return found[:QUEUED], any(page.cut for page in pages)
+
+
+async def _ended(client: Client, queues: list[str], name: str) -> list[tuple[str, FinishedJob]]:
+    """Return the jobs of a task that ended last, with their queues, the newest first."""
+    lists = await asyncio.gather(
+        *(
+            client.history.of(queue).finished(limit=ENDED, task=name, most=LOOKED_AT)
+            for queue in queues
+        )
+    )
+    found = [(queue, job) for queue, jobs in zip(queues, lists, strict=True) for job in jobs]
+    found.sort(key=lambda pair: -pair[1].ended_ms)
+    return found[:ENDED]
 
 
 def _signature(task: Task[..., Any] | None) -> str:
