@@ -191,8 +191,8 @@ class Fleet:
 
     async def ready(self, times: int = 1) -> None:
         await wait_until(
-            lambda: self.says("workers are ready", times),
-            description=f"all workers are ready:\n{self.text}",
+            lambda: self.says("the fleet is ready", times),
+            description=f"the fleet is ready:\n{self.text}",
             timeout_s=START_S,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import click
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError, TimeoutError  # noqa: A004  redis's own
 
 from runner.cli import (
     completion,
@@ -33,7 +33,10 @@ class Group(click.Group):
         except RunnerError as exc:
             raise click.ClickException(str(exc)) from exc
         except RedisError as exc:
-            raise click.ClickException(f"Redis: {str(exc) or type(exc).__name__}") from exc
+            said = f"Redis: {str(exc) or type(exc).__name__}"
+            if isinstance(exc, ConnectionError | TimeoutError):
+                said += " (the address is that of redis_settings, in the settings)"
+            raise click.ClickException(said) from exc
 
 
 @click.group(cls=Group)

@@ -18,7 +18,7 @@ VARIABLE = "_RUNNER_COMPLETE"
 @click.argument("shell", required=False, type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str | None) -> None:
-    """Print a script that completes commands, options and their values in SHELL.
+    """Print a script that completes commands and options in SHELL.
 
     \b
     bash:  echo 'eval "$(runner completion bash)"' >> ~/.bashrc

@@ -49,7 +49,7 @@ LOADS = "import sys; from runner.cli.load import load_settings; load_settings(sy
 )
 @click.option("--no-dashboard", is_flag=True, help="Without the dashboard.")
 def dev(settings: str, data: Path, *, watch: bool, port: int, no_dashboard: bool) -> None:
-    """Start Valkey, Postgres, a worker and the dashboard; keep the data from one run to the next.
+    """Start Valkey, Postgres, a worker and the dashboard. Data is kept from one run to the next.
 
     SETTINGS is the worker's class. It finds the servers in the environment variables REDIS_URL
     and DATABASE_URL, which this command sets: read them in your settings.

@@ -36,7 +36,7 @@ HEADS = ("FINISHED (UTC)", "JOB", "TASK", "STATE", "TRY", "TOOK", "ERROR", "ARGU
 )
 @click.pass_context
 def history(ctx: click.Context, path: str) -> None:
-    """Look through the jobs that ended: what workers with job_log = True keep in Postgres."""
+    """Look through the jobs that ended, in Postgres. Workers with job_log = True log them."""
     ctx.obj = path
 
 

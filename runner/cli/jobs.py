@@ -145,7 +145,7 @@ def retry(
 @options.yes_flag
 @options.as_json_flag
 def purge(path: str, queue: str, *, yes: bool, as_json: bool) -> None:
-    """Take all jobs that do not run out of QUEUE; who waits for one hears of it."""
+    """Take all jobs that do not run out of QUEUE. Who waits for one hears of it."""
     confirm(f"Take all waiting jobs out of queue {queue!r}? They are lost.", yes=yes)
     said = Place(path, queue).do(lambda client, name: client.jobs.of(name).purge())
     _tell_cancelled(said, "purged", as_json=as_json)

@@ -60,7 +60,7 @@ class QueueRow:
 @options.as_json_flag
 @click.pass_context
 def queues(ctx: click.Context, path: str, queue: str, *, as_json: bool) -> None:
-    """Show what waits in each queue, for how long, and how it went; pause and resume queues."""
+    """Show what waits in each queue; pause and resume it. Also for how long, and how it went."""
     ctx.obj = Place(path, queue)
     if ctx.invoked_subcommand is None:
         list_queues(ctx.obj, as_json=as_json)

@@ -43,7 +43,7 @@ MOST_REPLY = 1_000
 @options.as_json_flag
 @click.pass_context
 def workers(ctx: click.Context, path: str, queue: str, *, as_json: bool) -> None:
-    """List the workers that live; ping, drain, resume, tell them; set their concurrency."""
+    """List live workers; ping, drain, resume and tell them. Set how many jobs they run at once."""
     ctx.obj = Place(path, queue)
     if ctx.invoked_subcommand is None:
         list_workers(ctx.obj, as_json=as_json)
@@ -178,7 +178,7 @@ def top(path: str, queue: str, *, every: timedelta, once: bool, as_json: bool) -
 @options.as_json_flag
 @click.pass_context
 def health(ctx: click.Context, url: str, path: str, *, live: bool, as_json: bool) -> None:
-    """Ask the worker of this machine whether it is ready: status 0, or 1 if it is not."""
+    """Ask the worker of this machine whether it is ready. Status 0: it is; 1: it is not."""
     if not url:
         settings = load_settings(path)
         if not settings.health_port:

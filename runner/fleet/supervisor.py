@@ -71,10 +71,14 @@ class Supervisor:
         self.failure = ""
         self.renewal = asyncio.Lock()
 
+    @property
+    def _workers(self) -> str:
+        return "1 worker" if self._plan.processes == 1 else f"{self._plan.processes} workers"
+
     async def run(self) -> None:
         """Keep the places filled until told to stop, and end them all."""
         self._listen()
-        logger.info("supervisor %d starts %d workers", os.getpid(), self._plan.processes)
+        logger.info("supervisor %d starts %s", os.getpid(), self._workers)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(place.keep(), name=f"{place}") for place in self._places]
@@ -132,8 +136,8 @@ class Supervisor:
         complete = all(place.settled for place in self._places)
         if complete and not self._complete:
             self._served = True
-            logger.info("all %d workers are ready", self._plan.processes)
-            self._notifier.ready(f"{self._plan.processes} workers are ready")
+            logger.info("the fleet is ready: %s", self._workers)
+            self._notifier.ready(f"the fleet is ready: {self._workers}")
         elif self._complete and not complete:
             self._notifier.status("a worker is being replaced")
         self._complete = complete

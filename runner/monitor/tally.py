@@ -289,4 +289,5 @@ def _spread(times: list[float], counts: Counter[int]) -> float:
 def _error(result: object) -> str:
     if not isinstance(result, BaseException):
         return ""
-    return f"{type(result).__qualname__}: {failures.message_of(result)}"[:MOST_ERROR]
+    kind, message = type(result).__qualname__, failures.message_of(result)
+    return f"{kind}: {message}"[:MOST_ERROR] if message else kind

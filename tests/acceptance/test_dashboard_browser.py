@@ -1,7 +1,7 @@
 """The dashboard in a real browser, beside a real worker under load.
 
 Debian's Chromium, driven by Playwright; without one on this machine the tests are skipped. With
-``RUNNER_SCREENSHOTS=folder`` they leave pictures there: those of docs/dashboard.md are made so.
+``RUNNER_SCREENSHOTS=folder`` they leave pictures there; `tests.pictures` makes those of the docs.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ async def test_rolling_restart_under_load_runs_each_job_once(
         jobs = [await client.enqueue("quick", 3)]
         for round_ in range(2, 4):
             running.process.send_signal(signal.SIGHUP)
-            while not running.says("workers are ready", round_):
+            while not running.says("the fleet is ready", round_):
                 jobs.append(await client.enqueue("quick", 0.02))
                 await asyncio.sleep(0.005)
         pids = [await job.result(timeout=60) for job in jobs]
