@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from runner.limits import Limit
     from runner.retry import RetryPolicy
-    from runner.time_limits import RunsIn
+    from runner.time_limits import Executor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,7 +94,7 @@ def task(
     writes: bool = True,
     # time limits
     soft_timeout: float | timedelta | None = None,
-    runs_in: RunsIn | None = None,
+    executor: Executor | None = None,
     # Uniqueness: one of them at most.
     unique: bool | Unique | None = None,
     debounce: float | timedelta | Debounce | None = None,
@@ -130,7 +130,7 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
     batch_wait: float | timedelta | None = None,
     # time limits
     soft_timeout: float | timedelta | None = None,
-    runs_in: RunsIn | None = None,
+    executor: Executor | None = None,
     # Uniqueness: one of them at most.
     unique: bool | Unique | None = None,
     debounce: float | timedelta | Debounce | None = None,
@@ -147,7 +147,7 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
     """Declare a function whose first parameter is the context as a task.
 
     An async function runs in the worker's event loop. One that is not runs in a thread, or in
-    a process by ``runs_in="process"``, which is the place for long computations.
+    a process by ``executor="process"``, which is the place for long computations.
 
     Example:
         >>> @task(retries=5, timeout=30)
@@ -176,7 +176,7 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
         "batch_wait": batch_wait,
         # time limits
         "soft_timeout": soft_timeout,
-        "runs_in": runs_in,
+        "executor": executor,
     }
 
     def declare(function: Callable[..., Any]) -> Task[..., Any]:
@@ -201,7 +201,7 @@ def task(  # type: ignore[misc]  # with `batch` the rest are these by name
             writes=writes,
             # time limits
             soft_timeout=seconds(soft_timeout),
-            runs_in=runs_in,
+            executor=executor,
             unique=rule or None,
             limits=declared_limits(
                 function.__qualname__ if name is None else name,

@@ -177,7 +177,7 @@ class JobStuck:
     """A job has ended, by its time limit for example, while its function goes on.
 
     Attributes:
-        runs_in: "loop" or "thread".
+        executor: "loop" or "thread".
         where: the line at which it is, as "file:line in function", or "".
         stack: the whole stack as text.
     """
@@ -187,7 +187,7 @@ class JobStuck:
     job_id: str
     task: str
     attempt: int
-    runs_in: str
+    executor: str
     where: str
     stack: str
     at_ms: int

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 from runner.errors import ArgumentsError, SettingsError
 from runner.retry import RetryPolicy
-from runner.time_limits import PLACES, RunsIn
+from runner.time_limits import EXECUTORS, Executor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ class TaskOptions:
         writes: whether it may write by ``ctx.db``: a worker whose tasks all do not claims jobs
             also while too much waits for the writer.
         soft_timeout: seconds after which `SoftTimeLimit` is raised inside the job, to tidy up.
-        runs_in: "loop", "thread" or "process"; None: a thread for a function that is not async.
+        executor: "loop", "thread" or "process"; None: a thread for a function that is not async.
         unique: which jobs of it may not stand beside each other.
         limits: its own, and those it shares.
         weight: what one of its jobs counts for its rates.
@@ -61,7 +61,7 @@ class TaskOptions:
     writes: bool = True
     # time limits
     soft_timeout: float | None = None
-    runs_in: RunsIn | None = None
+    executor: Executor | None = None
     # Uniqueness.
     unique: Rule | None = None
     # Limits, in the whole fleet: see runner.limits.
@@ -192,7 +192,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_wait": (_seconds, "a number of seconds, 0 or more, or a timedelta"),
     # time limits
     "soft_timeout": (_some_seconds, "a number of seconds, more than 0, or a timedelta"),
-    "runs_in": (lambda value: value in PLACES, '"loop", "thread" or "process"'),
+    "executor": (lambda value: value in EXECUTORS, '"loop", "thread" or "process"'),
 }
 
 

@@ -30,7 +30,7 @@ from runner.options import (
     checked_id,
     seconds,
 )
-from runner.time_limits import place_of
+from runner.time_limits import executor_of
 from runner.types import PREVIOUS, Part
 from runner.unique import Debounce, Rule, Throttle, Unique, check_parameters, rule_of
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from runner.composition import Group
     from runner.dependencies import Loop
-    from runner.time_limits import RunsIn
+    from runner.time_limits import Executor
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -89,7 +89,7 @@ class Task(Generic[P, R]):
         function: Callable[Concatenate[Any, P], Any],
         options: TaskOptions,
     ) -> None:
-        self.runs_in: RunsIn = place_of(options.name, function, options.runs_in)
+        self.executor: Executor = executor_of(options.name, function, options.executor)
         self.function = function
         self.task_options = options
         self.name = options.name
@@ -242,7 +242,7 @@ class Task(Generic[P, R]):
 
     def _check_provided(self) -> None:
         """Refuse dependencies where nobody would provide them, and limits that look at them."""
-        if self.runs_in == "process":
+        if self.executor == "process":
             names = ", ".join(map(repr, self.dependencies))
             raise SettingsError(
                 f"task {self.name!r} runs in a process, where nothing provides {names}: let it "

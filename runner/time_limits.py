@@ -10,13 +10,13 @@ from runner.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RunsIn: TypeAlias = Literal["loop", "thread", "process"]
+Executor: TypeAlias = Literal["loop", "thread", "process"]
 """Where the function of a task runs."""
 
-PLACES = ("loop", "thread", "process")
+EXECUTORS = ("loop", "thread", "process")
 
 
-def place_of(name: str, function: Callable[..., Any], runs_in: RunsIn | None) -> RunsIn:
+def executor_of(name: str, function: Callable[..., Any], executor: Executor | None) -> Executor:
     """Return where a function runs: the event loop if it is async, a thread if it is not.
 
     Raises:
@@ -27,23 +27,23 @@ def place_of(name: str, function: Callable[..., Any], runs_in: RunsIn | None) ->
     is_async = inspect.iscoroutinefunction(function)
     if not is_async and not inspect.isfunction(function):
         raise SettingsError(f"task {name!r} must be a function, not {type(function).__name__}")
-    if runs_in is None:
+    if executor is None:
         return "loop" if is_async else "thread"
-    if is_async and runs_in == "thread":
+    if is_async and executor == "thread":
         raise SettingsError(
-            f'task {name!r} is async, so it runs in the event loop, or with runs_in="process"',
+            f'task {name!r} is async, so it runs in the event loop, or with executor="process"',
         )
-    if not is_async and runs_in == "loop":
+    if not is_async and executor == "loop":
         raise SettingsError(
             f"task {name!r} is not async and would block the event loop: "
-            f'leave runs_in out for a thread, or say "process"',
+            f'leave executor out for a thread, or say "process"',
         )
-    if runs_in == "process" and "<" in function.__qualname__:
+    if executor == "process" and "<" in function.__qualname__:
         raise SettingsError(
             f"task {name!r} is to run in a process, which finds it by its module and name: "
             f"declare it at the top of a module",
         )
-    return runs_in
+    return executor
 
 
 def check_limits(name: str, *, timeout_s: float | None, soft_timeout_s: float | None) -> None:
@@ -56,4 +56,4 @@ def check_limits(name: str, *, timeout_s: float | None, soft_timeout_s: float | 
     )
 
 
-__all__ = ["PLACES", "RunsIn", "check_limits", "place_of"]
+__all__ = ["EXECUTORS", "Executor", "check_limits", "executor_of"]

@@ -58,7 +58,7 @@ def in_thread(ctx: Context, seconds: float) -> int:
     return os.getpid()
 
 
-@task(runs_in="process")
+@task(executor="process")
 def in_process(ctx: Context, seconds: float) -> int:
     time.sleep(seconds)
     return os.getppid()

@@ -30,23 +30,23 @@ class Unspeakable(Exception):  # noqa: N818
         raise RuntimeError("no words for it")
 
 
-@task(runs_in="process")
+@task(executor="process")
 def pid(_ctx: Context) -> int:
     return os.getpid()
 
 
-@task(runs_in="process")
+@task(executor="process")
 def same(_ctx: Context, value: Any) -> Any:
     return value
 
 
-@task(runs_in="process")
+@task(executor="process")
 def fork_and_both_return(_ctx: Context) -> int:
     os.fork()
     return os.getpid()
 
 
-@task(runs_in="process")
+@task(executor="process")
 def fork_and_die(_ctx: Context, note: str) -> None:
     """Leave a process behind that holds everything, and die."""
     if child := os.fork():
@@ -55,7 +55,7 @@ def fork_and_die(_ctx: Context, note: str) -> None:
     time.sleep(3600)
 
 
-@task(runs_in="process")
+@task(executor="process")
 def start_program(_ctx: Context, note: str) -> None:
     program = subprocess.Popen(["sleep", "3600"])
     Path(note).write_text(str(program.pid))
@@ -64,12 +64,12 @@ def start_program(_ctx: Context, note: str) -> None:
             time.sleep(3600)
 
 
-@task(runs_in="process")
+@task(executor="process")
 def close_everything(_ctx: Context) -> None:
     os.closerange(3, 256)
 
 
-@task(runs_in="process")
+@task(executor="process")
 def close_streams(_ctx: Context) -> int:
     os.close(0)
     sys.stdout.close()
@@ -78,7 +78,7 @@ def close_streams(_ctx: Context) -> int:
     return os.getpid()
 
 
-@task(runs_in="process")
+@task(executor="process")
 def write_garbage(_ctx: Context, data: bytes) -> int:
     """Write into every socket there is."""
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
@@ -88,24 +88,24 @@ def write_garbage(_ctx: Context, data: bytes) -> int:
     return 1
 
 
-@task(runs_in="process")
+@task(executor="process")
 def print_much(_ctx: Context, lines: int) -> int:
     for number in range(lines):
         print(number, "x" * 100)  # noqa: T201
     return lines
 
 
-@task(runs_in="process")
+@task(executor="process")
 def large(_ctx: Context, data: bytes) -> int:
     return len(data)
 
 
-@task(runs_in="process", keep_result=0)
+@task(executor="process", keep_result=0)
 def large_result(_ctx: Context, megabytes: int) -> bytes:
     return b"x" * (megabytes * 1_000_000)
 
 
-@task(runs_in="process")
+@task(executor="process")
 def out_of_memory(_ctx: Context) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (2**30, hard))
@@ -115,27 +115,27 @@ def out_of_memory(_ctx: Context) -> int:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-@task(runs_in="process")
+@task(executor="process")
 def raise_not_an_error(_ctx: Context) -> None:
     raise NotAnError("one")
 
 
-@task(runs_in="process")
+@task(executor="process")
 def raise_unspeakable(_ctx: Context) -> None:
     raise Unspeakable
 
 
-@task(runs_in="process")
+@task(executor="process")
 def raise_interrupt(_ctx: Context) -> None:
     raise KeyboardInterrupt
 
 
-@task(runs_in="process")
+@task(executor="process")
 def raise_cancelled(_ctx: Context) -> None:
     raise asyncio.CancelledError
 
 
-@task(runs_in="process")
+@task(executor="process")
 def ignore_signals(_ctx: Context) -> int:
     for signum in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
@@ -143,7 +143,7 @@ def ignore_signals(_ctx: Context) -> int:
     return os.getpid()
 
 
-@task(runs_in="process")
+@task(executor="process")
 def tidy(_ctx: Context, note: str) -> None:
     Path(note).write_text(str(os.getpid()))
     try:
@@ -172,7 +172,7 @@ def _read_slowly(note: str, seconds: float, sender: int) -> Slow:
     return Slow(note, seconds)
 
 
-@task(runs_in="process", soft_timeout=0.2, timeout=20)
+@task(executor="process", soft_timeout=0.2, timeout=20)
 def softened(_ctx: Context) -> str:
     try:
         time.sleep(3600)
@@ -181,26 +181,26 @@ def softened(_ctx: Context) -> str:
     return "never"
 
 
-@task(runs_in="process")
+@task(executor="process")
 def stop_itself(_ctx: Context, note: str) -> None:
     Path(note).write_text(str(os.getpid()))
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-@task(runs_in="process", timeout=1)
+@task(executor="process", timeout=1)
 def stop_itself_with_limit(_ctx: Context, note: str) -> None:
     Path(note).write_text(str(os.getpid()))
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-@task(runs_in="process")
+@task(executor="process")
 def hold(_ctx: Context, megabytes: int) -> int:
     """Leak memory."""
     KEPT.append(bytearray(os.urandom(1024)) * (megabytes * 1000))
     return os.getpid()
 
 
-@task(runs_in="process")
+@task(executor="process")
 def eat(_ctx: Context) -> None:
     """Eat memory until somebody ends it."""
     while True:
@@ -208,13 +208,13 @@ def eat(_ctx: Context) -> None:
         time.sleep(0.02)
 
 
-@task(runs_in="process")
+@task(executor="process")
 def busy(_ctx: Context, seconds: float) -> float:
     time.sleep(seconds)
     return seconds
 
 
-@task(runs_in="process")
+@task(executor="process")
 def take_slow(_ctx: Context, _slow: Any, note: str) -> None:
     Path(note).touch()
     time.sleep(3600)

@@ -13,6 +13,6 @@ if getattr(sys.modules["__main__"], "main", None) is forker.main:
     os.register_at_fork(after_in_child=lambda: os._exit(7))
 
 
-@task(runs_in="process")
+@task(executor="process")
 def never(_ctx: Context) -> None:
     raise AssertionError("nobody is there to call it")

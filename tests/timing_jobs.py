@@ -29,28 +29,28 @@ class Point:
     y: int
 
 
-@task(runs_in="process")
+@task(executor="process")
 def add(_ctx: Context, one: int, two: int = 0) -> int:
     return one + two
 
 
-@task(runs_in="process")
+@task(executor="process")
 def pid(_ctx: Context) -> int:
     return os.getpid()
 
 
-@task(runs_in="process")
+@task(executor="process")
 def who(ctx: Context) -> list[Any]:
     return [ctx.job_id, ctx.attempt, "redis" in ctx]
 
 
-@task(runs_in="process")
+@task(executor="process")
 def move(_ctx: Context, point: Point) -> Point:
     assert isinstance(point, Point)
     return Point(point.x + 1, point.y)
 
 
-@task(runs_in="process")
+@task(executor="process")
 def count_up(ctx: Context, total: int, seconds: float = 0) -> int:
     for number in range(1, total + 1):
         ctx.run(ctx.progress(number, total * 2, f"number {number}"))
@@ -58,7 +58,7 @@ def count_up(ctx: Context, total: int, seconds: float = 0) -> int:
     return total
 
 
-@task(runs_in="process")
+@task(executor="process")
 async def count_up_async(ctx: Context, total: int) -> int:
     for number in range(1, total + 1):
         await ctx.progress(number, total)
@@ -66,73 +66,73 @@ async def count_up_async(ctx: Context, total: int) -> int:
     return total
 
 
-@task(runs_in="process")
+@task(executor="process")
 def wait_there(ctx: Context) -> None:
     ctx.run(asyncio.sleep(1))
 
 
-@task(runs_in="process")
+@task(executor="process")
 async def add_async(_ctx: Context, one: int, two: int) -> int:
     await asyncio.sleep(0)
     return one + two
 
 
-@task(runs_in="process")
+@task(executor="process")
 def insert(ctx: Context, number: int) -> int:
     ctx.db.insert("t", id=number)
     return number
 
 
-@task(runs_in="process")
+@task(executor="process")
 def fail(_ctx: Context) -> None:
     raise ValueError("broken in a process")
 
 
-@task(runs_in="process")
+@task(executor="process")
 def fail_oddly(_ctx: Context) -> None:
     raise Unpicklable(1, 2)
 
 
-@task(runs_in="process")
+@task(executor="process")
 def leave(_ctx: Context) -> None:
     sys.exit(3)
 
 
-@task(runs_in="process")
+@task(executor="process")
 def lambda_result(_ctx: Context) -> Any:
     return lambda: None
 
 
-@task(runs_in="process")
+@task(executor="process")
 def asks_for_client(ctx: Context) -> None:
     ctx.client  # noqa: B018  the property raises
 
 
-@task(runs_in="process", retries=2)
+@task(executor="process", retries=2)
 def again(ctx: Context) -> int:
     if ctx.attempt < 2:
         raise Retry
     return ctx.attempt
 
 
-@task(runs_in="process")
+@task(executor="process")
 def segfault(_ctx: Context) -> None:
     ctypes.string_at(0)
 
 
-@task(runs_in="process")
+@task(executor="process")
 def exit_at_once(_ctx: Context, status: int) -> None:
     os._exit(status)
 
 
-@task(runs_in="process", retries=1)
+@task(executor="process", retries=1)
 def die_once(ctx: Context) -> int:
     if ctx.attempt == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return ctx.attempt
 
 
-@task(runs_in="process", timeout=1)
+@task(executor="process", timeout=1)
 def spin(_ctx: Context, note: str) -> None:
     """Hold the interpreter of the process, and let nothing stop it."""
     Path(note).write_text(str(os.getpid()))
@@ -144,7 +144,7 @@ def spin(_ctx: Context, note: str) -> None:
             pass
 
 
-@task(runs_in="process")
+@task(executor="process")
 def wait_in_process(_ctx: Context, note: str) -> str:
     Path(note).write_text(str(os.getpid()))
     try:
@@ -154,7 +154,7 @@ def wait_in_process(_ctx: Context, note: str) -> str:
     return "woken"
 
 
-@task(runs_in="process", timeout=60, soft_timeout=0.3)
+@task(executor="process", timeout=60, soft_timeout=0.3)
 def tidy_in_process(_ctx: Context) -> str:
     try:
         time.sleep(FOREVER_S)
@@ -163,7 +163,7 @@ def tidy_in_process(_ctx: Context) -> str:
     return "never"
 
 
-@task(runs_in="process", timeout=60, soft_timeout=0.3)
+@task(executor="process", timeout=60, soft_timeout=0.3)
 async def tidy_in_process_async(_ctx: Context) -> str:
     try:
         await asyncio.sleep(FOREVER_S)
@@ -172,12 +172,12 @@ async def tidy_in_process_async(_ctx: Context) -> str:
     return "never"
 
 
-@task(runs_in="process", timeout=60, soft_timeout=0.3)
+@task(executor="process", timeout=60, soft_timeout=0.3)
 def late_in_process(_ctx: Context) -> None:
     time.sleep(FOREVER_S)
 
 
-@task(runs_in="process", timeout=30, soft_timeout=0.02)
+@task(executor="process", timeout=30, soft_timeout=0.02)
 def close_to_its_limit(_ctx: Context, number: int) -> int:
     """End at about the time of the soft limit: before it, with it, or behind it."""
     until = time.monotonic() + 0.02
@@ -186,7 +186,7 @@ def close_to_its_limit(_ctx: Context, number: int) -> int:
     return number
 
 
-@task(runs_in="process")
+@task(executor="process")
 def compute(_ctx: Context, seconds: float) -> int:
     """Hold the interpreter of the process for so long."""
     until = time.monotonic() + seconds

@@ -209,7 +209,7 @@ async def perform(host: Host, attempt: Attempt) -> Ending:
         options, task = attempt.record.options, attempt.task
         takes_results = bool(options) and REFERENCES in options
         args, kwargs = arguments(attempt, takes_results and await results_for(host, attempt))
-        if task is not None and task.runs_in != "loop":
+        if task is not None and task.executor != "loop":
             value = await run_elsewhere(host, attempt, context, args, kwargs)
         else:
             timeout_s = starts(host, attempt)

@@ -135,7 +135,7 @@ def take_writes(attempt: Attempt, context: Context) -> None:
     """Take what the middleware around a thread or a process has written by the job's context."""
     written = context.unit()
     assert attempt.task is not None
-    if attempt.task.runs_in == "thread":  # the function itself has written there
+    if attempt.task.executor == "thread":  # the function itself has written there
         attempt.unit = written
     elif written:
         raise errors.UnitError(

@@ -53,13 +53,13 @@ def started(host: Host, attempt: Attempt) -> JobStarted:
     )
 
 
-def stuck(host: Host, attempt: Attempt, runs_in: str, frames: Frames) -> None:
+def stuck(host: Host, attempt: Attempt, executor: str, frames: Frames) -> None:
     """Say, in the log and to subscribers, that a function goes on though its job has ended."""
     where, stack = shown(frames)
     logger.error(
         "job %s has ended, but its function goes on in the %s, at %s\n%s",
         attempt.ref,
-        runs_in,
+        executor,
         where or "an unknown line",
         stack.rstrip(),
     )
@@ -71,7 +71,7 @@ def stuck(host: Host, attempt: Attempt, runs_in: str, frames: Frames) -> None:
                 job_id=attempt.claimed.job_id,
                 task=attempt.record.task,
                 attempt=attempt.number,
-                runs_in=runs_in,
+                executor=executor,
                 where=where,
                 stack=stack,
                 at_ms=now_ms(),

@@ -59,7 +59,7 @@ class Executors:
         self.threads = Threads(host, most=max_threads, leases=leases)
         self.processes = Processes(
             host,
-            tasks=[task for task in tasks if task.runs_in == "process"],
+            tasks=[task for task in tasks if task.executor == "process"],
             most=max_processes or os.cpu_count() or 1,
             calls_per_process=calls_per_process,
             memory=memory,
@@ -78,7 +78,7 @@ class Executors:
     ) -> Any:
         """Return what the attempt's function returns, and leave its writes in the attempt."""
         assert attempt.task is not None
-        pool = self.processes if attempt.task.runs_in == "process" else self.threads
+        pool = self.processes if attempt.task.executor == "process" else self.threads
         return await pool.run(attempt, args, kwargs, starts)
 
     async def stop(self) -> None:

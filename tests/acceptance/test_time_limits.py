@@ -149,7 +149,7 @@ SPEAKS = """
 import logging, os, runner
 from runner import task
 
-@task(runs_in="process")
+@task(executor="process")
 def speak(ctx):
     logging.getLogger("shop").warning("from the process")
 

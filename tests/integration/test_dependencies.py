@@ -215,9 +215,9 @@ async def test_provider_that_waits_for_what_is_cancelled_fails_its_job_alone(
         assert await (await client.enqueue(use)).result(timeout=10) == "steady"
 
 
-@pytest.mark.parametrize("runs_in", ["loop", "thread"])
+@pytest.mark.parametrize("executor", ["loop", "thread"])
 async def test_tasks_of_what_is_the_worker_s_are_not_the_job_s(
-    redis_url: str, client: runner.Client, runs_in: str
+    redis_url: str, client: runner.Client, executor: str
 ) -> None:
     async def pool() -> AsyncIterator[asyncio.Task[Any]]:
         keeper = asyncio.create_task(asyncio.Event().wait())
@@ -237,7 +237,7 @@ async def test_tasks_of_what_is_the_worker_s_are_not_the_job_s(
     ) -> bool:
         return keeper.done()
 
-    used: Any = in_the_loop if runs_in == "loop" else in_a_thread
+    used: Any = in_the_loop if executor == "loop" else in_a_thread
     events: list[Any] = []
     settings: dict[str, Any] = {"left_tasks": "cancel", "subscribers": [events.append]}
     async with serving(redis_url, [used], **settings):

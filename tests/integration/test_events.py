@@ -62,7 +62,7 @@ def in_thread(_ctx: Context) -> int:
     return 1
 
 
-@task(runs_in="process")
+@task(executor="process")
 def in_process(_ctx: Context) -> int:
     return 1
 

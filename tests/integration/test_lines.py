@@ -49,7 +49,7 @@ async def speaks(_ctx: Context, text: str) -> None:
     shop.warning(text)
 
 
-@task(runs_in="process")
+@task(executor="process")
 def speaks_elsewhere(_ctx: Context, text: str) -> None:
     shop.warning("first %s", text)
     if text == "bad":

@@ -274,7 +274,7 @@ async def test_hard_limit_ends_the_job_and_not_the_thread(
             await job.result(timeout=10)
         assert worker.stuck_threads == 1
         stuck = next(event for event in events if isinstance(event, JobStuck))
-        assert (stuck.job_id, stuck.runs_in) == (job.job_id, "thread")
+        assert (stuck.job_id, stuck.executor) == (job.job_id, "thread")
         assert stuck.where.startswith(__file__)
         assert "assert self.opens.wait(30)" in stuck.stack
         # Its place is taken until it returns: what comes next waits.

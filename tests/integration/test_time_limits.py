@@ -289,7 +289,7 @@ async def test_job_that_swallows_its_cancellation_is_settled_without_its_functio
         hard.opens.set()
         await wait_until(lambda: worker.orphans == 0, description="it has ended")
     stuck = next(event for event in events if isinstance(event, JobStuck))
-    assert (stuck.job_id, stuck.runs_in) == (job.job_id, "loop")
+    assert (stuck.job_id, stuck.executor) == (job.job_id, "loop")
     assert stuck.where.startswith(__file__)
     ends = [event for event in events if isinstance(event, JobEnded)]
     assert [end.outcome for end in ends if end.job_id == job.job_id] == [Outcome.TIMED_OUT]

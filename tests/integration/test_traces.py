@@ -147,7 +147,7 @@ def in_thread(_ctx: Context) -> bool:
     return trace.get_current_span().get_span_context().is_valid
 
 
-@task(runs_in="process")
+@task(executor="process")
 def in_process(_ctx: Context, number: int) -> int:
     return number
 

@@ -25,7 +25,7 @@ def plain(_ctx: Context, number: int) -> int:
     return number
 
 
-@task(runs_in="process", timeout=5)
+@task(executor="process", timeout=5)
 def apart(_ctx: Context, number: int) -> list[int]:
     return [number]
 

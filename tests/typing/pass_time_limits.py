@@ -23,12 +23,12 @@ def count(ctx: Context, words: list[str]) -> int:
         return -1
 
 
-@task(runs_in="process", retries=2)
+@task(executor="process", retries=2)
 def square(_ctx: Context, number: int) -> int:
     return number**2
 
 
-@task(runs_in="process", soft_timeout=5)
+@task(executor="process", soft_timeout=5)
 async def square_slowly(_ctx: Context, number: int) -> int:
     return number**2
 

@@ -33,8 +33,8 @@ async def waits(_ctx: Any, weight: int, *, unit: str = Depends(get_unit)) -> str
 @pytest.mark.parametrize(
     ("function", "options", "text"),
     [
-        (plain, {"runs_in": "process"}, "'plain' runs in a process, where nothing"),
-        (waits, {"runs_in": "process"}, "'waits' runs in a process, where nothing"),
+        (plain, {"executor": "process"}, "'plain' runs in a process, where nothing"),
+        (waits, {"executor": "process"}, "'waits' runs in a process, where nothing"),
         (waits, {"max_running": 1, "max_running_key": "unit"}, "the key 'unit' .* is provided"),
     ],
 )

@@ -71,7 +71,7 @@ def test_plain_function_is_called_as_it_is_and_runs_in_a_thread() -> None:
         return number
 
     assert plain({}, 7) == 7
-    assert (type(plain), plain.runs_in) == (SyncTask, "thread")
+    assert (type(plain), plain.executor) == (SyncTask, "thread")
     assert not inspect.iscoroutinefunction(plain)
     assert as_function(plain).coroutine is plain
 

@@ -29,7 +29,7 @@ async def generates_async(_ctx: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("function", "runs_in", "place"),
+    ("function", "executor", "place"),
     [
         (in_loop, None, "loop"),
         (in_loop, "loop", "loop"),
@@ -40,21 +40,21 @@ async def generates_async(_ctx: Any) -> Any:
     ],
 )
 def test_place_follows_from_the_function_and_the_option(
-    function: Any, runs_in: Any, place: str
+    function: Any, executor: Any, place: str
 ) -> None:
-    assert task(runs_in=runs_in)(function).runs_in == place
+    assert task(executor=executor)(function).executor == place
 
 
 @pytest.mark.parametrize(
     ("function", "options", "message"),
     [
-        (in_loop, {"runs_in": "thread"}, "is async"),
-        (in_thread, {"runs_in": "loop"}, "would block the event loop"),
-        (in_thread, {"runs_in": "moon"}, "runs_in is 'moon'"),
+        (in_loop, {"executor": "thread"}, "is async"),
+        (in_thread, {"executor": "loop"}, "would block the event loop"),
+        (in_thread, {"executor": "moon"}, "executor is 'moon'"),
         (generates, {}, "is a generator"),
         (generates_async, {}, "is a generator"),
         (partial(in_thread), {"name": "partial"}, "must be a function"),
-        (lambda _ctx: None, {"runs_in": "process"}, "at the top of a module"),
+        (lambda _ctx: None, {"executor": "process"}, "at the top of a module"),
         (in_loop, {"soft_timeout": 0}, "soft_timeout is 0"),
         (in_loop, {"soft_timeout": 5, "timeout": 5}, "must be less than its timeout"),
         (in_loop, {"soft_timeout": timedelta(minutes=1), "timeout": 5}, "soft_timeout is 60 s"),
