@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from runner import broker, codec, connections, keys, producer
 from runner.batch import Gathered
 from runner.codec import ResultRecord, reader_of
-from runner.errors import DecodeError, JobFailed, JobReplaced, RedisUnavailable
+from runner.errors import DecodeError, EncodeError, JobFailed, JobReplaced, RedisUnavailable
 from runner.progress import Following
 from runner.shapes import ANYTHING, Shape
 
@@ -236,6 +236,7 @@ class Job(arq.jobs.Job, Generic[R]):
             TimeoutError: the time is up; the job goes on.
             ResultNotFound: the job is not in the queue and left no result.
             JobFailed: the job failed; `RemoteError` carries the remote traceback.
+            EncodeError: it failed, and no exception of it could be written down.
             JobReplaced: another job took its place while it waited, a short while ago.
         """
         if pole_delay is not None:
@@ -326,4 +327,6 @@ class Job(arq.jobs.Job, Generic[R]):
                 ) from exc
         if isinstance(record.result, (Exception, asyncio.CancelledError)):
             raise record.result
-        raise arq.jobs.SerializationError(record.result)
+        if isinstance(record.result, str):  # the worker says why it could not write the result
+            raise EncodeError(record.result)
+        raise EncodeError(f"{record.task} failed with what is no exception: {record.result!r:.500}")

@@ -164,6 +164,16 @@ async def test_altered_results_raise_at_the_client_and_nothing_else(
         assert end != "done"
 
 
+async def test_failure_that_is_no_exception_is_an_error_of_ours(redis_url: str) -> None:
+    said_ok, said_failed = b"\xa1s\xc3", b"\xa1s\xc2"
+    blob = result_bytes(UNSIGNED)
+    assert blob.count(said_ok) == 1
+    async with runner.connect(redis_url) as client:
+        await client.set(keys.result("j"), blob.replace(said_ok, said_failed), px=60_000)
+        with pytest.raises(runner.errors.EncodeError, match=r"known failed .* no exception: \{'a'"):
+            await client.job("j").result(timeout=5)
+
+
 def hostile(path: Path) -> dict[str, bytes]:
     bomb = pickle.dumps(Bomb(str(path)))
     fields = {"t": 1, "f": "known", "a": (), "k": {}, "et": 1}
