@@ -254,14 +254,22 @@ async def test_job_whose_hook_blocks_is_named(redis_url: str, client: runner.Cli
 
 
 async def test_job_that_holds_the_gil_is_named_when_it_lets_go(
-    redis_url: str, client: runner.Client
+    redis_url: str, client: runner.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def is_told() -> bool:
+        return bool(of(LoopFreed, events)) or "stood still" in caplog.text
+
     events: list[Any] = []
     settings: dict[str, Any] = {"blocked_after": 0.2, "subscribers": [events.append]}
     async with serving(redis_url, [hold_the_gil], **settings):
-        job = await client.enqueue(hold_the_gil, 0.5)
-        await job.result(timeout=30)
-        await wait_until(lambda: of(LoopFreed, events), description="the loop turns again")
+        # A process that gets little of a busy machine looks like one that was stopped: once more.
+        for _ in range(10):
+            caplog.clear()
+            job = await client.enqueue(hold_the_gil, 0.5)
+            await job.result(timeout=30)
+            await wait_until(is_told, description="the worker says what it saw")
+            if of(LoopFreed, events):
+                break
     (event,) = of(LoopBlocked, events)
     assert (event.job_id, event.task, event.attempt) == (job.job_id, "hold_the_gil", 1)
     assert "sum(range(" in event.stack.splitlines()[-1]
