@@ -1,10 +1,14 @@
-"""What monitoring costs: CPU of the worker for each no-op job, and of Redis, on against off.
+"""What extras cost a no-op job: CPU of the worker, and of Redis, with each against without.
 
-``python -m tests.benchmarks.monitoring [rounds] [jobs]``: each round drains the same number of jobs
-in a fresh process, once for each variant, in turn. Before it counts, the process drains a few jobs
-of another queue, and freezes what is loaded, as a worker's process does: that is no cost of a job.
-A drain of one queue waits for Redis as much as for the worker, so both costs are shown: the jobs
-of a second, and the CPU of the worker for each.
+``python -m tests.benchmarks.extras [rounds] [jobs] [variants…]``: each round drains the same number
+of jobs in a fresh process, once for each variant, in turn. Before it counts, the process drains a
+few jobs of another queue, and freezes what is loaded, as a worker's process does: that is no cost
+of a job. A drain of one queue waits for Redis as much as for the worker, so both costs are shown:
+the jobs of a second, and the CPU of the worker for each.
+
+Monitoring: "events" (one subscriber), "monitor", "all". What a worker has and its jobs do not use:
+"unused" (a part that rests, a middleware that stands around enqueueing alone, another task with a
+dependency). In use: "blocked" (the detector of blocked loops), "middleware", "dependency".
 """
 
 from __future__ import annotations
@@ -17,22 +21,21 @@ import statistics
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 from arq.constants import default_queue_name
 from redis.asyncio import Redis
 
 import runner
-from runner import RedisSettings, Worker, embedded, task
+from runner import Depends, Middleware, Part, RedisSettings, Worker, embedded, task
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from runner.middleware import EnqueueCall, JobCall
 
 ROUNDS, JOBS, WARM = 5, 50_000, 500
-VARIANTS: dict[str, dict[str, Any]] = {
-    "off": {},
-    "events": {"subscribers": [lambda _event: None]},
-    "monitor": {"monitor": True},
-    "all": {"monitor": True, "health_port": 0},
-}
 
 
 @task
@@ -40,19 +43,67 @@ async def nothing(ctx: runner.Context) -> None:
     """Do nothing."""
 
 
-async def fill(url: str, jobs: int) -> None:
+def number() -> int:
+    """Provide a value."""
+    return 7
+
+
+@task
+async def provided(ctx: runner.Context, value: int = Depends(number)) -> None:
+    """Do nothing with what is provided."""
+
+
+class Rests(Part):
+    """A part that does nothing."""
+
+
+class Elsewhere(Middleware):
+    """Stands around enqueueing, and not around jobs."""
+
+    async def enqueue(
+        self, call: EnqueueCall, proceed: Callable[[EnqueueCall], Awaitable[Any]]
+    ) -> Any:
+        """Pass on."""
+        return await proceed(call)
+
+
+class PassesOn(Middleware):
+    """Stands around jobs."""
+
+    async def execute(self, job: JobCall, proceed: Callable[[JobCall], Awaitable[Any]]) -> Any:
+        """Pass on."""
+        return await proceed(job)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "off": {},
+    "events": {"subscribers": [lambda _event: None]},
+    "monitor": {"monitor": True},
+    "all": {"monitor": True, "health_port": 0},
+    "unused": {
+        "parts": [Rests()],
+        "middleware": [Elsewhere()],
+        "functions": [nothing, provided],
+    },
+    "blocked": {"blocked_after": 1},
+    "middleware": {"middleware": [PassesOn()]},
+    "dependency": {"functions": [provided]},
+}
+
+
+async def fill(url: str, variant: str, jobs: int) -> None:
     """Enqueue the jobs of one drain."""
+    run = provided if variant == "dependency" else nothing
     async with runner.connect(url) as client:
         await client.flushdb()
-        await client.enqueue_many([nothing.options(queue="warm").call() for _ in range(WARM)])
+        await client.enqueue_many([run.options(queue="warm").call() for _ in range(WARM)])
         for _ in range(jobs // 5_000):
-            await client.enqueue_many([nothing.call() for _ in range(5_000)])
+            await client.enqueue_many([run.call() for _ in range(5_000)])
 
 
 async def drain(url: str, variant: str, queue: str) -> tuple[float, float]:
     """Run a burst worker; return its CPU and wall seconds."""
     worker = Worker(
-        [nothing],
         redis_settings=RedisSettings.from_dsn(url),
         queue_name=queue,
         burst=True,
@@ -62,7 +113,7 @@ async def drain(url: str, variant: str, queue: str) -> tuple[float, float]:
         keep_result=0,
         handle_signals=False,
         use_uvloop=True,
-        **VARIANTS[variant],
+        **{"functions": [nothing], **VARIANTS[variant]},
     )
     before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     await worker.async_run()
@@ -101,9 +152,9 @@ async def reset(url: str) -> None:
 
 def measure(url: str, variant: str, jobs: int) -> tuple[float, float, float]:
     """Drain in a process of its own; return µs of CPU, server and wall for each job."""
-    asyncio.run(fill(url, jobs))
+    asyncio.run(fill(url, variant, jobs))
     asyncio.run(reset(url))
-    command = [sys.executable, "-m", "tests.benchmarks.monitoring", "--drain", url, variant]
+    command = [sys.executable, "-m", "tests.benchmarks.extras", "--drain", url, variant]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     cpu_s, wall_s = json.loads(said)
     return cpu_s * 1e6 / jobs, asyncio.run(server_us(url)) / jobs, wall_s * 1e6 / jobs
@@ -125,7 +176,7 @@ def main(rounds: int, jobs: int, names: list[str]) -> None:
             for at in (0, 2)
         )
         print(  # noqa: T201  its report
-            f"{name:>8}  {1e6 / wall:7,.0f} jobs/s ({1 / (1 + more_wall) - 1:+.1%}); "
+            f"{name:>10}  {1e6 / wall:7,.0f} jobs/s ({1 / (1 + more_wall) - 1:+.1%}); "
             f"worker {cpu:5.2f} µs of CPU a job ({more_cpu:+.1%}), Redis {server:5.2f} µs"
         )
 
