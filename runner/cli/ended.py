@@ -9,9 +9,10 @@ import click
 from runner.cli import where as options
 from runner.cli.dead import shown as letter_shown
 from runner.cli.dead import told_errors
-from runner.cli.tables import ago, as_json, escaped, fields_of, length, moment, stamp, table
+from runner.cli.tables import ago, as_json, escaped, fields_of, moment, stamp, table
 from runner.cli.tables import show as show_lines
 from runner.errors import JobNotFound, LetterNotFound
+from runner.lengths import length
 from runner.types import Outcome
 
 if TYPE_CHECKING:

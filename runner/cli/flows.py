@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli import where as options
-from runner.cli.tables import ago, as_json, confirm, escaped, length, show, stamp, table
+from runner.cli.tables import ago, as_json, confirm, escaped, show, stamp, table
 from runner.cli.where import Place
+from runner.lengths import length
 from runner.workflow import FlowState
 
 if TYPE_CHECKING:

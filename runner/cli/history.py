@@ -15,6 +15,7 @@ from runner.cli.tables import escaped, stamp, table
 from runner.cli.tables import show as show_lines
 from runner.errors import SettingsError
 from runner.joblog import JobLog
+from runner.lengths import length
 from runner.types import Outcome
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _row(job: LoggedJob) -> tuple[str, ...]:
     took = (
         ""
         if job.started_at is None
-        else f"{(job.finished_at - job.started_at).total_seconds():.3f} s"
+        else length((job.finished_at - job.started_at).total_seconds() * 1000)
     )
     return (
         job.finished_at.strftime("%Y-%m-%d %H:%M:%S"),

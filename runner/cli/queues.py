@@ -9,9 +9,10 @@ import click
 import msgspec
 
 from runner.cli import where as options
-from runner.cli.tables import as_json, escaped, length, rate, show, table
+from runner.cli.tables import as_json, escaped, rate, show, table
 from runner.cli.where import Place
 from runner.inspect import begun_ms
+from runner.lengths import length
 from runner.queues import named
 
 if TYPE_CHECKING:

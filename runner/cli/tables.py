@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
+from runner.lengths import coarse
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -23,7 +25,7 @@ T = TypeVar("T")
 
 NARROWEST = 12
 GAP = 2
-_NUMBERS = re.compile(r"(?:[\d.,/]+(?: (?:ms|s|m|h|d|MB))?)?")
+_NUMBERS = re.compile(r"(?:[\d.,/]+(?: (?:ms|s|min|h|d|MB))?)?")
 _COLOURS = {
     **dict.fromkeys(("succeeded", "running", "on", "queued"), "green"),
     **dict.fromkeys(("retrying", "retried", "draining", "paused", "stopping", "waiting"), "yellow"),
@@ -116,14 +118,6 @@ def cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def length(ms: float) -> str:
-    """Return a length of time as people say it."""
-    for unit, unit_ms in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
-        if ms >= unit_ms:
-            return f"{ms / unit_ms:.1f} {unit}"
-    return f"{ms:.0f} ms"
-
-
 def rate(per_second: float) -> str:
     """Return how many there are by the second; a few are not none."""
     return f"{per_second:.1f}" if per_second >= 0.1 or not per_second else f"{per_second:.2f}"  # noqa: PLR2004
@@ -139,7 +133,7 @@ def ago(when: datetime | float | None) -> str:
         return ""
     at_ms = when.timestamp() * 1000 if isinstance(when, datetime) else when
     past_ms = time.time() * 1000 - at_ms
-    return f"{length(past_ms)} ago" if past_ms >= 0 else f"in {length(-past_ms)}"
+    return f"{coarse(past_ms)} ago" if past_ms >= 0 else f"in {coarse(-past_ms)}"
 
 
 def escaped(text: str) -> str:

@@ -19,9 +19,10 @@ import msgspec
 from runner.cli import where as options
 from runner.cli.load import do, load_settings
 from runner.cli.queues import SPAN_MIN, queue_lines, queue_rows, queues_of
-from runner.cli.tables import as_json, as_line, cut, escaped, fields_of, length, rate, show, table
+from runner.cli.tables import as_json, as_line, cut, escaped, fields_of, rate, show, table
 from runner.cli.where import Place
 from runner.connections import TROUBLE
+from runner.lengths import length
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
