@@ -9,7 +9,7 @@ import click
 from runner.cli import where as options
 from runner.cli.dead import shown as letter_shown
 from runner.cli.dead import told_errors
-from runner.cli.tables import ago, as_json, escaped, fields_of, moment, stamp, table
+from runner.cli.tables import as_json, escaped, fields_of, moment, since, stamp, table
 from runner.cli.tables import show as show_lines
 from runner.errors import JobNotFound, LetterNotFound
 from runner.lengths import length
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from runner.inspect import FinishedJob, JobInfo
     from runner.types import AttemptError
 
-HEADS = ("JOB", "TASK", "OUTCOME", "TRY", "ENDED", "TOOK", "ERROR")
+HEADS = ("JOB", "TASK", "OUTCOME", "TRY", "AGO", "TOOK", "ERROR")
 
 
 @click.command()
@@ -51,7 +51,9 @@ def finished(
     if as_json:
         click.echo(_json(fields_of(found)))
         return
-    show_lines(table(HEADS, [_row(job) for job in found], flexible=(6, 1), spare=(3, 5, 4)))
+    show_lines(
+        table(HEADS, [_row(job) for job in found], flexible=(6, 1), extra=(3, 5), spare=(4,))
+    )
     click.echo(f"{len(found)} shown", err=True)
 
 
@@ -168,7 +170,7 @@ def _row(job: FinishedJob) -> list[str]:
         job.task,
         job.outcome,
         str(job.attempt),
-        ago(job.ended_ms),
+        since(job.ended_ms),
         length(max(job.ended_ms - job.started_ms, 0)) if job.started_ms else "",
         job.error,
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli import where as options
-from runner.cli.tables import ago, as_json, confirm, escaped, show, stamp, table
+from runner.cli.tables import as_json, confirm, escaped, show, since, stamp, table
 from runner.cli.where import Place
 from runner.lengths import length
 from runner.workflow import FlowState
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from runner.client import Client
     from runner.workflow import FlowStatus, NodeInfo
 
-HEADS = ("FLOW", "NAME", "STATE", "DONE", "FAILED", "STARTED", "TOOK")
+HEADS = ("FLOW", "NAME", "STATE", "DONE", "FAILED", "AGO", "TOOK")
 NODE_HEADS = ("NODE", "STATE", "TASK", "AFTER", "ERROR")
 
 by_id = click.argument("flow_id")
@@ -55,7 +55,7 @@ def list_flows(place: Place, *, states: tuple[str, ...], limit: int, as_json: bo
     if as_json:
         click.echo(_json([shown(status) for status in found]))
         return
-    show(table(HEADS, [_row(status) for status in found], flexible=(1,), spare=(6, 5, 4)))
+    show(table(HEADS, [_row(status) for status in found], flexible=(1,), extra=(6,), spare=(5, 4)))
     click.echo(f"{len(found)} shown", err=True)
 
 
@@ -162,7 +162,7 @@ def _row(status: FlowStatus) -> list[str]:
         status.state.value,
         f"{status.done}/{status.expected}",
         str(status.failed),
-        ago(status.started),
+        since(status.started),
         "" if took_s is None else length(took_s * 1000),
     ]
 

@@ -11,7 +11,7 @@ import click
 from runner.cli import where as options
 from runner.cli.load import load_settings
 from runner.cli.tables import as_json as to_json
-from runner.cli.tables import escaped, stamp, table
+from runner.cli.tables import escaped, since, stamp, table
 from runner.cli.tables import show as show_lines
 from runner.errors import SettingsError
 from runner.joblog import JobLog
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from runner.joblog import LoggedJob
 
-HEADS = ("FINISHED (UTC)", "JOB", "TASK", "STATE", "TRY", "TOOK", "ERROR", "ARGUMENTS")
+HEADS = ("FINISHED (UTC)", "AGO", "JOB", "TASK", "STATE", "TRY", "TOOK", "ERROR", "ARGUMENTS")
 
 
 @click.group()
@@ -91,7 +91,7 @@ def search(  # noqa: PLR0917  click gives them by name
     if as_json:
         click.echo(to_json([_shown(job) for job in found]))
         return
-    show_lines(table(HEADS, [_row(job) for job in found], flexible=(7, 6, 1), spare=(5, 4)))
+    show_lines(table(HEADS, [_row(job) for job in found], flexible=(8, 7, 3), extra=(6, 5, 0, 8)))
     more = ", perhaps more: raise --limit" if len(found) == limit else ""
     click.echo(f"{len(found)} shown{more}", err=True)
 
@@ -141,6 +141,7 @@ def _row(job: LoggedJob) -> tuple[str, ...]:
     )
     return (
         job.finished_at.strftime("%Y-%m-%d %H:%M:%S"),
+        since(job.finished_at),
         job.job_id,
         job.task,
         job.state,

@@ -76,7 +76,7 @@ def list_jobs(place: Place, /, limit: int, after: str, *, as_json: bool, **given
         found = [shown(job) for job in page.jobs]
         click.echo(_json({"jobs": found, "after": page.after, "count": count}))
         return
-    show_lines(table(HEADS, [_row(job) for job in page.jobs], flexible=(6, 1), spare=(5, 3)))
+    show_lines(table(HEADS, [_row(job) for job in page.jobs], flexible=(6, 1), extra=(5, 3)))
     click.echo(f"{len(page.jobs)} shown, {count} in the queue", err=True)
     if page.after:
         click.echo(f'more: --after "{page.after}"', err=True)

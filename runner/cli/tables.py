@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-NARROWEST = 12
+NARROWEST, ROOMY = 12, 24
+"""To how many characters a column may be cut, and what it should have."""
 GAP = 2
 _NUMBERS = re.compile(r"(?:[\d.,/]+(?: (?:ms|s|min|h|d|MB))?)?")
 _COLOURS = {
@@ -39,6 +40,7 @@ def table(
     rows: Iterable[Sequence[str]],
     *,
     flexible: Sequence[int] = (),
+    extra: Sequence[int] = (),
     spare: Sequence[int] = (),
     width: int | None = None,
 ) -> Iterable[str]:
@@ -47,8 +49,11 @@ def table(
     Args:
         heads: the columns.
         rows: texts; control characters in them are escaped.
-        flexible: columns that are cut where the table is too wide, the first one first.
-        spare: columns that are left out where that is not enough, the first one first.
+        flexible: columns that are cut where the table is too wide, the first one first; below
+            what they should have the last one first.
+        extra: columns that are left out before a flexible one is cut below what it should have,
+            the first one first.
+        spare: columns that are left out where all that is not enough.
         width: characters of a line; None: those of the terminal, and what is no terminal has room.
     """
     cells = [[escaped(text) for text in row] for row in rows]
@@ -56,13 +61,15 @@ def table(
     room = _room() if width is None else width
     shown = list(range(len(widths)))
     if room:
-        least = [min(w, NARROWEST) if c in flexible else w for c, w in enumerate(widths)]
-        for column in spare:
-            if _sum(least, shown) > room:
-                shown.remove(column)
-        for column in (column for column in flexible if column in shown):
-            over = max(_sum(widths, shown) - room, 0)
-            widths[column] = max(widths[column] - over, least[column])
+        for left_out, least in ((extra, ROOMY), (spare, NARROWEST)):
+            cut_widths = [min(w, least) if c in flexible else w for c, w in enumerate(widths)]
+            for column in left_out:
+                if _sum(cut_widths, shown) > room:
+                    shown.remove(column)
+        for least, columns in ((ROOMY, flexible), (NARROWEST, tuple(reversed(flexible)))):
+            for column in (column for column in columns if column in shown):
+                over = max(_sum(widths, shown) - room, 0)
+                widths[column] = max(widths[column] - over, min(widths[column], least))
     right = {c for c in shown if cells and all(_NUMBERS.fullmatch(row[c]) for row in cells)}
     yield _line(heads, shown, widths, right, is_head=True)
     for row in cells:
@@ -131,9 +138,18 @@ def ago(when: datetime | float | None) -> str:
     """
     if not when:
         return ""
-    at_ms = when.timestamp() * 1000 if isinstance(when, datetime) else when
-    past_ms = time.time() * 1000 - at_ms
+    past_ms = _past_ms(when)
     return f"{coarse(past_ms)} ago" if past_ms >= 0 else f"in {coarse(-past_ms)}"
+
+
+def since(when: datetime | float | None) -> str:
+    """Return the same of a time that is past, for a column whose head says "ago"."""
+    return coarse(max(_past_ms(when), 0)) if when else ""
+
+
+def _past_ms(when: datetime | float) -> float:
+    at_ms = when.timestamp() * 1000 if isinstance(when, datetime) else when
+    return time.time() * 1000 - at_ms
 
 
 def escaped(text: str) -> str:

@@ -254,7 +254,7 @@ def task_lines(busy: list[tuple[str, Period]]) -> Iterable[str]:
 def worker_lines(found: list[WorkerInfo]) -> Iterable[str]:
     """Return the table of workers."""
     rows = [_worker_row(worker) for worker in found]
-    return table(WORKER_HEADS, rows, flexible=(7, 6), spare=(4, 6, 5, 3))
+    return table(WORKER_HEADS, rows, flexible=(7, 6), extra=(4, 6), spare=(5, 3))
 
 
 async def _all_shown(client: Client, names: list[str]) -> dict[str, Any]:

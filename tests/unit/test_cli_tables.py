@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from runner.cli.tables import ago, table
+from runner.cli.tables import NARROWEST, ROOMY, ago, since, table
 
 HEADS = ("JOB", "TRY", "STATE", "ERROR")
 ROW = ("a" * 32, "1", "retrying", "e" * 60)
@@ -39,6 +39,27 @@ def test_a_column_is_left_out_only_where_cutting_is_not_enough() -> None:
     assert heads(50) == ["JOB", "ERROR"]
 
 
+@pytest.mark.parametrize(
+    ("task", "error", "shown"),
+    [
+        ("charge_card", "e" * 8, ["JOB", "TASK", "AGO", "OUTCOME", "TRY", "ERROR"]),
+        ("charge_card", "e" * 60, ["JOB", "TASK", "AGO", "ERROR"]),
+        ("a_task_of_a_long_name", "e" * 60, ["JOB", "TASK", "AGO", "ERROR"]),
+    ],
+)
+def test_a_column_is_left_out_before_another_is_cut_short(
+    task: str, error: str, shown: list[str]
+) -> None:
+    heads = ("JOB", "TASK", "AGO", "OUTCOME", "TRY", "ERROR")
+    row = ("a" * 32, task, "12 min", "failed", "1", error)
+    head, line = table(heads, [row], flexible=(5, 1), extra=(3, 4), width=80)
+    assert head.split() == shown
+    assert len(line) <= 80
+    assert line.startswith(row[0])
+    assert len(line.split()[-1]) >= min(len(error), ROOMY)
+    assert len(line.split()[1]) >= NARROWEST - 1
+
+
 def test_a_table_without_rows_is_its_head() -> None:
     assert list(table(HEADS, [], flexible=(3,), width=80)) == ["JOB  TRY  STATE  ERROR"]
 
@@ -49,3 +70,6 @@ def test_times_are_said_from_now() -> None:
     assert ago(now + timedelta(hours=2, seconds=1)) == "in 2.0 h"
     assert ago((time.time() - 90.1) * 1000) == "1.5 min ago"
     assert ago(None) == ago(0) == ""
+    assert since((time.time() - 720) * 1000) == "12 min"
+    assert since(now + timedelta(hours=2)) == "0 ms"
+    assert since(None) == since(0) == ""
