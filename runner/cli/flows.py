@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli import where as options
-from runner.cli.tables import as_json, confirm, escaped, show, since, stamp, table
+from runner.cli.tables import as_json, confirm, ms_of, show, since, table, told
 from runner.cli.where import Place
 from runner.lengths import length
 from runner.workflow import FlowState
@@ -74,9 +74,7 @@ def show_flow(place: Place, flow_id: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(_json({**shown(status), "nodes": [node_shown(node) for node in nodes]}))
         return
-    for name, value in shown(status).items():
-        if value not in ("", None):
-            click.echo(f"{name:>9}  {escaped(str(value))}")
+    show(told(shown(status)))
     click.echo()
     show(table(NODE_HEADS, [_node_row(node) for node in nodes], flexible=(4, 3, 2), spare=(3,)))
 
@@ -136,8 +134,8 @@ def shown(status: FlowStatus) -> dict[str, Any]:
         "skipped": status.skipped,
         "cancelled": status.cancelled,
         "queued": status.queued,
-        "started": stamp(status.started),
-        "ended": stamp(status.ended),
+        "started_ms": ms_of(status.started),
+        "ended_ms": ms_of(status.ended),
         "problem": status.problem,
     }
 

@@ -17,7 +17,7 @@ import msgspec
 from runner.lengths import coarse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from runner.errors import RunnerError
 
@@ -182,6 +182,22 @@ def moment(unix_ms: float) -> str:
     if not unix_ms:
         return ""
     return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def ms_of(when: datetime | None) -> int:
+    """Return a time as JSON has it everywhere, Unix time in milliseconds; 0 for none."""
+    return 0 if when is None else round(when.timestamp() * 1000)
+
+
+def told(facts: Mapping[str, Any], *, without: Sequence[str] = ()) -> list[str]:
+    """Return lines that show to a person what JSON has; what is empty is left out."""
+    said = {
+        name.removesuffix("_ms"): moment(value) + " UTC" if name.endswith("_ms") else str(value)
+        for name, value in facts.items()
+        if name not in without and value not in ("", None) and (value or not name.endswith("_ms"))
+    }
+    width = max(map(len, said), default=0)
+    return [f"{name:>{width}}  {escaped(text)}" for name, text in said.items()]
 
 
 def stamp(when: datetime | None) -> str:
