@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli import where as options
-from runner.cli.tables import as_json, confirm, escaped, moment, read_json, since, table
+from runner.cli.tables import (
+    as_json,
+    confirm,
+    escaped,
+    listed,
+    moment,
+    read_json,
+    since,
+    table,
+)
 from runner.cli.tables import show as show_lines
 from runner.cli.where import Place
 from runner.errors import ArgumentsError
@@ -77,7 +86,7 @@ def list_letters(place: Place, /, limit: int, after: str, *, as_json: bool, **gi
 
     page, count = place.do(work)
     if as_json:
-        letters = [shown(letter) for letter in page.letters]
+        letters = [listed(shown(letter)) for letter in page.letters]
         click.echo(_json({"letters": letters, "after": page.after, "count": count}))
         return
     rows = [_row(letter) for letter in page.letters]

@@ -189,6 +189,11 @@ def ms_of(when: datetime | None) -> int:
     return 0 if when is None else round(when.timestamp() * 1000)
 
 
+def listed(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what a list has of a job: its earlier errors are not read there, so it has none."""
+    return {name: value for name, value in facts.items() if name != "errors"}
+
+
 def told(facts: Mapping[str, Any], *, without: Sequence[str] = ()) -> list[str]:
     """Return lines that show to a person what JSON has; what is empty is left out."""
     said = {
