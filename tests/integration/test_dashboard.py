@@ -271,7 +271,6 @@ async def test_every_page_says_what_to_do_when_there_is_nothing(page: str, redis
         assert "<main" in reply.text
 
 
-@pytest.mark.lasting_keys("runner:schedule*", "runner:limits*", "runner:fleet*")
 async def test_the_overview_says_what_a_new_fleet_has_to_do_first(
     redis_url: str, client: Client
 ) -> None:
@@ -307,6 +306,7 @@ async def test_the_overview_says_what_a_new_fleet_has_to_do_first(
             await wait_until(says_nothing, description="with a job in the counts it is no news")
 
 
+@pytest.mark.lasting_keys("runner:schedule*", "runner:limits*", "runner:fleet*")
 async def test_every_page_opens_beside_a_worker(redis_url: str, client: Client) -> None:
     gate = Gate()
 
