@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 import sys
-import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runner import logs
+from runner import failures, logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -122,7 +121,7 @@ def text_of(record: logging.LogRecord) -> str:
         text = record.getMessage()
     error = _error_of(raised)
     if error is not None:
-        told = "".join(traceback.format_exception(error)).rstrip()
+        told = failures.shown(error).rstrip()
     if told and len(text) + len(told) >= MOST_LINE:
         text = _cut(text, MOST_HEAD)
         room = MOST_LINE - len(text) - 1

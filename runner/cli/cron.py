@@ -10,7 +10,7 @@ import click
 
 from runner.cli import where
 from runner.cli.load import do, function_names, load_settings
-from runner.cli.tables import ago, escaped, read_json, show, stamp, table
+from runner.cli.tables import ago, escaped, ms_of, read_json, show, stamp, table
 from runner.errors import ScheduleError
 from runner.schedule import Schedule, ScheduleInfo, every, perpetual
 from runner.schedule import cron as schedule
@@ -172,9 +172,9 @@ def shown(info: ScheduleInfo) -> dict[str, Any]:
         "kwargs": {} if made is None else dict(made.kwargs),
         "overlap": "" if made is None else made.overlap,
         "catch_up": "" if made is None else made.catch_up,
-        "jitter": 0 if made is None else made.jitter_ms / 1000,
-        "next_due": stamp(info.next_due),
-        "last_due": stamp(info.last_due),
+        "jitter_s": 0 if made is None else made.jitter_ms / 1000,
+        "next_due_ms": ms_of(info.next_due),
+        "last_due_ms": ms_of(info.last_due),
         "last_job_id": info.last_job_id,
         "runs": info.runs,
         "skipped": info.skipped,

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli import where as options
-from runner.cli.tables import ago, as_json, confirm, escaped, moment, read_json, table
+from runner.cli.tables import (
+    as_json,
+    confirm,
+    escaped,
+    listed,
+    moment,
+    read_json,
+    since,
+    table,
+)
 from runner.cli.tables import show as show_lines
 from runner.cli.where import Place
 from runner.errors import ArgumentsError
@@ -23,7 +32,7 @@ if TYPE_CHECKING:
     from runner.letters import LetterPage, Requeued
     from runner.types import AttemptError, DeadLetter
 
-HEADS = ("JOB", "TASK", "DIED", "OUTCOME", "TRY", "ERROR")
+HEADS = ("JOB", "TASK", "AGO", "OUTCOME", "TRY", "ERROR")
 ENDINGS = [outcome.value for outcome in Outcome if outcome not in NO_LETTER]
 
 
@@ -77,11 +86,11 @@ def list_letters(place: Place, /, limit: int, after: str, *, as_json: bool, **gi
 
     page, count = place.do(work)
     if as_json:
-        letters = [shown(letter) for letter in page.letters]
+        letters = [listed(shown(letter)) for letter in page.letters]
         click.echo(_json({"letters": letters, "after": page.after, "count": count}))
         return
     rows = [_row(letter) for letter in page.letters]
-    show_lines(table(HEADS, rows, flexible=(5, 1), spare=(4, 3)))
+    show_lines(table(HEADS, rows, flexible=(5, 1), extra=(4, 3), spare=(2,)))
     click.echo(f"{len(page.letters)} shown, {count} in all", err=True)
     if page.after:
         click.echo(f'more: --after "{page.after}"', err=True)
@@ -240,7 +249,7 @@ def _row(letter: DeadLetter) -> list[str]:
     return [
         letter.job_id,
         letter.task,
-        ago(letter.died_ms),
+        since(letter.died_ms),
         letter.outcome,
         str(letter.attempt),
         _error(letter.error_type.rpartition(".")[2], letter.error),

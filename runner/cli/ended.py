@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from runner import failures
 from runner.cli import where as options
 from runner.cli.dead import shown as letter_shown
 from runner.cli.dead import told_errors
-from runner.cli.tables import ago, as_json, escaped, fields_of, length, moment, stamp, table
+from runner.cli.tables import as_json, escaped, fields_of, moment, ms_of, since, table, told
 from runner.cli.tables import show as show_lines
 from runner.errors import JobNotFound, LetterNotFound
+from runner.lengths import length
 from runner.types import Outcome
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from runner.inspect import FinishedJob, JobInfo
     from runner.types import AttemptError
 
-HEADS = ("JOB", "TASK", "OUTCOME", "TRY", "ENDED", "TOOK", "ERROR")
+HEADS = ("JOB", "TASK", "OUTCOME", "TRY", "AGO", "TOOK", "ERROR")
 
 
 @click.command()
@@ -50,7 +52,9 @@ def finished(
     if as_json:
         click.echo(_json(fields_of(found)))
         return
-    show_lines(table(HEADS, [_row(job) for job in found], flexible=(6, 1), spare=(3, 5, 4)))
+    show_lines(
+        table(HEADS, [_row(job) for job in found], flexible=(6, 1), extra=(3, 5), spare=(4,))
+    )
     click.echo(f"{len(found)} shown", err=True)
 
 
@@ -64,10 +68,7 @@ def show(place: Place, job_id: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(_json(facts))
         return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        if name not in ("errors", "traceback") and value not in ("", None):
-            click.echo(f"{name:>{width}}  {escaped(str(value))}")
+    show_lines(told(facts, without=("errors", "traceback")))
     show_lines(told_errors(errors))
 
 
@@ -132,8 +133,8 @@ def shown(job: JobInfo) -> dict[str, Any]:
         "state": job.state.value,
         "attempt": job.attempt,
         "crashes": job.crashes,
-        "due": stamp(job.due),
-        "enqueued": stamp(job.enqueued),
+        "due_ms": ms_of(job.due),
+        "enqueued_ms": ms_of(job.enqueued),
         "worker": job.worker,
         "error": job.error,
         "errors": [
@@ -145,6 +146,9 @@ def shown(job: JobInfo) -> dict[str, Any]:
 def _result_shown(job_id: str, result: JobResult) -> dict[str, Any]:
     """Return what is printed of a job that has a result."""
     value = result.result
+    error_type, error = failures.named(value) if isinstance(value, BaseException) else ("", value)
+    if result.success:
+        error_type = error = ""
     return {
         "job_id": job_id,
         "queue": result.queue_name,
@@ -153,11 +157,12 @@ def _result_shown(job_id: str, result: JobResult) -> dict[str, Any]:
         "kwargs": result.kwargs,
         "state": "succeeded" if result.success else "failed",
         "attempt": result.job_try,
-        "enqueued": stamp(result.enqueue_time),
-        "started": stamp(result.start_time),
-        "finished": stamp(result.finish_time),
+        "enqueued_ms": ms_of(result.enqueue_time),
+        "started_ms": ms_of(result.start_time),
+        "ended_ms": ms_of(result.finish_time),
         "result": value if result.success else None,
-        "error": "" if result.success else f"{type(value).__name__}: {value}",
+        "error_type": error_type,
+        "error": error,
     }
 
 
@@ -167,7 +172,7 @@ def _row(job: FinishedJob) -> list[str]:
         job.task,
         job.outcome,
         str(job.attempt),
-        ago(job.ended_ms),
+        since(job.ended_ms),
         length(max(job.ended_ms - job.started_ms, 0)) if job.started_ms else "",
         job.error,
     ]

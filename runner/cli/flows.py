@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runner.cli import where as options
-from runner.cli.tables import ago, as_json, confirm, escaped, length, show, stamp, table
+from runner.cli.tables import as_json, confirm, ms_of, show, since, table, told
 from runner.cli.where import Place
+from runner.lengths import length
 from runner.workflow import FlowState
 
 if TYPE_CHECKING:
     from runner.client import Client
     from runner.workflow import FlowStatus, NodeInfo
 
-HEADS = ("FLOW", "NAME", "STATE", "DONE", "FAILED", "STARTED", "TOOK")
+HEADS = ("FLOW", "NAME", "STATE", "DONE", "FAILED", "AGO", "TOOK")
 NODE_HEADS = ("NODE", "STATE", "TASK", "AFTER", "ERROR")
 
 by_id = click.argument("flow_id")
@@ -54,7 +55,7 @@ def list_flows(place: Place, *, states: tuple[str, ...], limit: int, as_json: bo
     if as_json:
         click.echo(_json([shown(status) for status in found]))
         return
-    show(table(HEADS, [_row(status) for status in found], flexible=(1,), spare=(6, 5, 4)))
+    show(table(HEADS, [_row(status) for status in found], flexible=(1,), extra=(6,), spare=(5, 4)))
     click.echo(f"{len(found)} shown", err=True)
 
 
@@ -73,9 +74,7 @@ def show_flow(place: Place, flow_id: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(_json({**shown(status), "nodes": [node_shown(node) for node in nodes]}))
         return
-    for name, value in shown(status).items():
-        if value not in ("", None):
-            click.echo(f"{name:>9}  {escaped(str(value))}")
+    show(told(shown(status)))
     click.echo()
     show(table(NODE_HEADS, [_node_row(node) for node in nodes], flexible=(4, 3, 2), spare=(3,)))
 
@@ -135,8 +134,8 @@ def shown(status: FlowStatus) -> dict[str, Any]:
         "skipped": status.skipped,
         "cancelled": status.cancelled,
         "queued": status.queued,
-        "started": stamp(status.started),
-        "ended": stamp(status.ended),
+        "started_ms": ms_of(status.started),
+        "ended_ms": ms_of(status.ended),
         "problem": status.problem,
     }
 
@@ -161,7 +160,7 @@ def _row(status: FlowStatus) -> list[str]:
         status.state.value,
         f"{status.done}/{status.expected}",
         str(status.failed),
-        ago(status.started),
+        since(status.started),
         "" if took_s is None else length(took_s * 1000),
     ]
 

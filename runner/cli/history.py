@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,10 +10,11 @@ import click
 from runner.cli import where as options
 from runner.cli.load import load_settings
 from runner.cli.tables import as_json as to_json
-from runner.cli.tables import escaped, stamp, table
+from runner.cli.tables import ms_of, since, table, told
 from runner.cli.tables import show as show_lines
 from runner.errors import SettingsError
 from runner.joblog import JobLog
+from runner.lengths import length
 from runner.types import Outcome
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from runner.joblog import LoggedJob
 
-HEADS = ("FINISHED (UTC)", "JOB", "TASK", "STATE", "TRY", "TOOK", "ERROR", "ARGUMENTS")
+HEADS = ("FINISHED (UTC)", "AGO", "JOB", "TASK", "OUTCOME", "TRY", "TOOK", "ERROR", "ARGUMENTS")
 
 
 @click.group()
@@ -43,8 +43,8 @@ def history(ctx: click.Context, path: str) -> None:
 @history.command()
 @click.option("--task", help="The task's name.")
 @click.option(
-    "--state",
-    "states",
+    "--outcome",
+    "outcomes",
     multiple=True,
     metavar="OUTCOME",
     type=click.Choice([outcome.value for outcome in Outcome]),
@@ -61,7 +61,7 @@ def history(ctx: click.Context, path: str) -> None:
 def search(  # noqa: PLR0917  click gives them by name
     path: str,
     task: str | None,
-    states: tuple[str, ...],
+    outcomes: tuple[str, ...],
     queue: str | None,
     since: datetime | None,
     until: datetime | None,
@@ -77,7 +77,7 @@ def search(  # noqa: PLR0917  click gives them by name
     async def work(log: JobLog) -> list[LoggedJob]:
         return await log.search(
             task=task,
-            states=states,
+            states=outcomes,
             queue=queue,
             since=since,
             until=until,
@@ -90,7 +90,7 @@ def search(  # noqa: PLR0917  click gives them by name
     if as_json:
         click.echo(to_json([_shown(job) for job in found]))
         return
-    show_lines(table(HEADS, [_row(job) for job in found], flexible=(7, 6, 1), spare=(5, 4)))
+    show_lines(table(HEADS, [_row(job) for job in found], flexible=(8, 7, 3), extra=(6, 5, 0, 8)))
     more = ", perhaps more: raise --limit" if len(found) == limit else ""
     click.echo(f"{len(found)} shown{more}", err=True)
 
@@ -108,9 +108,7 @@ def show(path: str, job_id: str, *, as_json: bool) -> None:
     for number, row in enumerate(rows):
         if number:
             click.echo()
-        for name, value in row.items():
-            if value not in ("", None):
-                click.echo(f"{name:>11}  {escaped(str(value))}")
+        show_lines(told(row))
 
 
 def _do(path: str, work: Callable[[JobLog], Awaitable[list[LoggedJob]]]) -> list[LoggedJob]:
@@ -127,8 +125,20 @@ def _do(path: str, work: Callable[[JobLog], Awaitable[list[LoggedJob]]]) -> list
 
 
 def _shown(job: LoggedJob) -> dict[str, Any]:
+    """Return what is printed of a job, by the names that other commands have."""
     return {
-        name: stamp(value) if name.endswith("_at") else value for name, value in asdict(job).items()
+        "job_id": job.job_id,
+        "queue": job.queue,
+        "task": job.task,
+        "arguments": job.arguments,
+        "outcome": job.state,
+        "attempt": job.attempts,
+        "error_type": job.error_type,
+        "error": job.error,
+        "worker": job.worker,
+        "enqueued_ms": ms_of(job.enqueued_at),
+        "started_ms": ms_of(job.started_at),
+        "ended_ms": ms_of(job.finished_at),
     }
 
 
@@ -136,10 +146,11 @@ def _row(job: LoggedJob) -> tuple[str, ...]:
     took = (
         ""
         if job.started_at is None
-        else f"{(job.finished_at - job.started_at).total_seconds():.3f} s"
+        else length((job.finished_at - job.started_at).total_seconds() * 1000)
     )
     return (
         job.finished_at.strftime("%Y-%m-%d %H:%M:%S"),
+        since(job.finished_at),
         job.job_id,
         job.task,
         job.state,

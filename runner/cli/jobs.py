@@ -10,7 +10,7 @@ from runner.cli import ended
 from runner.cli import where as options
 from runner.cli.ended import shown
 from runner.cli.enqueue import enqueue
-from runner.cli.tables import ago, as_json, confirm, table
+from runner.cli.tables import ago, as_json, confirm, listed, table
 from runner.cli.tables import show as show_lines
 from runner.cli.where import Place
 from runner.errors import ArgumentsError
@@ -73,10 +73,10 @@ def list_jobs(place: Place, /, limit: int, after: str, *, as_json: bool, **given
 
     page, count = place.do(work)
     if as_json:
-        found = [shown(job) for job in page.jobs]
+        found = [listed(shown(job)) for job in page.jobs]
         click.echo(_json({"jobs": found, "after": page.after, "count": count}))
         return
-    show_lines(table(HEADS, [_row(job) for job in page.jobs], flexible=(6, 1), spare=(5, 3)))
+    show_lines(table(HEADS, [_row(job) for job in page.jobs], flexible=(6, 1), extra=(5, 3)))
     click.echo(f"{len(page.jobs)} shown, {count} in the queue", err=True)
     if page.after:
         click.echo(f'more: --after "{page.after}"', err=True)

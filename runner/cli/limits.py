@@ -124,7 +124,7 @@ def pause(path: str, *, queue: str | None, task: str | None, as_json: bool) -> N
     """Pause a queue or a task in all workers; what runs goes on."""
     _note_unknown(path, task)
     changed = _do(path, lambda client: client.pause(queue=queue, task=task))
-    _tell(queue or task, "paused", changed=changed, as_json=as_json)
+    _tell(queue, task, paused=True, changed=changed, as_json=as_json)
 
 
 @click.command()
@@ -132,7 +132,7 @@ def pause(path: str, *, queue: str | None, task: str | None, as_json: bool) -> N
 def resume(path: str, *, queue: str | None, task: str | None, as_json: bool) -> None:
     """Let a queue or a task go on."""
     changed = _do(path, lambda client: client.resume(queue=queue, task=task))
-    _tell(queue or task, "resumed", changed=changed, as_json=as_json)
+    _tell(queue, task, paused=False, changed=changed, as_json=as_json)
 
 
 @click.command()
@@ -185,9 +185,13 @@ def _note_unknown(path: str, task: str | None) -> None:
         click.echo(f"note: {path} names no task {escaped(repr(task))}{hint}", err=True)
 
 
-def _tell(name: str | None, what: str, *, changed: bool, as_json: bool) -> None:
+def _tell(
+    queue: str | None, task: str | None, *, paused: bool, changed: bool, as_json: bool
+) -> None:
+    name, what = queue or task, "paused" if paused else "resumed"
     if as_json:
-        _print({"name": name, what: True, "changed": changed})
+        kind = "queue" if queue else "task"
+        _print({kind: name, "is_paused": paused, "changed": changed})
     else:
         click.echo(f"{what}: {name}" if changed else f"{name} was {what} already")
 

@@ -9,9 +9,10 @@ import click
 import msgspec
 
 from runner.cli import where as options
-from runner.cli.tables import as_json, escaped, length, rate, show, table
+from runner.cli.tables import as_json, escaped, rate, show, table
 from runner.cli.where import Place
 from runner.inspect import begun_ms
+from runner.lengths import length
 from runner.queues import named
 
 if TYPE_CHECKING:
@@ -27,16 +28,14 @@ SPAN_MIN = 2
 
 @dataclass(frozen=True, slots=True)
 class QueueRow:
-    """What is shown of one queue: what waits, how it went, and whether it is paused."""
+    """What is shown of one queue: what waits, and how it went."""
 
     load: QueueLoad
     last: Period
-    is_paused: bool
 
     def shown(self) -> dict[str, Any]:
         """Return what is printed as JSON."""
-        last = msgspec.to_builtins(self.last)
-        return {**msgspec.to_builtins(self.load), "paused": self.is_paused, "last": last}
+        return {**msgspec.to_builtins(self.load), "last": msgspec.to_builtins(self.last)}
 
     def cells(self) -> list[str]:
         """Return the row of a table."""
@@ -51,7 +50,7 @@ class QueueRow:
             str(last.failed),
             length(last.wait.p95),
             length(last.run.p95),
-            "paused" if self.is_paused else "",
+            "paused" if load.is_paused else "",
         ]
 
 
@@ -110,7 +109,7 @@ def _change(place: Place, names: tuple[str, ...], *, paused: bool, as_json: bool
     what = "paused" if paused else "resumed"
     changed = place.do(work)
     if as_json:
-        said = [{"queue": n, "paused": paused, "changed": c} for n, c in changed.items()]
+        said = [{"queue": n, "is_paused": paused, "changed": c} for n, c in changed.items()]
         click.echo(_json(said))
         return
     for name, is_new in changed.items():
@@ -125,13 +124,11 @@ def queues_of(settings: type[WorkerSettings]) -> list[str]:
 
 async def queue_rows(client: Client, names: list[str]) -> list[QueueRow]:
     """Read what waits and what happened in some queues."""
-    loads, paused = await client.queue_loads(*names), (await client.paused()).queues
+    loads = await client.queue_loads(*names)
     since_ms = begun_ms(await client.workers.list())
     return [
         QueueRow(
-            load,
-            await client.history.of(load.queue).last(minutes=SPAN_MIN, since_ms=since_ms),
-            load.queue in paused,
+            load, await client.history.of(load.queue).last(minutes=SPAN_MIN, since_ms=since_ms)
         )
         for load in loads
     ]

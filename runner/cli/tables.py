@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
+from runner.lengths import coarse
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from runner.errors import RunnerError
 
 T = TypeVar("T")
 
-NARROWEST = 12
+NARROWEST, ROOMY = 12, 24
+"""To how many characters a column may be cut, and what it should have."""
 GAP = 2
-_NUMBERS = re.compile(r"(?:[\d.,/]+(?: (?:ms|s|m|h|d|MB))?)?")
+_NUMBERS = re.compile(r"(?:[\d.,/]+(?: (?:ms|s|min|h|d|MB))?)?")
 _COLOURS = {
     **dict.fromkeys(("succeeded", "running", "on", "queued"), "green"),
     **dict.fromkeys(("retrying", "retried", "draining", "paused", "stopping", "waiting"), "yellow"),
@@ -37,6 +40,7 @@ def table(
     rows: Iterable[Sequence[str]],
     *,
     flexible: Sequence[int] = (),
+    extra: Sequence[int] = (),
     spare: Sequence[int] = (),
     width: int | None = None,
 ) -> Iterable[str]:
@@ -45,8 +49,11 @@ def table(
     Args:
         heads: the columns.
         rows: texts; control characters in them are escaped.
-        flexible: columns that are cut where the table is too wide, the first one first.
-        spare: columns that are left out where that is not enough, the first one first.
+        flexible: columns that are cut where the table is too wide, the first one first; below
+            what they should have the last one first.
+        extra: columns that are left out before a flexible one is cut below what it should have,
+            the first one first.
+        spare: columns that are left out where all that is not enough.
         width: characters of a line; None: those of the terminal, and what is no terminal has room.
     """
     cells = [[escaped(text) for text in row] for row in rows]
@@ -54,13 +61,15 @@ def table(
     room = _room() if width is None else width
     shown = list(range(len(widths)))
     if room:
-        least = [min(w, NARROWEST) if c in flexible else w for c, w in enumerate(widths)]
-        for column in spare:
-            if _sum(least, shown) > room:
-                shown.remove(column)
-        for column in (column for column in flexible if column in shown):
-            over = max(_sum(widths, shown) - room, 0)
-            widths[column] = max(widths[column] - over, least[column])
+        for left_out, least in ((extra, ROOMY), (spare, NARROWEST)):
+            cut_widths = [min(w, least) if c in flexible else w for c, w in enumerate(widths)]
+            for column in left_out:
+                if _sum(cut_widths, shown) > room:
+                    shown.remove(column)
+        for least, columns in ((ROOMY, flexible), (NARROWEST, tuple(reversed(flexible)))):
+            for column in (column for column in columns if column in shown):
+                over = max(_sum(widths, shown) - room, 0)
+                widths[column] = max(widths[column] - over, min(widths[column], least))
     right = {c for c in shown if cells and all(_NUMBERS.fullmatch(row[c]) for row in cells)}
     yield _line(heads, shown, widths, right, is_head=True)
     for row in cells:
@@ -116,14 +125,6 @@ def cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def length(ms: float) -> str:
-    """Return a length of time as people say it."""
-    for unit, unit_ms in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
-        if ms >= unit_ms:
-            return f"{ms / unit_ms:.1f} {unit}"
-    return f"{ms:.0f} ms"
-
-
 def rate(per_second: float) -> str:
     """Return how many there are by the second; a few are not none."""
     return f"{per_second:.1f}" if per_second >= 0.1 or not per_second else f"{per_second:.2f}"  # noqa: PLR2004
@@ -137,9 +138,18 @@ def ago(when: datetime | float | None) -> str:
     """
     if not when:
         return ""
+    past_ms = _past_ms(when)
+    return f"{coarse(past_ms)} ago" if past_ms >= 0 else f"in {coarse(-past_ms)}"
+
+
+def since(when: datetime | float | None) -> str:
+    """Return the same of a time that is past, for a column whose head says "ago"."""
+    return coarse(max(_past_ms(when), 0)) if when else ""
+
+
+def _past_ms(when: datetime | float) -> float:
     at_ms = when.timestamp() * 1000 if isinstance(when, datetime) else when
-    past_ms = time.time() * 1000 - at_ms
-    return f"{length(past_ms)} ago" if past_ms >= 0 else f"in {length(-past_ms)}"
+    return time.time() * 1000 - at_ms
 
 
 def escaped(text: str) -> str:
@@ -172,6 +182,27 @@ def moment(unix_ms: float) -> str:
     if not unix_ms:
         return ""
     return datetime.fromtimestamp(unix_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def ms_of(when: datetime | None) -> int:
+    """Return a time as JSON has it everywhere, Unix time in milliseconds; 0 for none."""
+    return 0 if when is None else round(when.timestamp() * 1000)
+
+
+def listed(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what a list has of a job: its earlier errors are not read there, so it has none."""
+    return {name: value for name, value in facts.items() if name != "errors"}
+
+
+def told(facts: Mapping[str, Any], *, without: Sequence[str] = ()) -> list[str]:
+    """Return lines that show to a person what JSON has; what is empty is left out."""
+    said = {
+        name.removesuffix("_ms"): moment(value) + " UTC" if name.endswith("_ms") else str(value)
+        for name, value in facts.items()
+        if name not in without and value not in ("", None) and (value or not name.endswith("_ms"))
+    }
+    width = max(map(len, said), default=0)
+    return [f"{name:>{width}}  {escaped(text)}" for name, text in said.items()]
 
 
 def stamp(when: datetime | None) -> str:

@@ -19,9 +19,10 @@ import msgspec
 from runner.cli import where as options
 from runner.cli.load import do, load_settings
 from runner.cli.queues import SPAN_MIN, queue_lines, queue_rows, queues_of
-from runner.cli.tables import as_json, as_line, cut, escaped, fields_of, length, rate, show, table
+from runner.cli.tables import as_json, as_line, cut, escaped, fields_of, rate, show, table
 from runner.cli.where import Place
 from runner.connections import TROUBLE
+from runner.lengths import length
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -253,7 +254,7 @@ def task_lines(busy: list[tuple[str, Period]]) -> Iterable[str]:
 def worker_lines(found: list[WorkerInfo]) -> Iterable[str]:
     """Return the table of workers."""
     rows = [_worker_row(worker) for worker in found]
-    return table(WORKER_HEADS, rows, flexible=(7, 6), spare=(4, 6, 5, 3))
+    return table(WORKER_HEADS, rows, flexible=(7, 6), extra=(4, 6), spare=(5, 3))
 
 
 async def _all_shown(client: Client, names: list[str]) -> dict[str, Any]:

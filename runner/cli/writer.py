@@ -12,9 +12,10 @@ import uvloop
 from runner import logs
 from runner.cli import where as options
 from runner.cli.load import client_by, codec_by, do, load_settings
-from runner.cli.tables import as_json, escaped, length
+from runner.cli.tables import as_json, escaped
 from runner.errors import SettingsError
 from runner.joblog import Collector
+from runner.lengths import length
 from runner.middleware import all_of
 from runner.tasks import seconds
 from runner.types import Retention, WriterStatus

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from runner.dashboard import charts, texts
 from runner.dashboard.asked import address, spelled
+from runner.lengths import length
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,19 +68,19 @@ def ms_of(when: datetime | None) -> float:
 
 def quantile(measured: Latency, which: str) -> str:
     """Return "p50", "p95" or "p99" of what was measured; nothing where nothing was."""
-    return texts.length(getattr(measured, which)) if measured.count else texts.NOTHING
+    return length(getattr(measured, which)) if measured.count else texts.NOTHING
 
 
 def waited(job: FinishedJob) -> str:
     """Return how long a job that ended had waited since it was due."""
-    return texts.length(max(job.started_ms - job.due_ms, 0)) if job.due_ms else texts.NOTHING
+    return length(max(job.started_ms - job.due_ms, 0)) if job.due_ms else texts.NOTHING
 
 
 def ran(job: FinishedJob) -> str:
     """Return how long a job that ended had run."""
     if not (job.started_ms and job.ended_ms):
         return texts.NOTHING
-    return texts.length(max(job.ended_ms - job.started_ms, 0))
+    return length(max(job.ended_ms - job.started_ms, 0))
 
 
 def shown(value: object) -> Markup:
@@ -135,7 +136,7 @@ class Renderer:
         self._env.filters |= {
             "number": texts.number,
             "noun": texts.noun,
-            "span": texts.length,
+            "span": length,
             "quantile": quantile,
             "size": texts.size,
             "cut": texts.cut,

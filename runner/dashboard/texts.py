@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from runner.lengths import coarse
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -15,7 +17,6 @@ MOST_DEPTH = 8
 LEAST = 0.01
 NOTHING = "\N{EN DASH}"
 
-_LENGTHS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000))
 _BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
@@ -31,20 +32,10 @@ def noun(count: float, one: str, many: str = "") -> str:
     return one if count == 1 else many or f"{one}s"
 
 
-def length(ms: float) -> str:
-    """Return a length of time: 850 ms, 1.2 s, 3.5 min."""
-    if ms < 0:
-        return f"-{length(-ms)}"
-    for unit, one in _LENGTHS:
-        if ms >= one:
-            return f"{ms / one:.1f} {unit}"
-    return f"{ms:.0f} ms"
-
-
 def lately(seconds: int, minutes: int) -> str:
     """Return what span of time a figure is of: the last minutes, or as long as there is any."""
     whole = seconds > (minutes - 1) * 60
-    return f"last {minutes} minutes" if whole else f"last {_coarse(seconds * 1000)}"
+    return f"last {minutes} minutes" if whole else f"last {coarse(seconds * 1000)}"
 
 
 def size(count: float) -> str:
@@ -60,7 +51,7 @@ def away(ms: float, now_ms: float) -> str:
     apart = now_ms - ms
     if abs(apart) < 1_000:  # noqa: PLR2004  a second
         return "now"
-    return f"{_coarse(apart)} ago" if apart > 0 else f"in {_coarse(-apart)}"
+    return f"{coarse(apart)} ago" if apart > 0 else f"in {coarse(-apart)}"
 
 
 def stamp(ms: float) -> str:
@@ -112,14 +103,6 @@ def told(value: Any, most: int = MOST_TOLD) -> str:
     """Return a value on lines of its own parts, cut where it is too long."""
     text = "".join(_Teller(most, indents=True).pieces(value))
     return visible(text if len(text) <= most else f"{text[:most]}\n…")
-
-
-def _coarse(ms: float) -> str:
-    for unit, one in _LENGTHS:
-        if ms >= one:
-            whole = ms / one
-            return f"{whole:.0f} {unit}" if whole >= 10 or unit == "s" else f"{whole:.1f} {unit}"  # noqa: PLR2004
-    return f"{ms:.0f} ms"
 
 
 def _named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -191,7 +174,6 @@ __all__ = [
     "call",
     "cut",
     "lately",
-    "length",
     "number",
     "size",
     "stamp",

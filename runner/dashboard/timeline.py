@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runner.dashboard.texts import length
+from runner.lengths import length
 
 if TYPE_CHECKING:
     from runner.inspect import JobStory

@@ -10,10 +10,10 @@ job is settled without it (`execution.abandon`), and what it does from then on c
 from __future__ import annotations
 
 import asyncio
-import os
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from runner import failures
 from runner.errors import SoftTimeLimit
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from runner.execution.records import Attempt, Frames, Host
 
-_STANDARD = os.path.dirname(asyncio.__file__).removesuffix("asyncio")  # noqa: PTH120  compared as texts
 LOOK_S = 0.1
 LOOKS_AFTER_A_GAP = 50
 """For how long a time limit waits for the lease thread after the process was stopped: 5 s."""
@@ -195,13 +194,9 @@ def shown(frames: list[tuple[FrameType, int]]) -> tuple[str, str]:
     if not stack:
         return "", ""
     # Where it waits in the standard library's own code says less than who waits there.
-    own = [frame for frame in stack if not _is_standard(frame.filename)]
+    own = [frame for frame in stack if not failures.is_standard(frame.filename)]
     last = own[-1] if own else stack[-1]
     return f"{last.filename}:{last.lineno} in {last.name}", "".join(stack.format())
-
-
-def _is_standard(path: str) -> bool:
-    return path.startswith(_STANDARD) and "site-packages" not in path
 
 
 def is_soft_limit(exc: BaseException) -> bool:

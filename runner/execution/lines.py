@@ -82,7 +82,7 @@ def log(host: Host, attempt: Attempt, ending: Ending) -> None:  # noqa: C901, PL
                 ref,
                 type(exc).__name__,
                 failures.message_of(exc),
-                exc_info=exc,
+                exc_info=(type(exc), exc, failures.users_part(exc.__traceback__)),
                 extra={"extra": ending.extra},
             )
         case _:

@@ -97,7 +97,7 @@ def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | No
     exception = ending.result if isinstance(ending.result, BaseException) else None
     if outcome is Outcome.SUCCEEDED:
         exception = None  # a task may return an exception
-    described = {"type": "", "message": ""} if exception is None else failures.describe(exception)
+    error_type, error = ("", "") if exception is None else failures.named(exception)
     return JobEnded(
         worker=host.name,
         queue=claimed.queue,
@@ -115,8 +115,8 @@ def ended(host: Host, attempt: Attempt, ending: Ending, settled: Settlement | No
         due_ms=claimed.run_at_ms,
         started_ms=attempt.started_ms,
         ended_ms=attempt.ended_ms or now_ms(),
-        error_type=described["type"],
-        error=described["message"],
+        error_type=error_type,
+        error=error,
         exception=exception,
         limit=ending.limit,
     )

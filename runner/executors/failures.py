@@ -9,20 +9,10 @@ from typing import TYPE_CHECKING
 from runner import failures
 from runner.errors import RemoteError, TaskError
 from runner.execution.limits import is_soft_limit
+from runner.failures import RemoteTraceback
 
 if TYPE_CHECKING:
     from runner.codec import Fields
-
-
-class RemoteTraceback(Exception):  # noqa: N818  it is shown as a cause, and says where
-    """The traceback of another process, as the cause of what was raised there."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.text}"""'
 
 
 def as_failure(error: BaseException) -> BaseException:

@@ -463,8 +463,8 @@ def why_failed(record: ResultRecord) -> str:
     """Return what a result says that is none."""
     if not isinstance(record.result, BaseException):
         return str(record.result)  # what is kept in the place of one that was too large
-    described = failures.describe(record.result)
-    return f"{described['type']}: {described['message']}"
+    kind, message = failures.named(record.result)
+    return f"{kind}: {message}"
 
 
 def _facts_of(names: Sequence[str], values: Sequence[bytes | None]) -> dict[str, str]:

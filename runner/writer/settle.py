@@ -195,7 +195,7 @@ class Settler:
                 result=why,
             ),
         )
-        described = failures.describe(why)
+        error_type, error = failures.named(why)
         dead = DeadLetter(
             job_id=job.job_id,
             queue=job.queue,
@@ -204,8 +204,8 @@ class Settler:
             kwargs=record.kwargs,
             attempt=job.attempt,
             outcome=Outcome.FAILED.value,
-            error_type=described["type"],
-            error=described["message"],
+            error_type=error_type,
+            error=error,
             traceback="",
             enqueued_ms=record.enqueued_ms,
             died_ms=int(time.time() * 1000),
@@ -232,13 +232,13 @@ def _again_entry(entry: str, job: JobHeader, error: bytes) -> _Entry:
 
 def _error(job: JobHeader, why: WriteRejected) -> bytes:
     """Encode the refusal as the error of an attempt that is followed by another."""
-    described = failures.describe(why)
+    error_type, error = failures.named(why)
     return encode_error(
         AttemptError(
             attempt=job.attempt,
             outcome=Outcome.RETRIED.value,
-            error_type=described["type"],
-            error=described["message"],
+            error_type=error_type,
+            error=error,
             started_ms=job.started_ms,
             ended_ms=int(time.time() * 1000),
             worker=job.worker,

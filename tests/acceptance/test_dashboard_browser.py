@@ -194,6 +194,16 @@ async def act(page: Page, name: str, *, within: str = "main") -> str:
     return await toast.first.inner_text()
 
 
+ALL_IN_SIGHT = """(element) => {
+    element.scrollIntoView({block: "center"});
+    const box = element.getBoundingClientRect();
+    const heights = [0.25, 0.5, 0.75].map((part) => box.top + box.height * part);
+    const widths = [0.02, 0.5, 0.98].map((part) => box.left + box.width * part);
+    return heights.every((y) => widths.every((x) =>
+        element.contains(document.elementFromPoint(x, y))));
+}"""
+
+
 async def test_every_page_opens_and_figures_move_under_load(
     redis_url: str, database_url: str
 ) -> None:
@@ -391,6 +401,10 @@ async def test_it_can_be_read_on_a_phone_in_the_dark_by_keyboard_and_without_scr
                 await shot(page, f"{name}-phone")
                 width = await page.evaluate("document.documentElement.scrollWidth")
                 assert width <= 390, f"{name} fits the width of a phone"
+            await page.goto("/dead")
+            error = page.locator("td.args").first
+            assert "bank: the card of order" in await error.inner_text()
+            assert await error.evaluate(ALL_IN_SIGHT), "nothing lies over the error"
         async with window(browser, base, java_script_enabled=False) as page:
             for path in pages.values():
                 await page.goto(path)

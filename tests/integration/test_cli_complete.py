@@ -14,13 +14,14 @@ from click.testing import CliRunner
 import runner
 from runner import task
 from runner.cli import main
+from runner.cli.tables import moment
 from tests.engine import serving
 from tests.support import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from runner import Context
+    from runner import Context, Job
 
 SETTINGS = """\
 import runner
@@ -136,14 +137,46 @@ async def test_a_job_that_has_ended_is_listed_and_shown_with_its_lines(
         assert await command("jobs", "logs", "nobody") == ""
 
 
+async def test_what_is_known_of_a_job_has_one_name_in_all_commands(
+    redis_url: str, command: Command
+) -> None:
+    async with runner.connect(redis_url) as client:
+        jobs: list[Job[Any]] = [await client.enqueue(breaks), await client.enqueue(adds, 1, 2)]
+        (waiting, _) = (await command.json("jobs", "list"))["jobs"]
+        assert {**waiting, "errors": []} == await command.json("jobs", "show", waiting["job_id"])
+        assert min(waiting["due_ms"], waiting["enqueued_ms"]) > 0
+        async with serving(redis_url, [adds, breaks], monitor=True):
+
+            async def told() -> bool:
+                return len(await client.history.finished()) == 2
+
+            await wait_until(told, description="history is there")
+        finished = {job["job_id"]: job for job in await command.json("jobs", "finished")}
+        (letter,) = (await command.json("dead"))["letters"]
+        by_letter, by_result = [await command.json("jobs", "show", j.job_id) for j in jobs]
+    assert by_letter == {"state": "dead letter", **letter, "errors": []}
+    same = ["task", "attempt", "worker", "enqueued_ms", "started_ms"]
+    ended = finished[jobs[0].job_id]
+    assert [letter[name] for name in same] == [ended[name] for name in same]
+    assert f"{letter['error_type']}: {letter['error']}" == ended["error"]
+    same.remove("worker")
+    ended = finished[jobs[1].job_id]
+    assert [by_result[name] for name in same] == [ended[name] for name in same]
+    assert by_result["ended_ms"] >= by_result["started_ms"]
+    assert (by_result["error_type"], by_result["error"]) == ("", "")
+    said = await command("jobs", "show", jobs[1].job_id)
+    assert f"started  {moment(by_result['started_ms'])} UTC" in said
+
+
 async def test_a_queue_is_paused_shown_and_resumed(command: Command) -> None:
     assert await command("queues", "pause", "arq:queue") == "paused: arq:queue\n"
     (queue,) = await command.json("queues")
-    assert queue["paused"] is True
+    assert queue["is_paused"] is True
+    assert "paused" not in queue
     assert (await command("queues")).splitlines()[1].endswith("paused")
     assert await command("queues", "pause", "arq:queue") == "arq:queue was paused already\n"
     said = await command.json("queues", "resume", "arq:queue")
-    assert said == [{"queue": "arq:queue", "paused": False, "changed": True}]
+    assert said == [{"queue": "arq:queue", "is_paused": False, "changed": True}]
 
 
 async def test_flows_are_listed_shown_drawn_and_run_again(redis_url: str, command: Command) -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import runner
 from runner import Context, JobLog, task
 from runner.cli import main
+from runner.cli.tables import moment
 from runner.errors import RemoteError
 from tests.engine import serving
 from tests.integration.test_job_log import logged
@@ -66,7 +67,7 @@ async def test_the_command_searches_and_shows(
     at = ("--settings", settings(tmp_path, "history_shop", redis_url, database_url))
     everything = await run(*at, "search", "--json")
     assert {job["job_id"] for job in json.loads(everything.output)} == {good.job_id, bad.job_id}
-    given = ("--task", "pay", "--state", "failed", "--error", "ADDRESS", "--arg", "order=2")
+    given = ("--task", "pay", "--outcome", "failed", "--error", "ADDRESS", "--arg", "order=2")
     table = await run(*at, "search", *given, "--since", "2h", "--queue", "arq:queue")
     assert table.exit_code == 0, table.output
     assert bad.job_id in table.output
@@ -82,7 +83,10 @@ async def test_the_command_searches_and_shows(
     assert "no address\\x1b[31m" in shown.output
     assert "'order': 2" in shown.output
     as_json = json.loads((await run(*at, "show", good.job_id, "--json")).output)
-    assert [(row["state"], row["arguments"]) for row in as_json] == [("succeeded", {"order": 1})]
+    assert [(row["outcome"], row["arguments"]) for row in as_json] == [("succeeded", {"order": 1})]
+    (row,) = as_json
+    assert row["enqueued_ms"] <= row["started_ms"] <= row["ended_ms"]
+    assert f"ended  {moment(row['ended_ms'])} UTC" in (await run(*at, "show", good.job_id)).output
     missing = await run(*at, "show", "nobody")
     assert missing.exit_code == 1
     assert "no job 'nobody'" in missing.output

@@ -102,10 +102,15 @@ def test_queues_and_tasks_are_paused_and_resumed(command: Command) -> None:
     assert paused == "paused: send"
     assert command("paused") == "queue reports\ntask send\n"
     assert command.json("paused") == {"queues": ["reports"], "tasks": ["send"]}
+    assert command.json("pause", "--queue", "reports") == {
+        "queue": "reports",
+        "is_paused": True,
+        "changed": False,
+    }
     assert command("resume", "--queue", "reports") == "resumed: reports\n"
     assert command.json("resume", "--task", "send") == {
-        "name": "send",
-        "resumed": True,
+        "task": "send",
+        "is_paused": False,
         "changed": True,
     }
     assert command("paused") == "nothing is paused\n"

@@ -271,6 +271,41 @@ async def test_every_page_says_what_to_do_when_there_is_nothing(page: str, redis
         assert "<main" in reply.text
 
 
+async def test_the_overview_says_what_a_new_fleet_has_to_do_first(
+    redis_url: str, client: Client
+) -> None:
+    def notices(page: str) -> list[str]:
+        found = re.findall(r'<p class="notice">(.*?)</p>', page, re.DOTALL)
+        return [html.unescape(re.sub(r"<[^>]*>", "", text)).strip() for text in found]
+
+    async with looking(redis_url) as visitor:
+
+        async def says(*wanted: str) -> bool:
+            told = notices((await visitor.get("/")).text)
+            return len(told) == len(wanted) and all(
+                text in notice for text, notice in zip(wanted, told, strict=True)
+            )
+
+        assert await says("Start one: runner worker settings.WorkerSettings"), visitor.page
+        job = await client.enqueue(works, 7)
+        assert await says("No worker lives."), "a worker comes first, whatever waits"
+        await client.jobs.cancel(job.job_id)
+        async with serving(redis_url, [works], monitor=True):
+
+            async def asks_for_a_job() -> bool:
+                return await says("No job has run here yet. Open a task under Tasks")
+
+            await wait_until(asks_for_a_job, description="a worker without a job is told of")
+            assert '<a href="/tasks">Tasks</a>' in visitor.page
+            job = await client.enqueue(works, 7)
+            assert await job.result(timeout=20) == 7
+
+            async def says_nothing() -> bool:
+                return await says()
+
+            await wait_until(says_nothing, description="with a job in the counts it is no news")
+
+
 @pytest.mark.lasting_keys("runner:schedule*", "runner:limits*", "runner:fleet*")
 async def test_every_page_opens_beside_a_worker(redis_url: str, client: Client) -> None:
     gate = Gate()

@@ -158,14 +158,6 @@ def test_values_are_told_as_they_stand_in_a_call() -> None:
     assert texts.visible("a\x1b\u202e\udcff\n") == "a\\u001b\\u202e\\udcff\n"
 
 
-@pytest.mark.parametrize(
-    ("ms", "said"),
-    [(0, "0 ms"), (850, "850 ms"), (1_200, "1.2 s"), (90_000, "1.5 min"), (172_800_000, "2.0 d")],
-)
-def test_lengths_of_time_are_said_in_one_unit(ms: int, said: str) -> None:
-    assert texts.length(ms) == said
-
-
 def node(name: str, *after: str, state: str = "waiting", **more: Any) -> NodeInfo:
     given = {"task": "step", "job_id": f"flow:f:{name}", **more}
     return NodeInfo(name=name, after=after, state=NodeState(state), **given)

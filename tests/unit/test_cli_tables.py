@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from runner.cli.tables import ago, length, table
+from runner.cli.tables import NARROWEST, ROOMY, ago, since, table
 
 HEADS = ("JOB", "TRY", "STATE", "ERROR")
 ROW = ("a" * 32, "1", "retrying", "e" * 60)
@@ -39,28 +39,37 @@ def test_a_column_is_left_out_only_where_cutting_is_not_enough() -> None:
     assert heads(50) == ["JOB", "ERROR"]
 
 
-def test_a_table_without_rows_is_its_head() -> None:
-    assert list(table(HEADS, [], flexible=(3,), width=80)) == ["JOB  TRY  STATE  ERROR"]
-
-
 @pytest.mark.parametrize(
-    ("ms", "said"),
+    ("task", "error", "shown"),
     [
-        (0, "0 ms"),
-        (999, "999 ms"),
-        (1_500, "1.5 s"),
-        (90_000, "1.5 m"),
-        (5_400_000, "1.5 h"),
-        (129_600_000, "1.5 d"),
+        ("charge_card", "e" * 8, ["JOB", "TASK", "AGO", "OUTCOME", "TRY", "ERROR"]),
+        ("charge_card", "e" * 60, ["JOB", "TASK", "AGO", "ERROR"]),
+        ("a_task_of_a_long_name", "e" * 60, ["JOB", "TASK", "AGO", "ERROR"]),
     ],
 )
-def test_lengths_are_said_in_their_unit(ms: float, said: str) -> None:
-    assert length(ms) == said
+def test_a_column_is_left_out_before_another_is_cut_short(
+    task: str, error: str, shown: list[str]
+) -> None:
+    heads = ("JOB", "TASK", "AGO", "OUTCOME", "TRY", "ERROR")
+    row = ("a" * 32, task, "12 min", "failed", "1", error)
+    head, line = table(heads, [row], flexible=(5, 1), extra=(3, 4), width=80)
+    assert head.split() == shown
+    assert len(line) <= 80
+    assert line.startswith(row[0])
+    assert len(line.split()[-1]) >= min(len(error), ROOMY)
+    assert len(line.split()[1]) >= NARROWEST - 1
+
+
+def test_a_table_without_rows_is_its_head() -> None:
+    assert list(table(HEADS, [], flexible=(3,), width=80)) == ["JOB  TRY  STATE  ERROR"]
 
 
 def test_times_are_said_from_now() -> None:
     now = datetime.now(UTC)
     assert ago(now - timedelta(hours=2, seconds=1)) == "2.0 h ago"
     assert ago(now + timedelta(hours=2, seconds=1)) == "in 2.0 h"
-    assert ago((time.time() - 90.1) * 1000) == "1.5 m ago"
+    assert ago((time.time() - 90.1) * 1000) == "1.5 min ago"
     assert ago(None) == ago(0) == ""
+    assert since((time.time() - 720) * 1000) == "12 min"
+    assert since(now + timedelta(hours=2)) == "0 ms"
+    assert since(None) == since(0) == ""

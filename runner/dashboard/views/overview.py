@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from runner.dashboard.charts import Bar, bars, line
 from runner.dashboard.pages import Page
-from runner.dashboard.texts import length, number, stamp
+from runner.dashboard.texts import number, stamp
 from runner.inspect import BAD
+from runner.lengths import length
 
 if TYPE_CHECKING:
     from runner.client import Client
