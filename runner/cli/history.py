@@ -77,7 +77,7 @@ def search(  # noqa: PLR0917  click gives them by name
     async def work(log: JobLog) -> list[LoggedJob]:
         return await log.search(
             task=task,
-            states=outcomes,
+            outcomes=outcomes,
             queue=queue,
             since=since,
             until=until,
@@ -131,14 +131,14 @@ def _shown(job: LoggedJob) -> dict[str, Any]:
         "queue": job.queue,
         "task": job.task,
         "arguments": job.arguments,
-        "outcome": job.state,
-        "attempt": job.attempts,
+        "outcome": job.outcome,
+        "attempt": job.attempt,
         "error_type": job.error_type,
         "error": job.error,
         "worker": job.worker,
         "enqueued_ms": ms_of(job.enqueued_at),
         "started_ms": ms_of(job.started_at),
-        "ended_ms": ms_of(job.finished_at),
+        "ended_ms": ms_of(job.ended_at),
     }
 
 
@@ -146,15 +146,15 @@ def _row(job: LoggedJob) -> tuple[str, ...]:
     took = (
         ""
         if job.started_at is None
-        else length((job.finished_at - job.started_at).total_seconds() * 1000)
+        else length((job.ended_at - job.started_at).total_seconds() * 1000)
     )
     return (
-        job.finished_at.strftime("%Y-%m-%d %H:%M:%S"),
-        since(job.finished_at),
+        job.ended_at.strftime("%Y-%m-%d %H:%M:%S"),
+        since(job.ended_at),
         job.job_id,
         job.task,
-        job.state,
-        str(job.attempts),
+        job.outcome,
+        str(job.attempt),
         took,
         f"{job.error_type}: {job.error}"[:80] if job.error_type else "",
         ", ".join(f"{name}={value!r}" for name, value in job.arguments.items()),

@@ -35,7 +35,7 @@ __all__ = ["Collector"]
 logger = logging.getLogger("runner.joblog")
 
 TABLE = "runner.job_log"
-KEY = ("job_id", "finished_at")
+KEY = ("job_id", "ended_at")
 ROWS_AT_ONCE = 500
 TICK_S = 0.5
 MOST_WAITING = 20_000
@@ -177,8 +177,8 @@ class Collector:
             **_key(claimed.job_id, ended_ms),
             "task": rows.text(record.task, rows.MOST_NAME),
             "queue": rows.text(claimed.queue, rows.MOST_NAME),
-            "state": ending.outcome.value,
-            "attempts": attempt.number,
+            "outcome": ending.outcome.value,
+            "attempt": attempt.number,
             "enqueued_at": rows.moment(record.enqueued_ms),
             "started_at": rows.moment(attempt.started_ms) if attempt.context else None,
             "error_type": error_type,
@@ -216,19 +216,19 @@ class Collector:
 
 def _write_refused(unit: UnitBuilder, refused: Iterable[tuple[JobHeader, WriteRejected]]) -> None:
     for job, why in refused:
-        state = Outcome.FAILED if job.again_ms < 0 else Outcome.RETRIED
+        outcome = Outcome.FAILED if job.again_ms < 0 else Outcome.RETRIED
         error_type, error = rows.error_of(why)
         row = {
             **_key(job.job_id, job.finished_ms),
             "queue": rows.text(job.queue, rows.MOST_NAME),
-            "state": state.value,
-            "attempts": job.attempt,
+            "outcome": outcome.value,
+            "attempt": job.attempt,
             "started_at": rows.moment(job.started_ms),
             "error_type": error_type,
             "error": error,
             "worker": rows.text(job.worker, rows.MOST_NAME),
         }
-        unit.upsert(TABLE, row, key=KEY, update=("state", "error_type", "error"))
+        unit.upsert(TABLE, row, key=KEY, update=("outcome", "error_type", "error"))
 
 
 def _seen(future: asyncio.Future[Any]) -> None:
@@ -242,4 +242,4 @@ def _job(attempt: Attempt) -> tuple[str, str]:
 
 
 def _key(job_id: str, ended_ms: int) -> dict[str, Any]:
-    return {"job_id": rows.identity(job_id), "finished_at": rows.moment(ended_ms)}
+    return {"job_id": rows.identity(job_id), "ended_at": rows.moment(ended_ms)}

@@ -26,9 +26,9 @@ class LoggedJob:
     """A job that ended.
 
     Attributes:
-        state: the outcome of its last attempt, as in `Outcome`; "retried" stands for an attempt
-            whose writes Postgres refused, and that was followed by another.
-        attempts: the number of that attempt.
+        outcome: of its last attempt, as in `Outcome`; "retried" stands for an attempt whose writes
+            Postgres refused, and that was followed by another.
+        attempt: the number of that attempt.
         started_at: when that attempt began; None for one that never ran.
         error_type: the class of what it raised, or "".
         error: what that says, cut after 2,000 characters.
@@ -37,11 +37,11 @@ class LoggedJob:
     """
 
     job_id: str
-    finished_at: datetime
+    ended_at: datetime
     task: str
     queue: str
-    state: str
-    attempts: int
+    outcome: str
+    attempt: int
     enqueued_at: datetime | None
     started_at: datetime | None
     error_type: str
@@ -59,7 +59,7 @@ class JobLog:
     Example:
         >>> async with runner.JobLog("postgresql://localhost/shop") as log:
         ...     for job in await log.search(task="pay", error="card", limit=20):
-        ...         print(job.finished_at, job.error, job.arguments)
+        ...         print(job.ended_at, job.error, job.arguments)
     """
 
     def __init__(self, database_url: str) -> None:
@@ -84,7 +84,7 @@ class JobLog:
         self,
         *,
         task: str | None = None,
-        states: Sequence[str] = (),
+        outcomes: Sequence[str] = (),
         queue: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
@@ -97,7 +97,7 @@ class JobLog:
 
         Args:
             task: the task's name.
-            states: outcomes, such as "succeeded", "failed", "timed_out".
+            outcomes: such as "succeeded", "failed", "timed_out".
             queue: the queue's name.
             since: ended at this time or later; with a zone.
             until: ended before this time.
@@ -115,15 +115,15 @@ class JobLog:
         where = _Where()
         where.add("task = {}", _name(task))
         where.add("queue = {}", _name(queue))
-        where.add("state = ANY({}::text[])", [rows.text(state) for state in states] or None)
-        where.add("finished_at >= {}", _zoned("since", since))
-        where.add("finished_at < {}", _zoned("until", until))
+        where.add("outcome = ANY({}::text[])", [rows.text(outcome) for outcome in outcomes] or None)
+        where.add("ended_at >= {}", _zoned("since", since))
+        where.add("ended_at < {}", _zoned("until", until))
         if error:
             part = "%" + "".join(f"\\{c}" if c in "%_\\" else c for c in rows.text(error)) + "%"
             where.add("error_type <> '' AND (error_type || ': ' || error) ILIKE {}", part)
         where.add("arguments @> {}::jsonb", rows.as_json(arguments) if arguments else None)
         if before is not None:
-            where.add("(finished_at, job_id) < ({}, {})", before.finished_at, before.job_id)
+            where.add("(ended_at, job_id) < ({}, {})", before.ended_at, before.job_id)
         return await self._fetch(where, limit)
 
     async def of(self, job_id: str) -> list[LoggedJob]:
@@ -142,7 +142,7 @@ class JobLog:
     async def _fetch(self, where: _Where, limit: int) -> list[LoggedJob]:
         sql = (
             f"SELECT {_COLUMNS} FROM runner.job_log {where.sql()}"  # noqa: S608  texts of ours
-            f" ORDER BY finished_at DESC, job_id DESC LIMIT {limit:d}"
+            f" ORDER BY ended_at DESC, job_id DESC LIMIT {limit:d}"
         )
         try:
             found = await self._reads.read(sql, *where.values)

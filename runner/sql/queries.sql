@@ -115,8 +115,8 @@ DELETE FROM runner.answers WHERE at < now() - interval '2 minutes';
 DELETE FROM runner.job_log
  WHERE ctid = ANY(ARRAY(
            SELECT ctid FROM runner.job_log
-            WHERE finished_at < now() - make_interval(secs => $1::float8)
-            ORDER BY finished_at LIMIT $2));
+            WHERE ended_at < now() - make_interval(secs => $1::float8)
+            ORDER BY ended_at LIMIT $2));
 
 -- name: table
 SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,

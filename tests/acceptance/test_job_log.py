@@ -124,7 +124,7 @@ async def test_no_job_is_logged_twice_however_often_workers_are_killed(
         await wait_until(settled, description="all is committed", timeout_s=30)
         await end(process)
         rows = await log.search(limit=10_000)
-    assert all((row.task, row.state) == ("step", "succeeded") for row in rows)
+    assert all((row.task, row.outcome) == ("step", "succeeded") for row in rows)
     counted = Counter(row.job_id for row in rows)
     assert set(counted) <= {job.job_id for job in jobs}
     assert set(counted.values()) == {1}
@@ -151,7 +151,7 @@ async def test_a_writer_of_its_own_mends_the_rows_of_what_it_refuses(
                     rows = await log.search(task="insert")
                 except WriterUnavailable:
                     return None
-                states = {row.job_id: row.state for row in rows}
+                states = {row.job_id: row.outcome for row in rows}
                 return states if states.get(bad.job_id) == "failed" else None
 
             states = await wait_until(mended, description="the row is mended", timeout_s=30)

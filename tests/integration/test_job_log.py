@@ -115,12 +115,12 @@ async def test_a_job_is_logged_with_all_that_is_known_of_it(
         await job.result(timeout=20)
         (row,) = await logged(log, 1)
     assert (row.job_id, row.task, row.queue) == (job.job_id, "pay", keys.DEFAULT_QUEUE)
-    assert (row.state, row.attempts, row.worker) == ("succeeded", 1, worker.name)
+    assert (row.outcome, row.attempt, row.worker) == ("succeeded", 1, worker.name)
     assert row.arguments == {"order": 7, "currency": "CHF"}
     assert (row.error_type, row.error) == ("", "")
     assert row.enqueued_at is not None
     assert row.started_at is not None
-    assert row.enqueued_at <= row.started_at <= row.finished_at
+    assert row.enqueued_at <= row.started_at <= row.ended_at
     assert await log.of(job.job_id) == [row]
 
 
@@ -150,8 +150,8 @@ async def test_jobs_are_found_by_each_of_their_keys(
     assert {row.job_id for row in rows} == everything
     assert await found(task="pay") == {good.job_id, bad.job_id}
     assert await found(queue="other") == {other.job_id}
-    assert await found(states=["failed"]) == {bad.job_id}
-    assert await found(states=["failed", "unknown_task"]) == {bad.job_id, unknown.job_id}
+    assert await found(outcomes=["failed"]) == {bad.job_id}
+    assert await found(outcomes=["failed", "unknown_task"]) == {bad.job_id, unknown.job_id}
     assert await found(error="valueerror") == {bad.job_id}
     assert await found(error="CHF 100%") == {bad.job_id}
     assert await found(error="CHF 10_%") == set()
@@ -162,8 +162,8 @@ async def test_jobs_are_found_by_each_of_their_keys(
     now = dt.datetime.now(dt.UTC)
     assert await found(since=now - HOUR, until=now + HOUR) == everything
     assert await found(until=now - HOUR) == await found(since=now + HOUR) == set()
-    assert await found(task="pay", states=["succeeded"], arguments={"order": {"id": 8}}) == set()
-    assert [row.attempts for row in await log.of(other.job_id)] == [2]
+    assert await found(task="pay", outcomes=["succeeded"], arguments={"order": {"id": 8}}) == set()
+    assert [row.attempt for row in await log.of(other.job_id)] == [2]
 
 
 async def test_pages_follow_each_other_without_a_gap(
@@ -217,7 +217,7 @@ async def test_hostile_arguments_refuse_no_row(
         rows = await logged(log, len(HOSTILE) + 3)
         assert (await client.writer_status()).rejected == 0
     assert len(rows) == len(HOSTILE) + 3
-    assert {row.state for row in rows} == {"succeeded", "unknown_task"}
+    assert {row.outcome for row in rows} == {"succeeded", "unknown_task"}
 
 
 async def test_hostile_errors_are_kept_as_text(
@@ -258,7 +258,7 @@ async def test_a_refused_unit_makes_a_failure_of_the_success(
 
         async def complete() -> Any:
             rows = await log.search()
-            states = {(row.job_id, row.attempts): row.state for row in rows}
+            states = {(row.job_id, row.attempt): row.outcome for row in rows}
             names = {row.task for row in rows}
             return states if len(states) == 3 and "" not in names else None
 
@@ -268,7 +268,7 @@ async def test_a_refused_unit_makes_a_failure_of_the_success(
             (again.job_id, 1): "retried",
             (again.job_id, 2): "succeeded",
         }
-        (row,) = await log.search(states=["failed"])
+        (row,) = await log.search(outcomes=["failed"])
         assert row.error_type == "WriteRejected"
         assert row.arguments == {"number": 1}
         assert await database.fetchval("SELECT count(*) FROM t") == 2
@@ -308,7 +308,7 @@ async def test_old_rows_are_deleted_in_pages_by_the_writer(
         (fresh,) = await logged(log, 1)
         old = PAGE * PAGES_AT_ONCE + 1
         await database.execute(
-            "INSERT INTO runner.job_log (job_id, finished_at, queue, state, attempts)"
+            "INSERT INTO runner.job_log (job_id, ended_at, queue, outcome, attempt)"
             " SELECT i::text, now() - interval '2 hours' - i * interval '1 s', 'q', 'failed', 1"
             " FROM generate_series(1, $1::int) i",
             old,
@@ -326,7 +326,7 @@ async def test_a_step_of_deletion_is_bounded(
     async with serving(redis_url, ALL, database_url=database_url):
         await begun(log)
     await database.execute(
-        "INSERT INTO runner.job_log (job_id, finished_at, queue, state, attempts)"
+        "INSERT INTO runner.job_log (job_id, ended_at, queue, outcome, attempt)"
         " SELECT i::text, now() - i * interval '1 s', 'q', 'failed', 1"
         " FROM generate_series(1, 25000) i"
     )
@@ -382,7 +382,7 @@ async def test_whatever_is_looked_for_is_a_value(
         await logged(log, 1)
     assert await log.search(task=hostile) == []
     assert await log.search(queue=hostile) == []
-    assert await log.search(states=[hostile]) == []
+    assert await log.search(outcomes=[hostile]) == []
     assert await log.search(error=hostile) == []
     assert await log.search(arguments={hostile: hostile}) == []
     with pytest.raises(JobNotFound):
