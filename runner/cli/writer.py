@@ -136,6 +136,7 @@ async def serve(settings: type[WorkerSettings]) -> None:
             int(seconds(settings.dead_letters_keep) * 1000),
             settings.dead_letters_max,
             job_log_ms=int((seconds(settings.job_log_keep) or 0) * 1000) if log else 0,
+            history_jobs=settings.history_jobs if settings.monitor else 0,
         ),
         told=(*all_of(settings.middleware, "committed"), *((log.told,) if log else ())),
     )
