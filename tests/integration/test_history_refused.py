@@ -19,7 +19,7 @@ from runner.codec import JobRecord
 from runner.execution import Attempt, Ending
 from runner.monitor import Monitor, MonitorOptions
 from runner.types import Outcome, Retention
-from runner.writer import Candidate
+from runner.writer import Candidate, adopt_database
 from runner.writer.entries import read_entry
 from runner.writer.settle import Settler
 from tests.engine import serving
@@ -275,6 +275,17 @@ async def test_what_is_settled_again_is_corrected_once(steps: Steps, client: Cli
     assert why.keys() == {unit.entry for unit in units} >= {last}
     assert await ended(client) == {"succeeded": 1, "failed": 2}
     assert len(await listed(client)) == 3
+
+
+async def test_what_waits_while_a_database_is_adopted_is_corrected(
+    steps: Steps, client: Client
+) -> None:
+    e = steps.engine
+    await steps.submit("left")
+    await steps.flush("left", "fine")
+    await adopt_database(e.redis, e.database_url, CODEC, retention=KEEPING)
+    assert await ended(client) == {"succeeded": 1, "failed": 1}
+    assert ("left", 1, "failed") in await listed(client)
 
 
 async def test_a_success_that_was_counted_a_minute_later_is_found_there(
