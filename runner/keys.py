@@ -49,6 +49,8 @@ runner:minute:<queue>:<minute>  HASH     attempts by outcome, and times by bucke
 runner:minute-tasks:<queue>:<minute>  HASH  the same by task; three hours
 runner:counted:<worker>:<queue>  STRING  the number of what a worker counted last; 1 h
 runner:finished:<queue>         LIST     the jobs that ended last, the newest first; 7 days
+runner:refused:<queue>          ZSET     ends of jobs that Postgres refused before their workers
+                                         told of a success: end and id → when, in ms; 15 min
 runner:log:<id>                 LIST     the last lines that a job logged; a day
 runner:progress:<id>            STRING   how far a job is; an hour
 runner:workers                  ZSET     live workers → when they count as gone, in ms; seconds
@@ -355,6 +357,11 @@ def counted(worker: str, queue: str) -> str:
 def finished(queue: str) -> str:
     """LIST: the jobs of this queue that ended last."""
     return f"runner:finished:{queue}"
+
+
+def refused(queue: str) -> str:
+    """ZSET: ends of jobs of this queue that were refused, and may yet be told as successes."""
+    return f"runner:refused:{queue}"
 
 
 def job_log(job_id: str) -> bytes:

@@ -112,11 +112,14 @@ class Retention:
         keep_ms: a letter's lifetime.
         most: how many letters a queue has at most; the oldest go first.
         job_log_ms: how long the writer keeps rows of the job log; 0: it leaves them alone.
+        history_jobs: how many jobs that ended each queue remembers; 0: the writer leaves the
+            history alone.
     """
 
     keep_ms: int = 30 * 24 * 3600 * 1000
     most: int = 100_000
     job_log_ms: int = 0
+    history_jobs: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -272,6 +272,7 @@ class Worker(Assembled):
             int(seconds(dead_letters_keep) * 1000),
             dead_letters_max,
             job_log_ms=int((seconds(job_log_keep) or 0) * 1000) if job_log else 0,
+            history_jobs=history_jobs if monitor else 0,
         )
         self._bounds = writers.Bounds(writer_backlog_entries, writer_backlog_bytes)
         self._statement_timeout_s = seconds(writer_statement_timeout)

@@ -107,7 +107,9 @@ async def declare(settings: type[WorkerSettings]) -> str:
     """Give the Redis and the database of these settings one new identity; return it."""
     redis = await client_by(settings)
     try:
-        return await adopt_database(redis, _database_url(settings), codec_by(settings))
+        return await adopt_database(
+            redis, _database_url(settings), codec_by(settings), retention=_retention(settings)
+        )
     finally:
         await redis.aclose()
 
@@ -116,6 +118,16 @@ def _database_url(settings: type[WorkerSettings]) -> str:
     if settings.database_url is None:
         raise SettingsError(f"{settings.__name__}.database_url is not set: nothing to write to")
     return settings.database_url
+
+
+def _retention(settings: type[WorkerSettings]) -> Retention:
+    log_s = seconds(settings.job_log_keep) if settings.job_log else None
+    return Retention(
+        int(seconds(settings.dead_letters_keep) * 1000),
+        settings.dead_letters_max,
+        job_log_ms=int((log_s or 0) * 1000),
+        history_jobs=settings.history_jobs if settings.monitor else 0,
+    )
 
 
 async def serve(settings: type[WorkerSettings]) -> None:
@@ -133,11 +145,7 @@ async def serve(settings: type[WorkerSettings]) -> None:
         codec=codec_by(settings),
         bounds=Bounds(settings.writer_backlog_entries, settings.writer_backlog_bytes),
         statement_timeout_s=seconds(settings.writer_statement_timeout),
-        retention=Retention(
-            int(seconds(settings.dead_letters_keep) * 1000),
-            settings.dead_letters_max,
-            job_log_ms=int((seconds(settings.job_log_keep) or 0) * 1000) if log else 0,
-        ),
+        retention=_retention(settings),
         told=(*all_of(settings.middleware, "committed"), *((log.told,) if log else ())),
     )
     if log is not None:

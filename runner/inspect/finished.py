@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from runner import failures
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+MOST_ERROR = 500
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
@@ -26,7 +30,7 @@ class FinishedJob(msgspec.Struct, frozen=True, kw_only=True):
         outcome: the value of its `Outcome`.
         attempt: the number of its last attempt.
         enqueued_ms: when it was enqueued, Unix time in milliseconds.
-        due_ms: when it was to run.
+        due_ms: when it was to run; 0 of one that the writer refused.
         started_ms: when its last attempt began.
         ended_ms: when that ended.
         worker: the name of the worker that ran it.
@@ -51,6 +55,19 @@ def packed(worker: str, rows: Sequence[tuple[Any, ...]]) -> bytes:
         return _pack((worker, rows))
     except UnicodeEncodeError:  # an id may be any bytes
         return _pack((worker, [tuple(map(_encodable, row)) for row in rows]))
+
+
+def error_of(result: object) -> str:
+    """Return class and message of an exception, "" where there is none."""
+    if not isinstance(result, BaseException):
+        return ""
+    kind, message = type(result).__qualname__, failures.message_of(result)
+    return f"{kind}: {message}"[:MOST_ERROR] if message else kind
+
+
+def end_of(job_id: str, ended_ms: int) -> bytes:
+    """Return what tells one end of a job from another: its id may be used again."""
+    return f"{ended_ms} {job_id}".encode(errors="backslashreplace")
 
 
 def _encodable(value: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import msgspec
 
@@ -19,7 +19,7 @@ from runner.inspect.latency import BOUNDS_MS, Latency, latency
 from runner.types import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from redis.asyncio import Redis
 
@@ -32,6 +32,7 @@ BAD = (
 MOST_MINUTES = 24 * 60
 PIECES = 100
 """How many pieces of the list of jobs that ended are read in one call."""
+_SUCCEEDED, _RETRIED = Outcome.SUCCEEDED.value, Outcome.RETRIED.value
 WAIT, RUN = "w", "r"
 """The first letters of the fields of a minute that hold times: "w3" counts waits of bucket 3,
 "ws" is the sum of all waits in ms. Other fields count attempts by outcome."""
@@ -89,6 +90,10 @@ class Period:
         return self.ended / self.seconds if self.seconds else 0.0
 
 
+_End: TypeAlias = "tuple[str, int]"
+"""The id of a job, and when it ended: the id may be used again."""
+
+
 class _Sums:
     """Counts that are added up."""
 
@@ -111,7 +116,21 @@ class _Sums:
 
     def period(self, start_ms: int, seconds: int) -> Period:
         times = {kind: latency(self.times[kind], self.sums[kind]) for kind in (WAIT, RUN)}
-        return Period(start_ms, seconds, self.outcomes, times[WAIT], times[RUN])
+        # Of a job that was refused the success may not be counted yet: see `lua/history.lua`.
+        outcomes = {outcome: count for outcome, count in self.outcomes.items() if count > 0}
+        return Period(start_ms, seconds, outcomes, times[WAIT], times[RUN])
+
+
+def _even_out(minutes: Sequence[dict[str, int]]) -> None:
+    """Take successes that are below zero in one minute from the next, or else from one before.
+
+    So many were refused, and had been counted in another minute than the one in which they ended.
+    """
+    missing = 0
+    for outcomes in (*minutes, *reversed(minutes)):
+        count = outcomes.get(_SUCCEEDED, 0) - missing
+        missing = max(-count, 0)
+        outcomes[_SUCCEEDED] = max(count, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +202,14 @@ class History:
         Raises:
             ArgumentsError: more minutes than a day has, or none.
         """
-        periods = []
+        found = []
         for minute, fields in await self._read(keys.minute, await self._span(count)):
             sums = _Sums()
             for name, value in fields:
                 sums.add(*_meaning(name), int(value))
-            periods.append(sums.period(minute * MINUTE_MS, 60))
-        return periods
+            found.append((minute, sums))
+        _even_out([sums.outcomes for _, sums in found])
+        return [sums.period(minute * MINUTE_MS, 60) for minute, sums in found]
 
     async def last(self, *, minutes: int = 5, since_ms: int = 0) -> Period:
         """Return the last minutes as one period, the one that is not over among them.
@@ -274,19 +294,17 @@ class History:
             most: at how many jobs to look, about; None: at all there are.
         """
         wanted, found = frozenset(outcomes), list[FinishedJob]()
+        refused = set[_End]()
         start = looked = 0
         while len(found) < skip + limit and (most is None or looked < most):
-            listed = self._redis.lrange(keys.finished(self.queue), start, start + PIECES - 1)
-            pieces = await cast(Any, listed)
-            for piece in pieces:
-                jobs = list(unpacked(piece.partition(b":")[2]))
-                looked += len(jobs)
-                found += (
-                    job
-                    for job in jobs
-                    if (task is None or job.task == task) and (not wanted or job.outcome in wanted)
-                )
-            if len(pieces) < PIECES:
+            jobs, is_last = await self._ended(start, refused)
+            looked += len(jobs)
+            found += (
+                job
+                for job in jobs
+                if (task is None or job.task == task) and (not wanted or job.outcome in wanted)
+            )
+            if is_last:
                 break
             start += PIECES
         return found[skip : skip + limit]
@@ -294,22 +312,43 @@ class History:
     async def find(self, job_id: str) -> FinishedJob | None:
         """Return how a job ended, None where that is not remembered."""
         needle = job_id.encode(errors="backslashreplace")
+        refused = set[_End]()
         start = 0
         while True:
-            listed = self._redis.lrange(keys.finished(self.queue), start, start + PIECES - 1)
-            pieces = await cast(Any, listed)
-            jobs = (
-                job
-                for piece in pieces
-                if needle in piece
-                for job in unpacked(piece.partition(b":")[2])
-            )
+            jobs, is_last = await self._ended(start, refused, needle)
             for job in jobs:
                 if job.job_id == needle.decode():
                     return job
-            if len(pieces) < PIECES:
+            if is_last:
                 return None
             start += PIECES
+
+    async def _ended(
+        self, start: int, refused: set[_End], needle: bytes = b""
+    ) -> tuple[list[FinishedJob], bool]:
+        """Read some pieces of the list, the newest first; say whether they are the last.
+
+        A job that the writer refused is listed again, in front of its success: as failed, or as
+        retried, and then it has not ended.
+
+        Args:
+            start: the place of the first piece.
+            refused: the ends for which there was something else in front of that place; these
+                pieces add theirs.
+            needle: only pieces that hold these bytes.
+        """
+        listed = self._redis.lrange(keys.finished(self.queue), start, start + PIECES - 1)
+        pieces, jobs = await cast(Any, listed), list[FinishedJob]()
+        for piece in pieces:
+            for job in unpacked(piece.partition(b":")[2]) if needle in piece else ():
+                end = (job.job_id, job.ended_ms)
+                if job.outcome != _SUCCEEDED:
+                    refused.add(end)
+                elif end in refused:
+                    continue
+                if job.outcome != _RETRIED:
+                    jobs.append(job)
+        return jobs, len(pieces) < PIECES
 
     async def _span(self, count: int) -> _Span:
         if not 1 <= count <= MOST_MINUTES:

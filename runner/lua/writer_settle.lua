@@ -1,8 +1,9 @@
 -- Settle what the writer has committed, so that callers see results.
--- KEYS: queue dead counters writer stream idle wake held
--- ARGV: channel previous last look leader units:int operations:int batches:int rejected:int done:int released:int released_bytes:int dead_ms:int dead_max:int entries...
--- Uses: clock tell bury errors wake order flow flow_stops
--- Returns: for each entry 1 (settled), 0 (not this entry's job any more) or an error text
+-- KEYS: queue dead counters writer stream idle wake held finished refused_ends
+-- ARGV: channel previous last look leader units:int operations:int batches:int rejected:int done:int released:int released_bytes:int dead_ms:int dead_max:int history_jobs:int corrections:int entries...
+-- Uses: clock tell bury errors wake order flow flow_stops history
+-- Returns: for each entry 1 (settled), 0 (not this entry's job any more) or an error text; then for
+--   each correction 1 (made), 0 (not needed) or an error text
 --
 -- `entries` are seven values each: entry id, job id, mode, keep_ms, result, letter, afterlife_ms.
 -- Modes:
@@ -20,8 +21,12 @@
 -- not applied.
 -- `released` are the units, and their bytes, that wait no more. Letters live for `dead_ms`, and
 -- there are `dead_max` of them at most.
+--
+-- Behind the entries stand as many `corrections` of the history, which took jobs that were refused
+-- for successes: the place of the entry, the outcome, the task, the job's end as readers know it,
+-- and the job for the list of those that ended. They are made where the entry acts, and so once.
 
-local FIELDS = 7
+local FIELDS, CORRECTED = 7, 5
 local COUNTERS_MS = 2592000000
 local FAILED_MS = 3600000
 local KEEP_MS = 2592000000
@@ -36,7 +41,8 @@ end
 redis.call('PERSIST', writer)
 
 local statuses, settled, again, commits = {}, {}, {}, {}
-local total = (#ARGV - entries_at + 1) / FIELDS
+local corrected_at = #ARGV + 1 - corrections * CORRECTED
+local total = (corrected_at - entries_at) / FIELDS
 
 -- The markers of all jobs in one command.
 local markers = {}
@@ -234,5 +240,21 @@ if last ~= '' and is_after(last, redis.call('HGET', writer, 'answered') or '0-0'
     news = news .. ' ' .. look
   end
   redis.call('PUBLISH', channel, news)
+end
+
+local function correct(at)
+  local place, outcome, name, job_end, piece = unpack(ARGV, at, at + CORRECTED - 1)
+  if statuses[tonumber(place)] ~= 1 then
+    return 0
+  end
+  note_refused(refused_ends, job_end)
+  list_ended(finished, piece, 1, history_jobs)
+  count_otherwise(queue, ARGV[entries_at + (place - 1) * FIELDS], outcome, name)
+  return 1
+end
+
+for number = 1, corrections do
+  local ok, made = pcall(correct, corrected_at + (number - 1) * CORRECTED)
+  statuses[total + number] = ok and made or problem_of(made)
 end
 return statuses

@@ -51,10 +51,6 @@ MOST_UNSENT = 1_000
 """How many calls with counts wait while Redis takes none."""
 DELAYS = 30
 """The loop's delay is the worst of so many ticks: a scrape hears of what lies between two."""
-
-MINUTE_MS = 24 * 3600 * 1000
-TASKS_MS = 3 * 3600 * 1000
-FINISHED_MS = 7 * 24 * 3600 * 1000
 SILENT_S = 15.0
 """For how long Redis may be silent before the worker says that it is not ready."""
 
@@ -249,10 +245,10 @@ class Monitor:
             self._worker.pool,
             keys=[
                 *(counts.queue, keys.finished(counts.queue)),
-                keys.counted(self._name, counts.queue),
+                *(keys.counted(self._name, counts.queue), keys.refused(counts.queue)),
             ],
             args=[
-                *(counts.number, MINUTE_MS, TASKS_MS, FINISHED_MS, self._options.jobs),
+                *(counts.number, self._options.jobs),
                 *(len(counts.totals), len(counts.by_task), counts.jobs, counts.piece),
                 *(part for pair in counts.totals.items() for part in pair),
                 *(part for pair in counts.by_task.items() for part in pair),

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from operator import sub
 from typing import TYPE_CHECKING
 
-from runner import failures
 from runner.execution.records import AGAIN
-from runner.inspect.finished import packed
+from runner.inspect.finished import error_of, packed
 from runner.inspect.latency import BOUNDS_MS, bucket
 from runner.types import Outcome
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     Row: TypeAlias = tuple[Any, ...]
 
 UNKNOWN = "<unknown>"
-MOST_ERROR = 500
 FOLDED = 250
 """How many successes of a task are counted at once: these, and so many before, may be listed."""
 
@@ -181,7 +179,7 @@ class Tally:
         claimed, record, outcome = attempt.claimed, attempt.record, ending.outcome
         task = record.task if record.task in self._tasks else UNKNOWN
         cell = self._cell((claimed.queue, task, outcome.value))
-        error = "" if outcome.value in NOT_OVER else _error(ending.result)
+        error = "" if outcome.value in NOT_OVER else error_of(ending.result)
         values = (
             claimed.job_id,
             attempt.number,
@@ -284,10 +282,3 @@ def _spread(times: list[float], counts: Counter[int]) -> float:
         at = end
     # Clocks differ: what seems to have begun before it was due has not waited.
     return total - sum(times[: bisect_left(times, 0)])
-
-
-def _error(result: object) -> str:
-    if not isinstance(result, BaseException):
-        return ""
-    kind, message = type(result).__qualname__, failures.message_of(result)
-    return f"{kind}: {message}"[:MOST_ERROR] if message else kind

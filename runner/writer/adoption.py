@@ -8,6 +8,7 @@ import msgspec
 
 from runner import keys
 from runner.errors import WriteRejected
+from runner.types import Retention
 from runner.writer.office import adopt
 from runner.writer.queries import migrate
 from runner.writer.session import close, connect
@@ -29,11 +30,19 @@ _WHY = (
 )
 
 
-async def adopt_database(redis: Redis, database_url: str, codec: Codec) -> str:
+async def adopt_database(
+    redis: Redis, database_url: str, codec: Codec, *, retention: Retention | None = None
+) -> str:
     """Give a Redis and a database one new identity, and return it.
 
     Jobs whose units wait in the stream fail with `WriteRejected` and become dead letters: what
     the stream holds is not applied here, and nobody waits for it for ever.
+
+    Args:
+        redis: a client that does not decode replies.
+        database_url: leads to Postgres itself.
+        codec: what jobs and results are written in.
+        retention: how long those letters are kept, and whether there is a history to correct.
 
     Raises:
         WriterUnavailable: the database cannot be the writer's.
@@ -41,19 +50,19 @@ async def adopt_database(redis: Redis, database_url: str, codec: Codec) -> str:
     connection = await connect(database_url)
     try:
         await migrate(connection)
-        await _refuse_what_waits(redis, codec)
+        await _refuse_what_waits(redis, codec, retention or Retention())
         return await adopt(redis, connection)
     finally:
         await close(connection)
 
 
-async def _refuse_what_waits(redis: Redis, codec: Codec) -> None:
+async def _refuse_what_waits(redis: Redis, codec: Codec, retention: Retention) -> None:
     last = await redis.xrevrange(keys.UNITS, count=1)
     if not last:
         return
     answered = await cast(Any, redis.hget(keys.WRITER, "answered"))
     done = answered.decode() if answered else ZERO
-    settler = Settler(redis, codec, "", ZERO)
+    settler = Settler(redis, codec, "", ZERO, retention)
     # A job that was settled carries no marker any more, and is left as it is; so is a commit of a
     # running job that has its answer, and a unit of a service that had its own.
     async for entries in entries_between(redis, ZERO, last[0][0].decode()):

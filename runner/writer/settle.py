@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runner import codec as codecs
 from runner import failures, keys
-from runner.errors import DecodeError
 from runner.letters import encode_error, encode_letter, requeues
 from runner.scripts import load
 from runner.types import AttemptError, DeadLetter, Outcome, Retention
+from runner.writer.corrections import corrections_of, read_record
 from runner.writer.entries import encode_rejection
 from runner.writer.status import exceeds
 from runner.writer.tally import certain_tally
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from runner.codec import Codec, JobRecord
+    from runner.codec import Codec
     from runner.errors import WriteRejected
+    from runner.writer.corrections import Correction
     from runner.writer.entries import JobHeader, Unit
 
 __all__ = ["Settler"]
@@ -55,7 +56,8 @@ class Settler:
         codec: what results are written in.
         name: the leader's name, kept for whoever asks.
         answered: the last entry that was settled.
-        retention: how long dead letters are kept, and how many.
+        retention: how long dead letters are kept, and how many, and whether there is a history
+            to correct.
     """
 
     redis: Redis
@@ -83,7 +85,11 @@ class Settler:
             batches: how many batches they were.
         """
         by_queue: dict[str, list[_Entry]] = collections.defaultdict(list)
-        letters = await self._letters(units, refused)
+        payloads = await self._payloads(units, refused)
+        letters = self._letters(units, refused, payloads)
+        corrections = {}
+        if refused and self.retention.history_jobs:
+            corrections = corrections_of(self.codec, units, refused, payloads)
         entry: _Entry | None
         for unit in units:
             if unit.asks is not None and unit.job is None:
@@ -97,7 +103,7 @@ class Settler:
             fresh = [unit for unit in units if exceeds(unit.entry, self.answered)]
         counts = (*_counts(fresh, refused, batches), len(fresh), *_released(fresh))
         news = _News(fresh[-1].entry, _look(fresh, letters)) if fresh else _News("", "")
-        await self._send(by_queue, news, counts)
+        await self._send(by_queue, news, counts, corrections)
 
     def _entry(
         self, unit: Unit, letters: Mapping[str, tuple[bytes, bytes]]
@@ -133,6 +139,7 @@ class Settler:
         by_queue: Mapping[str, list[_Entry]],
         news: _News,
         counts: tuple[int, ...],
+        corrections: Mapping[str, Correction],
     ) -> None:
         channel = keys.commits_channel(keys.database_number(self.redis))
         calls = [(queue, part) for queue, some in by_queue.items() for part in _parts(some)]
@@ -140,29 +147,49 @@ class Settler:
         for number, (queue, part) in enumerate(calls, start=1):
             is_last = number == len(calls)
             head = counts if is_last else (0,) * len(counts)
+            corrected = [
+                (place, *corrections[entry[0]])
+                for place, entry in enumerate(part if corrections else (), start=1)
+                if entry[0] in corrections
+            ]
             statuses = await load("writer_settle").call(
                 self.redis,
                 keys=[
                     *(queue, keys.dead(queue), keys.counters(queue), keys.WRITER, keys.UNITS),
                     *(keys.idle(queue), keys.wake(queue), keys.held(queue)),
+                    *(keys.finished(queue), keys.refused(queue)),
                 ],
                 args=[
                     *(channel, self.answered, *(news if is_last else ("", "")), self.name, *head),
-                    *(self.retention.keep_ms, self.retention.most),
+                    *(self.retention.keep_ms, self.retention.most, self.retention.history_jobs),
+                    len(corrected),
                     *(value for entry in part for value in entry),
+                    *(value for correction in corrected for value in correction),
                 ],
             )
-            _log_problems(part, statuses)
+            _log_problems(part, statuses[: len(part)])
+            _log_uncorrected(queue, statuses[len(part) :])
         self.answered = news.last or self.answered
 
-    async def _letters(
+    async def _payloads(
         self, units: Sequence[Unit], refused: Mapping[str, WriteRejected]
+    ) -> dict[str, bytes]:
+        """Read the jobs whose units were refused; return them by entry."""
+        return {
+            unit.entry: await self.redis.get(keys.job(unit.job.job_id)) or b""
+            for unit in (units if refused else ())
+            if unit.job is not None and unit.entry in refused
+        }
+
+    def _letters(
+        self,
+        units: Sequence[Unit],
+        refused: Mapping[str, WriteRejected],
+        payloads: Mapping[str, bytes],
     ) -> dict[str, tuple[bytes, bytes]]:
         """Return the failed result and the dead letter of each refused unit, by entry."""
-        if not refused:
-            return {}
         letters: dict[str, tuple[bytes, bytes]] = {}
-        for unit in units:
+        for unit in units if refused else ():
             why = refused.get(unit.entry)
             if why is None or unit.commit is not None:
                 continue
@@ -172,12 +199,11 @@ class Settler:
             if unit.job.again_ms >= 0:
                 letters[unit.entry] = (b"", _error(unit.job, why))
                 continue
-            payload = await self.redis.get(keys.job(unit.job.job_id))
-            letters[unit.entry] = self._letter(unit.job, payload or b"", why)
+            letters[unit.entry] = self._letter(unit.job, payloads[unit.entry], why)
         return letters
 
     def _letter(self, job: JobHeader, payload: bytes, why: WriteRejected) -> tuple[bytes, bytes]:
-        record = self._record(payload)
+        record = read_record(self.codec, payload)
         # Also when no result is kept: whoever waits now is told by it.
         result = codecs.encode_result(
             self.codec,
@@ -215,14 +241,6 @@ class Settler:
             requeued=requeues(record.options),
         )
         return result, encode_letter(dead)
-
-    def _record(self, payload: bytes) -> JobRecord:
-        try:
-            return codecs.decode_job(self.codec, payload)
-        except DecodeError:
-            return codecs.JobRecord(
-                task="<unknown>", args=(), kwargs={}, attempt=None, enqueued_ms=0, options={}
-            )
 
 
 def _again_entry(entry: str, job: JobHeader, error: bytes) -> _Entry:
@@ -307,3 +325,12 @@ def _log_problems(entries: Sequence[_Entry], statuses: Sequence[Any]) -> None:
                 "the unit %s is committed, but Redis could not keep the result of job %s: %s",
                 *(entry[0], entry[1], status),
             )
+
+
+def _log_uncorrected(queue: str, statuses: Sequence[Any]) -> None:
+    problems = [status for status in statuses if not isinstance(status, int)]
+    if problems:
+        logger.warning(
+            "the history of %r is not corrected, %d refused jobs stay successes there: %s",
+            *(queue, len(problems), problems[0]),
+        )

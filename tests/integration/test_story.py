@@ -108,8 +108,8 @@ async def test_writes_of_a_job_are_told_by_table(
 
     async with serving(redis_url, [writes], monitor=True, database_url=database_url):
         job = await client.enqueue(writes, 10)
-        refused = await client.enqueue(writes, 10)
         await job.result(timeout=30)
+        refused = await client.enqueue(writes, 10)
         with pytest.raises(errors.WriteRejected):
             await refused.result(timeout=30)
 
