@@ -52,7 +52,17 @@ async def insert_or_next(ctx: Context, number: int) -> None:
     ctx.db.insert("t", id=number + ctx.attempt - 1)
 
 
-ALL = [insert, insert_or_next]
+@task
+async def commit_and_go_on(ctx: Context, number: int) -> str:
+    ctx.db.insert("t", id=number)
+    try:
+        await ctx.db.commit()
+    except WriteRejected:
+        return "refused"
+    return "committed"
+
+
+ALL = [insert, insert_or_next, commit_and_go_on]
 
 
 @pytest.fixture
@@ -122,6 +132,23 @@ async def test_a_refused_job_is_a_failure_in_counts_in_the_list_and_on_its_page(
             assert (story.state, story.attempt, story.worker) == ("failed", 1, worker.name)
             assert story.errors[-1].error in row.error
             await client.dead.purge(LetterFilter())
+
+
+@pytest.mark.usefixtures("database")
+async def test_a_refused_commit_in_the_middle_of_a_job_is_no_end_of_it(
+    redis_url: str, database_url: str, client: Client
+) -> None:
+    async with serving(redis_url, ALL, database_url=database_url, monitor=True):
+        job = await client.enqueue(commit_and_go_on, 1)
+        assert await job.result(timeout=20) == "refused"
+        bad = await client.enqueue(insert, 1)
+        with pytest.raises(WriteRejected):
+            await bad.result(timeout=20)
+        await counted(client, succeeded=1, failed=1)
+        assert Counter(await listed(client)) == {
+            (bad.job_id, 1, "failed"): 1,
+            (job.job_id, 1, "succeeded"): 1,
+        }
 
 
 @pytest.mark.usefixtures("database")
