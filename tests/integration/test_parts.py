@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
@@ -126,8 +125,7 @@ async def test_burst_worker_starts_its_parts_again(redis_url: str) -> None:
 
 
 async def test_part_tells_events_of_its_own(redis_url: str) -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class CacheFilled(PartEvent):
+    class CacheFilled(PartEvent, frozen=True, kw_only=True):
         entries: int
 
     class Filled(Part):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from msgspec.structs import fields
 
 from runner import events
 from runner.bus import Bus
