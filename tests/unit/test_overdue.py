@@ -29,13 +29,29 @@ class Clocks:
         self.monotonic_s += seconds
 
 
-def ended(seconds: float) -> Any:
+def ended(seconds: float) -> JobEnded:
     """Return the end of a run."""
-    event = object.__new__(JobEnded)
-    values = {"outcome": Outcome.SUCCEEDED, "task": "t", "started_ms": 0}
-    for name, value in {**values, "ended_ms": int(seconds * 1000)}.items():
-        object.__setattr__(event, name, value)
-    return event
+    return JobEnded(
+        worker="w",
+        queue="q",
+        job_id="j",
+        task="t",
+        attempt=1,
+        crashes=0,
+        outcome=Outcome.SUCCEEDED,
+        is_final=True,
+        ran=True,
+        committing=False,
+        has_letter=False,
+        delay_s=None,
+        enqueued_ms=0,
+        due_ms=0,
+        started_ms=0,
+        ended_ms=int(seconds * 1000),
+        error_type="",
+        error="",
+        exception=None,
+    )
 
 
 def running(clocks: Clocks) -> Any:
