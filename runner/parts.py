@@ -69,9 +69,9 @@ class Part:
 
     Attributes:
         name: by which others need it; by default the name of the class.
-        needs: the names of the parts that are to be started before it, and stopped after it:
-            of yours, or of the worker's: "leases", "watch", "writer", "job log", "provided",
-            "limits", "executors", "progress", "monitor", "jobs", "schedules", "wake".
+        needs: the names of the parts that are to be started before it, and stopped after it: of
+            yours, or of the worker's: "monitor", "reads", "leases", "watch", "writer", "job log",
+            "provided", "limits", "executors", "progress", "jobs", "schedules", "wake".
         start_s: how many seconds the start may take.
         stop_s: how many seconds the stop may take; None: any time.
         commands: what it can be told while it runs: the names of its methods, plain or async, that

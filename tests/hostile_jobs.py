@@ -36,6 +36,11 @@ def pid(_ctx: Context) -> int:
 
 
 @task(executor="process")
+def die_of(_ctx: Context, signum: int) -> None:
+    os.kill(os.getpid(), signum)
+
+
+@task(executor="process")
 def same(_ctx: Context, value: Any) -> Any:
     return value
 

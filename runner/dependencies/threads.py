@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from runner.dependencies.declared import Dependency, Provider, name_of, wanted_by
 from runner.dependencies.values import (
+    NOT_CLOSED,
     WorkersValues,
     async_manager,
     overrides,
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
 T = TypeVar("T")
+
+logger = logging.getLogger("runner.dependencies")
 
 
 class Loop(Protocol):
@@ -55,16 +59,21 @@ def call_in_thread(
     kwargs = dict(kwargs)  # the caller's; a middleware may proceed with them once more
     stack: contextlib.ExitStack[bool] = contextlib.ExitStack()
     try:
-        with stack:
-            values = _ThreadsValues(stack, ctx, store_of(ctx), loop)
-            try:
-                for name, dependency in wanted.items():
-                    if name not in kwargs:
-                        kwargs[name] = values.get(dependency)
-                return function(ctx, *args, **kwargs)
-            except BaseException as exc:
-                failure = exc
+        try:
+            with stack:
+                values = _ThreadsValues(stack, ctx, store_of(ctx), loop)
+                try:
+                    for name, dependency in wanted.items():
+                        if name not in kwargs:
+                            kwargs[name] = values.get(dependency)
+                    return function(ctx, *args, **kwargs)
+                except BaseException as exc:
+                    failure = exc
+                    raise
+        except Exception:
+            if not isinstance(failure, asyncio.CancelledError):
                 raise
+            logger.exception(NOT_CLOSED)
         assert failure is not None
         raise failure
     finally:

@@ -30,6 +30,8 @@ logger = logging.getLogger("runner.dependencies")
 STORE = "runner:provided"
 """Where a worker's `ctx` holds what was provided for its life."""
 
+NOT_CLOSED = "what was provided to a job that was told to end could not be closed"
+
 CLOSE_S = 30.0
 """How long one value of the worker's may take to be closed."""
 GIVE_UP_S = 1.0
@@ -66,16 +68,22 @@ async def call(
     failure: BaseException | None = None
     stack: contextlib.AsyncExitStack[bool] = contextlib.AsyncExitStack()
     try:
-        async with stack:
-            values = _Values(stack, ctx, store_of(ctx))
-            try:
-                for name, dependency in wanted.items():
-                    if name not in kwargs:
-                        kwargs[name] = await values.get(dependency)
-                return await function(ctx, *args, **kwargs)
-            except BaseException as exc:
-                failure = exc
+        try:
+            async with stack:
+                values = _Values(stack, ctx, store_of(ctx))
+                try:
+                    for name, dependency in wanted.items():
+                        if name not in kwargs:
+                            kwargs[name] = await values.get(dependency)
+                    return await function(ctx, *args, **kwargs)
+                except BaseException as exc:
+                    failure = exc
+                    raise
+        except Exception:
+            if not isinstance(failure, asyncio.CancelledError):
                 raise
+            # Whoever told the job to end hears that it did: a worker that stops hands it back.
+            logger.exception(NOT_CLOSED)
         # A provider has swallowed it; it closes, and does not decide what becomes of the job.
         assert failure is not None
         raise failure

@@ -9,6 +9,7 @@ started in place of a fork.
     worker ──one byte, and a socket──▶ forker ──fork──▶ process, at the other end of the socket
            ◀──"born 12"──"over 12 -9"──
 
+A process that the system has no room for is answered by "none" and why: those that are there go on.
 It ends when its worker does, and the processes end with it.
 """
 
@@ -112,6 +113,9 @@ class Forker:
                     told, fds = b"", []
                 if not told:
                     break
+                if not fds:  # the system takes away what has no room
+                    self._tell("none", "it has too many open files")
+                    continue
                 connection = socket.socket(fileno=fds[0])
                 if self._make(connection):
                     return connection
@@ -121,20 +125,24 @@ class Forker:
     def _make(self, connection: socket.socket) -> bool:
         """Make a process; return True in it."""
         this = os.getpid()
-        if self._forks:
-            pid = os.fork()
-            if pid == 0:
-                self._become_child(this)
-                return True
-        else:
-            fd = connection.fileno()
-            os.set_inheritable(fd, True)
-            command = program("runner.executors.child", fd, this, self._log_format)
-            pid = os.posix_spawn(sys.executable, command, os.environ)
+        try:
+            pid = os.fork() if self._forks else self._spawn(connection.fileno(), this)
+        except OSError as exc:
+            connection.close()
+            self._tell("none", exc)
+            return False
+        if pid == 0:
+            self._become_child(this)
+            return True
         connection.close()
         self._pids.add(pid)
         self._tell("born", pid)
         return False
+
+    def _spawn(self, fd: int, parent: int) -> int:
+        os.set_inheritable(fd, True)
+        command = program("runner.executors.child", fd, parent, self._log_format)
+        return os.posix_spawn(sys.executable, command, os.environ)
 
     def _become_child(self, parent: int) -> None:
         end_with(parent)

@@ -160,7 +160,7 @@ class Child:
         if status >= 0:
             message = f"the process {self.pid} ended with status {status} before it {before}"
             return ProcessDied(message, exit_status=status)
-        name = signal.Signals(-status).name
+        name = _name_of(-status)
         hint = ": out of memory?" if -status == signal.SIGKILL else ""
         message = f"the process {self.pid} was ended by {name} before it {before}{hint}"
         return ProcessDied(message, signal=-status)
@@ -284,6 +284,12 @@ class Maker:
                 death.set_result(None)
 
     def _hear(self, words: list[str]) -> None:
+        if words[0] == "none":
+            birth = self._births.pop(0)
+            if not birth.done():
+                why = " ".join(words[1:])
+                birth.set_exception(TaskError(f"no process could be made: {why}"))
+            return
         pid = int(words[1])
         if words[0] == "born":
             self._deaths[pid] = asyncio.get_running_loop().create_future()
@@ -294,6 +300,13 @@ class Maker:
             death = self._deaths.pop(pid, None)
             if death is not None and not death.done():
                 death.set_result(int(words[2]))
+
+
+def _name_of(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:  # one of those for real time
+        return f"signal {signum}"
 
 
 def _log_format() -> str:

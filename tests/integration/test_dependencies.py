@@ -11,7 +11,7 @@ import pytest
 import runner
 from runner import Context, Depends, ManyContext, Outcome, task
 from runner.errors import RemoteError
-from runner.events import JobEnded, TasksLeft
+from runner.events import Event, JobEnded, TasksLeft
 from tests.engine import serving
 from tests.support import wait_until
 
@@ -104,6 +104,50 @@ def overruns(ctx: Context, _session: str = Depends(get_session)) -> None:
 def waits_in_the_loop(ctx: Context, _session: str = Depends(get_session)) -> None:
     HELD["runs"].set()
     ctx.run(asyncio.sleep(30))
+
+
+async def get_broken() -> AsyncIterator[str]:
+    """Fail to close, as what rolls back on a connection does that has gone."""
+    try:
+        yield "connection"
+    finally:
+        raise ConnectionError("it cannot be closed")
+
+
+def get_broken_in_a_thread() -> Iterator[str]:
+    try:
+        yield "connection"
+    finally:
+        raise ConnectionError("it cannot be closed")
+
+
+@task
+async def waits(_ctx: Context, _connection: str = Depends(get_broken)) -> None:
+    HELD["runs"].set()
+    await asyncio.sleep(30)
+
+
+@task
+def waits_in_a_thread(ctx: Context, _connection: str = Depends(get_broken_in_a_thread)) -> None:
+    HELD["runs"].set()
+    ctx.run(asyncio.sleep(30))
+
+
+@task(timeout=0.2)
+async def waits_too_long(_ctx: Context, _connection: str = Depends(get_broken)) -> None:
+    await asyncio.sleep(30)
+
+
+async def get_translator() -> AsyncIterator[None]:
+    try:
+        yield
+    except KeyError as exc:
+        raise LookupError("the service is closed") from exc
+
+
+@task
+async def translated(_ctx: Context, _translator: None = Depends(get_translator)) -> None:
+    raise KeyError("closed")
 
 
 IN_A_JOB = ["connection opens", "session opens", "function", "session closes", "connection closes"]
@@ -267,3 +311,43 @@ async def test_value_of_the_worker_that_does_not_close_is_given_up(
     async with serving(redis_url, [use]):
         assert await (await client.enqueue(use)).result(timeout=10) == "value"
     assert NOTES == ["given up"]
+
+
+@pytest.mark.parametrize("waiting", [waits, waits_in_a_thread])
+async def test_job_told_to_end_ends_so_whatever_does_not_close(
+    redis_url: str, client: runner.Client, caplog: pytest.LogCaptureFixture, waiting: Any
+) -> None:
+    ends: list[Outcome] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, JobEnded):
+            ends.append(event.outcome)
+
+    settings: dict[str, Any] = {"subscribers": [hear], "allow_abort_jobs": True}
+    async with serving(redis_url, [waiting], **settings):
+        job = await client.enqueue(waiting)
+        await wait_until(HELD["runs"].is_set, description="the job runs")
+        assert await job.abort(timeout=10)
+        HELD["runs"].clear()
+        await client.enqueue(waiting)
+        await wait_until(HELD["runs"].is_set, description="the job runs")
+    assert ends == [Outcome.ABORTED, Outcome.HANDED_BACK]
+    assert caplog.text.count("ConnectionError: it cannot be closed") == 2
+    assert await client.zcard("arq:queue") == 1
+
+
+async def test_time_limit_stands_whatever_does_not_close(
+    redis_url: str, client: runner.Client
+) -> None:
+    async with serving(redis_url, [waits_too_long]):
+        with pytest.raises(TimeoutError):
+            await (await client.enqueue(waits_too_long)).result(timeout=10)
+
+
+async def test_provider_may_raise_another_error_in_the_place_of_a_failure(
+    redis_url: str, client: runner.Client
+) -> None:
+    """Also one that says what is to follow, such as `Retry`."""
+    async with serving(redis_url, [translated]):
+        with pytest.raises(RemoteError, match="the service is closed"):
+            await (await client.enqueue(translated)).result(timeout=10)

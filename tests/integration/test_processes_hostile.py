@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,10 @@ import pytest
 
 import runner
 from runner import Outcome, ProcessDied
-from runner.errors import JobFailed
+from runner.errors import JobFailed, RemoteError
 from runner.events import JobEnded
+from tests import crowded, stillborn
 from tests import hostile_jobs as jobs
-from tests import stillborn
 from tests.engine import serving
 from tests.support import wait_until
 
@@ -289,3 +290,43 @@ async def test_processes_that_die_at_their_birth_fail_the_job(
             job = await client.enqueue(stillborn.never)
             with pytest.raises(ProcessDied, match="status 7 before it took a job"):
                 await job.result(timeout=20)
+
+
+@pytest.mark.parametrize("short_of", ["processes", "descriptors"])
+async def test_process_that_cannot_be_made_costs_its_own_job_alone(
+    redis_url: str,
+    client: runner.Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    short_of: str,
+) -> None:
+    note, end, crowd = (tmp_path / name for name in ("note", "end", "crowd"))
+    monkeypatch.setenv("CROWDED", str(crowd))
+    async with serving(redis_url, [crowded.wait_for, crowded.pid], max_processes=2):
+        beside = await client.enqueue(crowded.wait_for, str(note), str(end))
+        forker = await noted_pid(note)
+        most = resource.prlimit(forker, resource.RLIMIT_NOFILE)
+        if short_of == "processes":
+            crowd.touch()
+        else:
+            resource.prlimit(forker, resource.RLIMIT_NOFILE, (3, most[1]))
+        for _ in range(2):
+            job = await client.enqueue(crowded.pid)
+            with pytest.raises(RemoteError, match="no process could be made: "):
+                await job.result(timeout=20)
+        crowd.unlink(missing_ok=True)
+        resource.prlimit(forker, resource.RLIMIT_NOFILE, most)
+        made = await (await client.enqueue(crowded.pid)).result(timeout=20)
+        end.touch()
+        assert await beside.result(timeout=20) != made
+        assert is_alive(forker)
+
+
+async def test_signal_without_a_name_is_told_by_its_number(
+    redis_url: str, client: runner.Client
+) -> None:
+    async with serving(redis_url, jobs.HOSTILE, max_processes=1):
+        job = await client.enqueue(jobs.die_of, signal.SIGRTMIN + 1)
+        with pytest.raises(ProcessDied, match="was ended by signal 35 before"):
+            await job.result(timeout=20)
+        await works(client)
