@@ -49,6 +49,11 @@ def main() -> None:
         settings: Any = load_settings(sys.argv[1])
         install()  # again: what was imported since may have changed arq too
         worker: Any = arq.worker.create_worker(settings)
+        if worker.burst:
+            raise SettingsError(
+                "burst ends a worker when nothing is left to do, and its supervisor would start it"
+                f" again: leave it out, or run arq {sys.argv[1]} --burst"
+            )
     except RunnerError as exc:
         wire.say("leaving", why=str(exc))
         sys.exit(BAD_SETTINGS)

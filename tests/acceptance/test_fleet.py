@@ -242,6 +242,14 @@ async def test_long_reason_is_told_as_well(redis_url: str, tmp_path: Path) -> No
         assert running.says("in the end")
 
 
+async def test_workers_that_end_when_nothing_is_left_are_refused(
+    redis_url: str, tmp_path: Path
+) -> None:
+    async with fleet(tmp_path, redis_url, "--processes", "1", more="burst = True") as running:
+        assert await asyncio.wait_for(running.process.wait(), 60) == 1
+        await wait_until(lambda: running.says("leave it out, or run arq"), description="why")
+
+
 async def test_status_of_wrong_settings_without_a_word_is_told(
     redis_url: str, tmp_path: Path
 ) -> None:
