@@ -49,16 +49,18 @@ def main() -> None:
         settings: Any = load_settings(sys.argv[1])
         install()  # again: what was imported since may have changed arq too
         worker: Any = arq.worker.create_worker(settings)
-        if worker.burst:
-            raise SettingsError(
-                "burst ends a worker when nothing is left to do, and its supervisor would start it"
-                f" again: leave it out, or run arq {sys.argv[1]} --burst"
-            )
     except RunnerError as exc:
         wire.say("leaving", why=str(exc))
         sys.exit(BAD_SETTINGS)
     except Exception as exc:  # noqa: BLE001  the user's module may raise anything
         wire.say("leaving", why=shown(exc))
+        sys.exit(BAD_SETTINGS)
+    if worker.burst:
+        why = (
+            "burst ends a worker when nothing is left to do, and its supervisor would start it"
+            f" again: leave it out, or run arq {sys.argv[1]} --burst"
+        )
+        wire.say("leaving", why=why)
         sys.exit(BAD_SETTINGS)
     serve(worker, wire, place)
 
