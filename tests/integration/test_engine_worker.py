@@ -915,12 +915,11 @@ async def test_claim_under_way_when_a_worker_stops_is_handed_back(
     """The reply of a claim that was sent before the stop arrives after it."""
     worker = Worker([add], **settings_of(chaos_servers.redis_url, poll_delay=20, lease=80))
     async with runner.connect(chaos_servers.redis_url) as client, started(worker):
-        await wait_until(lambda: idle(client), description="the worker waits")
+        # Its look is over: the pause would hold the calls in it, and the claim wait for them.
+        await wait_until(lambda: worker._nudge._waiters, description="the worker waits")
         await client.set(keys.job("j"), payload("add"), px=60_000)
-        async with client.pipeline(transaction=True) as together:  # no claim comes between
-            together.zadd(QUEUE, {"j": 1})  # as a stock client does it: nobody is woken
-            together.client_pause(1500)
-            await together.execute()
+        await client.zadd(QUEUE, {"j": 1})  # as a stock client does it: nobody is woken
+        await client.client_pause(1500)
         worker._nudge.set()
         await wait_until(lambda: worker.cycles._lines[0]._calls, description="a claim is under way")
     async with raw(chaos_servers.redis_url) as redis:
