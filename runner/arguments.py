@@ -12,7 +12,16 @@ from runner.shapes import ANYTHING, Shape, shape_of
 from runner.types import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator
+
+ARQS = {
+    "_job_id": "key",
+    "_queue_name": "queue",
+    "_defer_until": "at",
+    "_defer_by": "delay",
+    "_expires": "expires",
+}
+"""What `enqueue_job` takes, and the option that does it for `enqueue`."""
 
 _PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -142,7 +151,7 @@ class Signature:
             self._signature.bind(*args, **kwargs)
         except TypeError as exc:
             unknown = [key for key in kwargs if key not in self._places]
-            hint = did_you_mean(unknown[0], self._places) if unknown else ""
+            hint = _hint_of(unknown[0], self._places) if unknown else ""
             raise ArgumentsError(f"{name}{self._signature}: {exc}{hint}") from None
 
     def convert(
@@ -261,6 +270,12 @@ class Signature:
 
 def _first_of_kind(parameters: list[inspect.Parameter], kind: object) -> str | None:
     return next((p.name for p in parameters if p.kind is kind), None)
+
+
+def _hint_of(unknown: str, known: Iterable[str]) -> str:
+    if unknown in ARQS:
+        return f"; arq's {unknown} is task.options({ARQS[unknown]}=…) here"
+    return did_you_mean(unknown, known)
 
 
 def _shape_of(parameter: inspect.Parameter, hints: dict[str, Any]) -> Shape:

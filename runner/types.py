@@ -14,6 +14,10 @@ Tree: TypeAlias = "str | tuple[Tree, ...] | dict[str, Tree]"
 """The name of a node, or names nested as the results of a group, or of a flow, are."""
 
 
+UNKNOWN = "<unknown>"
+"""In the place of a task's name, where a job's payload was not there or could not be read."""
+
+
 class Outcome(enum.Enum):
     """What became of one attempt. Decided in one place (`execution.classify`)."""
 

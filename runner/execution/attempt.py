@@ -58,7 +58,7 @@ from runner.keys import KEEP_MS
 from runner.retry import Decision, Verdict, decide
 from runner.schedule import CRON_OPTION, ScheduledRun
 from runner.tasks import Task
-from runner.types import Outcome
+from runner.types import UNKNOWN, Outcome
 from runner.workflow import (
     REFERENCES,
     RETRIES,
@@ -114,7 +114,7 @@ async def abandon(host: Host, attempt: Attempt) -> None:
 
 
 _UNKNOWN = JobRecord(
-    task="<unknown>",
+    task=UNKNOWN,
     args=(),
     kwargs={},
     attempt=None,

@@ -13,7 +13,7 @@ from runner import codec as codecs
 from runner import failures, keys
 from runner.errors import DecodeError
 from runner.letters import decode_errors, decode_letter
-from runner.types import AttemptError
+from runner.types import UNKNOWN, AttemptError
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -177,7 +177,7 @@ def _of_letter(job_id: str, letter: DeadLetter, errors: tuple[AttemptError, ...]
         state=letter.outcome,
         args=tuple(letter.args),
         kwargs=letter.kwargs,
-        has_arguments=True,
+        has_arguments=letter.task != UNKNOWN,
         attempt=letter.attempt,
         worker=letter.worker,
         enqueued_ms=letter.enqueued_ms,
@@ -214,7 +214,7 @@ def _of_result(
         state=outcome if finished is None else finished.outcome,
         args=record.args,
         kwargs=record.kwargs,
-        has_arguments=True,
+        has_arguments=record.task != UNKNOWN,
         attempt=record.attempt,
         worker="" if finished is None else finished.worker,
         enqueued_ms=record.enqueued_ms,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runner import failures
-from runner.types import AttemptError, DeadLetter, Outcome
+from runner.types import UNKNOWN, AttemptError, DeadLetter, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -51,7 +51,7 @@ def decode_letter(data: bytes, raw_id: bytes = b"", queue: str = "") -> DeadLett
         return DeadLetter(
             job_id=raw_id.decode(errors="backslashreplace"),
             queue=queue,
-            task="<unknown>",
+            task=UNKNOWN,
             args=[],
             kwargs={},
             attempt=0,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from runner.execution.records import AGAIN
 from runner.inspect.finished import error_of, packed
 from runner.inspect.latency import BOUNDS_MS, bucket
-from runner.types import Outcome
+from runner.types import UNKNOWN, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     Key: TypeAlias = tuple[str, str, str]
     Row: TypeAlias = tuple[Any, ...]
 
-UNKNOWN = "<unknown>"
 FOLDED = 250
 """How many successes of a task are counted at once: these, and so many before, may be listed."""
 

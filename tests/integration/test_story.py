@@ -91,6 +91,20 @@ async def test_what_cannot_be_read_is_told_as_that(client: Client) -> None:
     assert story.problem
 
 
+@pytest.mark.parametrize("payload", [b"\x80nonsense", None])
+async def test_arguments_that_nobody_has_read_are_not_none(
+    redis_url: str, client: Client, payload: bytes | None
+) -> None:
+    job = await client.enqueue(works, 7)
+    if payload is None:
+        await client.delete(keys.job(job.job_id))
+    else:
+        await client.set(keys.job(job.job_id), payload, px=60_000)
+    await drain(redis_url, [works])
+    story = await client.jobs.story(job.job_id)
+    assert (story.has_ended, story.args, story.has_arguments) == (True, (), False)
+
+
 @pytest.mark.lasting_keys("runner:units", "runner:writer*")
 async def test_writes_of_a_job_are_told_by_table(
     redis_url: str, database_url: str, client: Client

@@ -107,6 +107,7 @@ def test_call_that_fits_passes(function: Any, args: Any, kwargs: Any) -> None:
         (plain, (1, "", 1.0, 2), {}, "too many positional arguments"),
         (plain, (1,), {"a": 2}, "multiple values for argument 'a'"),
         (plain, (1,), {"bb": "x"}, "unexpected keyword argument 'bb'"),
+        (plain, (1,), {"_job_id": "x"}, r"arq's _job_id is task\.options\(key=…\) here"),
         (plain, (1,), {"colour": 1}, "'colour'$"),
         (named, (1,), {}, "missing a required (keyword-only )?argument: 'b'"),
         (named, (1, "x"), {}, "too many positional"),

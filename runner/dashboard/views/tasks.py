@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from runner.dashboard.pages import Action, NotThere, Page
 from runner.errors import ArgumentsError
 from runner.inspect import JobFilter
+from runner.types import UNKNOWN
 
 if TYPE_CHECKING:
     from runner.client import Client
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from runner.tasks import Task
 
 LAST = 5
-UNKNOWN = "<unknown>"  # what workers count jobs under whose task nobody has; none to pause
 ROWS = 100
 QUEUED, ENDED, LOOKS, LOOKED_AT = 10, 20, 4, 10_000
 
@@ -37,7 +37,7 @@ async def load(desk: Desk, asked: Asked) -> Shown:
     return {
         "rows": [(name, periods.get(name)) for name in found[start : start + ROWS]],
         "paused": paused,
-        "unknown": UNKNOWN,
+        "unknown": UNKNOWN,  # workers count jobs under it whose task nobody has; none to pause
         "minutes": LAST,
         "seconds": next((period.seconds for period in periods.values()), LAST * 60),
         "count": len(found),
